@@ -1,0 +1,92 @@
+"""What goes into the engine and what comes out of it, as plain data: the seam between it and the RQ worker.
+
+The engine's thread never touches Redis and the RQ side never touches torch; these messages are all they share.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from worker.contract import EngineCounters, SamplingRequest
+
+if TYPE_CHECKING:
+    from queue import SimpleQueue
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """A claimed job, ready to be sampled."""
+
+    job_id: str
+    request: SamplingRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """The request is bound to this version and will end on it."""
+
+    job_id: str
+    model: str
+    version: str
+    weights_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Progressed:
+    """`step` of `steps` are behind the request's slowest image."""
+
+    job_id: str
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Succeeded:
+    """All images of the request, in order; each uint8 [H, W, C] with C = 1 or 3, or 4."""
+
+    job_id: str
+    model: str
+    version: str
+    weights_sha256: str
+    images: "tuple[NDArray[np.uint8], ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The request ended without images. Not `retryable`: it would fail again in the same way."""
+
+    job_id: str
+    code: str
+    detail: str
+    retryable: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Canceled:
+    """The request left at a step boundary because `cancel` asked for it."""
+
+    job_id: str
+
+
+EngineEvent = Admitted | Progressed | Succeeded | Failed | Canceled
+
+
+class EnginePort(Protocol):
+    """The engine as the RQ worker sees it. `submit`, `cancel` and the two reads are safe from any thread."""
+
+    outbox: "SimpleQueue[EngineEvent]"
+
+    def submit(self, request: EngineRequest) -> None:
+        """Take a request. Everything after that, errors included, is told in the outbox: each request gets any
+        number of `Admitted` and `Progressed`, then exactly one of `Succeeded`, `Failed`, `Canceled`."""
+
+    def cancel(self, job_id: str) -> None:
+        """Drop the request at the next step boundary; unknown or ended ids are ignored."""
+
+    def counters(self) -> EngineCounters:
+        """What the engine has done so far."""
+
+    def last_step_at(self) -> float:
+        """Clock reading (monotonic seconds) when the engine last finished a step or was found idle."""
