@@ -106,7 +106,7 @@ class JobError(Message):
     """Why a job failed, kept as the exception text of its RQ result."""
 
     code: str
-    """A short machine-readable name, such as `model_unavailable`, `out_of_memory`, `not_finite`, `bad_job`, `timeout`."""
+    """Short and machine-readable: `model_unavailable`, `out_of_memory`, `not_finite`, `bad_job`, `timeout`, ..."""
     detail: str
 
     @classmethod
