@@ -1,0 +1,126 @@
+"""Reading one version's folder and telling whether it is exactly what its manifest says."""
+
+import json
+import os
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from worker.store.durable_files import hash_file
+from worker.store.errors import BadCheckpoint
+from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, WEIGHTS_PATH, Manifest
+from worker.store.safetensors_header import read_header
+
+UNSAFE_SUFFIXES = frozenset(
+    {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".py", ".pyc", ".so"}
+)
+"""Formats whose loading can run code."""
+
+MAX_MANIFEST_BYTES = 16_000_000
+
+
+def read_manifest(folder: Path, model: str, version: str) -> Manifest:
+    """The manifest of one version, checked to be about that version. Hashes nothing."""
+    where = f"{model}/{version}"
+    path = folder / MANIFEST_NAME
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes > MAX_MANIFEST_BYTES:
+            raise BadCheckpoint(f"{where}: {MANIFEST_NAME} has {size_bytes} bytes, more than any manifest needs")
+        manifest = Manifest.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise BadCheckpoint(f"{where}: can't read {MANIFEST_NAME}: {error.strerror}") from error
+    except ValidationError as error:
+        raise BadCheckpoint(f"{where}: {MANIFEST_NAME} is not a manifest: {first_problem(error)}") from error
+    if (manifest.model, manifest.version) != (model, version):
+        raise BadCheckpoint(f"{where}: {MANIFEST_NAME} is about {manifest.model}/{manifest.version}")
+    return manifest
+
+
+def first_problem(error: ValidationError) -> str:
+    """The first complaint of pydantic, in one line."""
+    problem = error.errors(include_url=False)[0]
+    place = ".".join(str(part) for part in problem["loc"])
+    return f"{place}: {problem['msg']}" if place else problem["msg"]
+
+
+def verify_files(folder: Path, manifest: Manifest) -> None:
+    """Raise BadCheckpoint unless the folder holds the manifest's files, byte for byte, and nothing else to load."""
+    where = f"{manifest.model}/{manifest.version}"
+    try:
+        for path in files_below(folder, where):
+            if path not in manifest.files and path != MANIFEST_NAME and not path.rsplit("/", 1)[-1].startswith("."):
+                raise BadCheckpoint(f"{where}: {path} is not in the manifest")
+        for path, record in manifest.files.items():
+            if not (folder / path).is_file():
+                raise BadCheckpoint(f"{where}: {path} is missing")
+            found = hash_file(folder / path)
+            if found.size_bytes != record.size_bytes:
+                raise BadCheckpoint(
+                    f"{where}: {path} has {found.size_bytes} bytes, the manifest says {record.size_bytes}"
+                )
+            if found.sha256 != record.sha256:
+                raise BadCheckpoint(f"{where}: {path} has SHA-256 {found.sha256}, the manifest says {record.sha256}")
+    except OSError as error:
+        raise BadCheckpoint(f"{where}: can't read {error.filename or folder}: {error.strerror}") from error
+    check_structure(folder, where)
+
+
+def check_structure(folder: Path, where: str) -> None:
+    """Raise BadCheckpoint unless the weights are a whole safetensors file and every JSON file is a JSON object."""
+    try:
+        tensors = read_header(folder / WEIGHTS_PATH)
+    except ValueError as error:
+        raise BadCheckpoint(f"{where}: {WEIGHTS_PATH}: {error}") from error
+    except OSError as error:
+        raise BadCheckpoint(f"{where}: can't read {WEIGHTS_PATH}: {error.strerror}") from error
+    if not tensors:
+        raise BadCheckpoint(f"{where}: {WEIGHTS_PATH} holds no tensors")
+    for path in files_below(folder, where):
+        if path.endswith(".json"):
+            read_json_object(folder, path, where)
+
+
+def read_json_object(folder: Path, path: str, where: str) -> dict[str, object]:
+    """The JSON object in `folder/path`."""
+    try:
+        value = json.loads((folder / path).read_bytes())
+    except OSError as error:
+        raise BadCheckpoint(f"{where}: can't read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise BadCheckpoint(f"{where}: {path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise BadCheckpoint(f"{where}: {path} is not a JSON object")
+    return value
+
+
+def files_below(folder: Path, where: str) -> list[str]:
+    """Relative paths of the files of a version. Links and formats that can run code are refused."""
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=_raise):
+        for name in [*folders, *names]:
+            path = Path(parent, name)
+            relative = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise BadCheckpoint(f"{where}: {relative} is a symbolic link; a version must hold its own files")
+            if path.suffix.lower() in UNSAFE_SUFFIXES:
+                raise BadCheckpoint(
+                    f"{where}: {relative} is of a format that can run code; weights are safetensors only"
+                )
+            if name in names:
+                found.append(relative)
+    return sorted(found)
+
+
+def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
+    """(height, width, channels) of the images that the U-Net of a version draws, from its configuration."""
+    config = read_json_object(folder, UNET_CONFIG_PATH, where)
+    size, channels = config.get("sample_size"), config.get("out_channels")
+    height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
+    if not (isinstance(height, int) and isinstance(width, int) and isinstance(channels, int)):
+        raise BadCheckpoint(f"{where}: {UNET_CONFIG_PATH} lacks sample_size or out_channels: {size!r}, {channels!r}")
+    return height, width, channels
+
+
+def _raise(error: OSError) -> None:
+    raise error
