@@ -1,0 +1,35 @@
+"""The mathematics of diffusion: schedules, samplers as tables of numbers, one update rule, noise without state."""
+
+from worker.diffusion.errors import DiffusionError, PlanError, PredictionError, ScheduleError
+from worker.diffusion.forward import q_sample, q_step
+from worker.diffusion.noise import INITIAL_STREAM, STEP_STREAM, initial_noise, standard_normal, step_noise
+from worker.diffusion.noise_schedule import NoiseSchedule
+from worker.diffusion.prediction import PredictionType, predict_x_0, prediction_target
+from worker.diffusion.samplers import SamplerName, SamplerPlan, plan
+from worker.diffusion.spacing import Spacing, inference_timesteps
+from worker.diffusion.update import Clip, apply_update
+
+__all__ = [
+    "INITIAL_STREAM",
+    "STEP_STREAM",
+    "Clip",
+    "DiffusionError",
+    "NoiseSchedule",
+    "PlanError",
+    "PredictionError",
+    "PredictionType",
+    "SamplerName",
+    "SamplerPlan",
+    "ScheduleError",
+    "Spacing",
+    "apply_update",
+    "inference_timesteps",
+    "initial_noise",
+    "plan",
+    "predict_x_0",
+    "prediction_target",
+    "q_sample",
+    "q_step",
+    "standard_normal",
+    "step_noise",
+]
