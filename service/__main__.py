@@ -1,0 +1,60 @@
+"""`python -m service`: the gateway under uvicorn, set up by REVERIE_ variables."""
+
+import errno
+import logging
+import socket
+import sys
+
+import uvicorn
+
+from service.app import connect, create_app
+from service.settings import Settings, SettingsError, load_settings
+
+EXIT_PORT = 1
+EXIT_SETTINGS = 2
+GRACE_S = 5
+"""How long requests in flight may take to end after SIGTERM."""
+
+
+class CannotListen(Exception):
+    """The address can't be bound; its text is the one line for the user."""
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A bound socket: bound here, because uvicorn reports a taken port with a traceback's worth of log."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = "is taken" if error.errno == errno.EADDRINUSE else f"can't be listened on: {error.strerror}"
+        raise CannotListen(
+            f"port {settings.port} on {settings.host} {reason}; set REVERIE_PORT or REVERIE_HOST"
+        ) from error
+    return listener
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = load_settings()
+        listener = listen(settings)
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_SETTINGS
+    except CannotListen as error:
+        print(error, file=sys.stderr)
+        return EXIT_PORT
+    app = create_app(settings, connect(settings))
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False
+    )
+    uvicorn.Server(config).run(sockets=[listener])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

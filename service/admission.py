@@ -1,0 +1,109 @@
+"""Which requests may become jobs: the rules that need the catalogue, the settings or two fields at once."""
+
+import secrets
+from dataclasses import dataclass
+
+from service.catalogue import Reading
+from service.errors import FieldProblem, InvalidRequest, Unavailable
+from service.schemas import GenerateRequest
+from worker.contract import MAX_SEED, ModelInfo, SamplerName, SamplingRequest
+
+LISTED = 20
+"""Most names that an error lists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    request: SamplingRequest
+    label: str | None
+    """Name of the request's class label."""
+
+    @property
+    def work(self) -> int:
+        """Image-steps."""
+        return self.request.batch * self.request.steps
+
+
+def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
+    """The job's argument, every default filled in. InvalidRequest names all broken rules; Unavailable."""
+    models = reading.require_models()
+    broken: list[FieldProblem] = []
+    if body.batch > max_images:
+        broken.append(FieldProblem("batch", f"need 1 <= batch <= {max_images}", body.batch))
+    if body.seed is not None and body.seed + body.batch - 1 > MAX_SEED:
+        broken.append(FieldProblem("seed", f"need seed + batch - 1 <= {MAX_SEED}", body.seed))
+    if body.eta is not None and body.sampler is not SamplerName.DDIM:
+        broken.append(FieldProblem("eta", f"goes with sampler ddim only, not {body.sampler.value}", body.eta))
+    if body.guidance_scale != 1.0 and body.class_label is None:
+        broken.append(FieldProblem("guidance_scale", "needs a class_label to guide towards", body.guidance_scale))
+
+    name = body.model or reading.default_model
+    if name is None:
+        broken.append(FieldProblem("model", f"required, there is no default; known: {_listed(models)}"))
+    elif name not in models:
+        broken.append(FieldProblem("model", f"unknown; known: {_listed(models)}", name))
+    model = models.get(name or "")
+    class_label = None
+    if model is not None:
+        broken += _broken_by_model(body, model)
+        try:
+            class_label = _label_index(body.class_label, model)
+        except InvalidRequest as error:
+            broken += error.fields
+    if broken:
+        raise InvalidRequest(*broken)
+    assert model is not None
+    if body.version is None and model.version is None:
+        raise Unavailable("model_not_loaded", f"no version of {model.name} could be loaded yet: {model.reload_error}")
+
+    # Below 2^53 - 1 by a batch, so that the last image's seed still fits.
+    seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED - body.batch + 2)
+    request = SamplingRequest(
+        model=model.name,
+        version=body.version,
+        seed=seed,
+        steps=body.steps,
+        batch=body.batch,
+        sampler=body.sampler,
+        eta=body.eta or 0.0,
+        spacing=body.spacing,
+        class_label=class_label,
+        guidance_scale=body.guidance_scale,
+        format=body.format,
+    )
+    return Admitted(request, None if class_label is None else model.labels[class_label])
+
+
+def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProblem]:
+    broken = []
+    versions = [info.version for info in model.versions]
+    if body.version is not None and body.version not in versions:
+        rule = f"unknown version of {model.name}; known: {_listed(versions)}"
+        broken.append(FieldProblem("version", rule, body.version))
+    if body.steps > model.num_train_timesteps:
+        rule = f"need steps <= {model.num_train_timesteps}, the training timesteps of {model.name}"
+        broken.append(FieldProblem("steps", rule, body.steps))
+    if body.sampler not in model.samplers:
+        rule = f"{model.name} can be sampled by {_listed(s.value for s in model.samplers)}"
+        broken.append(FieldProblem("sampler", rule, body.sampler.value))
+    return broken
+
+
+def _label_index(label: int | str | None, model: ModelInfo) -> int | None:
+    if label is None:
+        return None
+    if not model.labels:
+        raise InvalidRequest(FieldProblem("class_label", f"{model.name} has no labels", label))
+    if isinstance(label, int):
+        if 0 <= label < len(model.labels):
+            return label
+        rule = f"need 0 <= class_label < {len(model.labels)}, or one of {_listed(model.labels)}"
+        raise InvalidRequest(FieldProblem("class_label", rule, label))
+    if label in model.labels:
+        return model.labels.index(label)
+    raise InvalidRequest(FieldProblem("class_label", f"unknown; known: {_listed(model.labels)}", label))
+
+
+def _listed(names: object) -> str:
+    known = [str(name) for name in names]  # type: ignore[attr-defined]
+    return ", ".join(known[:LISTED]) + (f" and {len(known) - LISTED} more" if len(known) > LISTED else "") or "none"

@@ -1,0 +1,81 @@
+"""The gateway's ASGI application, put together from its routes."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service import errors
+from service.body_guard import BodyGuard
+from service.catalogue import Catalogue
+from service.gateway import Gateway
+from service.job_queue import JobQueue, disable_pickle
+from service.routes import generate, health, home, images, jobs, models
+from service.settings import Settings
+
+MAX_CONNECTIONS = 64
+
+
+def connect(settings: Settings) -> Redis:
+    """A client that gives up soon, so that a request can still answer 503 in time."""
+    timeout_s = settings.redis_timeout_s
+    return Redis.from_pool(
+        BlockingConnectionPool.from_url(
+            settings.redis_url,
+            max_connections=MAX_CONNECTIONS,
+            timeout=timeout_s,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=timeout_s,
+            # One more try for a connection that Redis closed while it lay idle; a timeout is not tried again.
+            retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
+        )
+    )
+
+
+def create_app(settings: Settings, redis: Redis) -> FastAPI:
+    """The application; it closes `redis` when it ends."""
+    disable_pickle()
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await redis.aclose()
+
+    app = FastAPI(
+        title="Reverie",
+        version=version("reverie"),
+        summary="Draws images with a diffusion model: same seed, same pixels.",
+        lifespan=lifespan,
+        redirect_slashes=False,
+    )
+    app.state.gateway = Gateway(settings, redis, JobQueue(redis, settings), Catalogue(redis))
+    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
+    errors.install(app)
+    for part in (generate, jobs, images, models, health, home):
+        app.include_router(part.router)
+    _describe_exactly(app, settings)
+    return app
+
+
+def _describe_exactly(app: FastAPI, settings: Settings) -> None:
+    """Put into the OpenAPI document what the framework can't know: our problem document and this server's limits."""
+    document: dict[str, Any] = app.openapi()
+    schemas = document["components"]["schemas"]
+    schemas["Problem"] = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schemas["Problem"].pop("$defs", {}))
+    schemas["GenerateRequest"]["properties"]["batch"]["maximum"] = settings.max_images
+    for path in document["paths"].values():
+        for operation in path.values():
+            # The framework declares its own 422 wherever there is a parameter; ours are problem documents.
+            refused = operation["responses"].get("422")
+            if refused is not None and "application/json" in refused["content"]:
+                operation["responses"].update({str(k): v for k, v in errors.problem_responses(422).items()})
+    schemas.pop("HTTPValidationError", None)
+    schemas.pop("ValidationError", None)
+    app.openapi_schema = document

@@ -1,0 +1,78 @@
+"""What the workers say of themselves, read from Redis: which models there are, who is alive, how fast they are."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+
+from service.errors import Unavailable
+from worker.contract import CATALOGUE_KEY, WORKER_KEY_PREFIX, ModelInfo, WorkerStatus
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0
+"""How long one reading serves."""
+SCAN_COUNT = 5000
+"""Keys looked at per call while listing workers: 40,000 keys take eight calls of about a millisecond."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    announced: WorkerStatus | None
+    """The last status that any worker left, alive or not."""
+    live: tuple[WorkerStatus, ...]
+    read_at: float
+
+    @property
+    def image_steps_per_s(self) -> float | None:
+        """Of all live workers together; None before the first measurement."""
+        speeds = [worker.image_steps_per_s for worker in self.live if worker.image_steps_per_s]
+        return sum(speeds) if speeds else None
+
+    @property
+    def models(self) -> dict[str, ModelInfo]:
+        return {model.name: model for model in self.announced.models} if self.announced else {}
+
+    @property
+    def default_model(self) -> str | None:
+        return self.announced.default_model if self.announced else None
+
+    def require_models(self) -> dict[str, ModelInfo]:
+        if self.announced is None:
+            raise Unavailable("no_worker", "no worker has announced its models yet")
+        if not self.models:
+            raise Unavailable("no_model", "the workers have no model")
+        return self.models
+
+
+class Catalogue:
+    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+        self._redis = redis
+        self._clock = clock
+        self._reading: Reading | None = None
+
+    async def read(self) -> Reading:
+        """At most `FRESH_S` old."""
+        reading = self._reading
+        if reading is None or self._clock() - reading.read_at > FRESH_S:
+            reading = self._reading = await self._read()
+        return reading
+
+    async def _read(self) -> Reading:
+        keys = [key async for key in self._redis.scan_iter(WORKER_KEY_PREFIX + "*", count=SCAN_COUNT)]
+        announced, *live = await self._redis.mget([CATALOGUE_KEY, *keys])
+        statuses = [status for raw in live if (status := _parse(raw)) is not None]
+        return Reading(_parse(announced), tuple(statuses), self._clock())
+
+
+def _parse(raw: bytes | str | None) -> WorkerStatus | None:
+    if raw is None:
+        return None
+    try:
+        return WorkerStatus.model_validate_json(raw)
+    except ValidationError as error:
+        log.warning("a worker's status is not readable: %s", error)
+        return None

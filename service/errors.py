@@ -1,0 +1,253 @@
+"""What can go wrong, and how HTTP says it: the one module that knows a status for each of our errors.
+
+GatewayError
+├── InvalidRequest        422  one or more fields break a rule
+├── IdempotencyMismatch   422  the key was used with another body
+├── NotFound              404  no such job, model or image
+├── ImageExpired          410  its job is known, its bytes are gone
+├── ImageNotReady         409  the job has not succeeded
+├── QueueFull             429  Retry-After: until enough work is done
+└── Unavailable           503  Redis, the workers or a model are missing for now
+"""
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict, Field
+from redis import exceptions as redis_errors
+from starlette.exceptions import HTTPException
+
+log = logging.getLogger(__name__)
+
+PROBLEM_MEDIA_TYPE = "application/problem+json"
+REDIS_RETRY_AFTER_S = 2
+LONGEST_ECHO = 200
+"""Characters of a refused value that an answer repeats."""
+
+REDIS_AWAY: tuple[type[Exception], ...] = (
+    redis_errors.ConnectionError,
+    redis_errors.TimeoutError,
+    redis_errors.OutOfMemoryError,
+    redis_errors.ReadOnlyError,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class FieldProblem:
+    """One broken rule. `field` is a path like `steps`, or `header.idempotency-key`."""
+
+    field: str
+    rule: str
+    value: object = None
+
+
+class GatewayError(Exception):
+    """What every error of the gateway shares."""
+
+    status = HTTPStatus.INTERNAL_SERVER_ERROR
+    code = "internal"
+
+    def __init__(self, detail: str, *, retry_after_s: int | None = None, fields: Sequence[FieldProblem] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        self.fields = tuple(fields)
+
+
+class InvalidRequest(GatewayError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    code = "invalid_request"
+
+    def __init__(self, *fields: FieldProblem) -> None:
+        super().__init__("; ".join(f"{f.field}: {f.rule}" for f in fields), fields=fields)
+
+
+class IdempotencyMismatch(GatewayError):
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+    code = "idempotency_mismatch"
+
+
+class NotFound(GatewayError):
+    status = HTTPStatus.NOT_FOUND
+    code = "not_found"
+
+
+class ImageExpired(GatewayError):
+    status = HTTPStatus.GONE
+    code = "image_expired"
+
+
+class ImageNotReady(GatewayError):
+    status = HTTPStatus.CONFLICT
+    code = "image_not_ready"
+
+
+class QueueFull(GatewayError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "queue_full"
+
+
+class Unavailable(GatewayError):
+    """`code` says what is missing: redis_unavailable, no_worker, no_model, model_not_loaded."""
+
+    status = HTTPStatus.SERVICE_UNAVAILABLE
+
+    def __init__(self, code: str, detail: str, *, retry_after_s: int = 5) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.code = code
+
+
+class BrokenRule(BaseModel):
+    field: str
+    rule: str
+    value: Any = None
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem details."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "type": "about:blank",
+                    "title": "Unprocessable Content",
+                    "status": 422,
+                    "code": "invalid_request",
+                    "detail": "steps: need an integer from 1 to 1000",
+                    "errors": [{"field": "steps", "rule": "need an integer from 1 to 1000", "value": 0}],
+                }
+            ]
+        }
+    )
+
+    type: str = "about:blank"
+    title: str
+    status: int = Field(ge=400, le=599)
+    code: str = Field(description="Short and machine-readable; stable.")
+    detail: str
+    errors: list[BrokenRule] | None = Field(default=None, description="Each field that breaks a rule.")
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI declaration of these problem answers, and of the two that every route can give."""
+    content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
+    return {
+        status: {"description": HTTPStatus(status).phrase, "content": content}
+        for status in sorted({*statuses, int(HTTPStatus.INTERNAL_SERVER_ERROR), int(HTTPStatus.SERVICE_UNAVAILABLE)})
+    }
+
+
+def problem_response(
+    status: int,
+    code: str,
+    detail: str,
+    *,
+    retry_after_s: int | None = None,
+    fields: Sequence[FieldProblem] = (),
+    headers: dict[str, str] | None = None,
+) -> Response:
+    body: dict[str, Any] = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "status": status,
+        "code": code,
+        "detail": detail,
+    }
+    if fields:
+        body["errors"] = [{"field": f.field, "rule": f.rule, "value": _echo(f.value)} for f in fields]
+    headers = dict(headers or {})
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    headers.setdefault("Cache-Control", "no-store")
+    # ASCII: a lone surrogate in a refused value has no UTF-8 form.
+    return Response(json.dumps(body), status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def _echo(value: object) -> object:
+    """The value as JSON when it is short and finite, else the beginning of its text."""
+    try:
+        text = json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        text = ""
+    return value if 0 < len(text) <= LONGEST_ECHO else repr(value)[:LONGEST_ECHO]
+
+
+async def on_gateway_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, GatewayError)
+    return problem_response(
+        error.status, error.code, error.detail, retry_after_s=error.retry_after_s, fields=error.fields
+    )
+
+
+async def on_redis_away(request: Request, error: Exception) -> Response:
+    log.warning("%s %s: Redis does not answer: %s", request.method, request.url.path, error)
+    return problem_response(
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "redis_unavailable",
+        "the queue does not answer; nothing is known to be lost, try again",
+        retry_after_s=REDIS_RETRY_AFTER_S,
+    )
+
+
+async def on_validation_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    broken = error.errors()
+    if any(e["type"] == "json_invalid" for e in broken):
+        e = broken[0]
+        reason = e.get("ctx", {}).get("error", e["msg"])
+        return problem_response(
+            HTTPStatus.BAD_REQUEST, "broken_json", f"the body is not JSON: {reason} at character {e['loc'][-1]}"
+        )
+    fields = [FieldProblem(_field_path(e["loc"]), _rule(e), e.get("input")) for e in broken]
+    return await on_gateway_error(request, InvalidRequest(*fields))
+
+
+def _field_path(loc: Sequence[int | str]) -> str:
+    """`("body", "steps")` → `steps`; a header or path parameter keeps where it stands."""
+    place = loc[0]
+    path = [str(part) for part in loc[1:] if part not in ("int", "str", "constrained-int", "constrained-str")]
+    return ".".join(path) or "body" if place == "body" else ".".join([str(place), *path])
+
+
+def _rule(error: Any) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown field"
+    if error["type"] == "missing":
+        return "required"
+    message = str(error["msg"]).removeprefix("Value error, ")
+    return message[0].lower() + message[1:]
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What the framework refuses by itself: no such path, wrong method, body too large, ..."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase
+    return problem_response(
+        error.status_code,
+        phrase.lower().replace(" ", "_").replace("-", "_"),
+        str(error.detail)
+        if error.detail and error.detail != phrase
+        else f"{request.method} {request.url.path}: {phrase}",
+        headers=dict(error.headers or {}),
+    )
+
+
+async def on_unexpected(request: Request, error: Exception) -> Response:
+    """A defect of ours. The server logs the traceback; the answer tells nothing of the inside."""
+    return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the gateway failed to answer; it is logged")
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(GatewayError, on_gateway_error)
+    for away in REDIS_AWAY:
+        app.add_exception_handler(away, on_redis_away)
+    app.add_exception_handler(RequestValidationError, on_validation_error)
+    app.add_exception_handler(HTTPException, on_http_exception)
+    app.add_exception_handler(Exception, on_unexpected)

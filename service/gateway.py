@@ -1,0 +1,26 @@
+"""What the routes share for the life of one app, and how a route gets it."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+from redis.asyncio import Redis
+
+from service.catalogue import Catalogue
+from service.job_queue import JobQueue
+from service.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class Gateway:
+    settings: Settings
+    redis: Redis
+    queue: JobQueue
+    catalogue: Catalogue
+
+
+def gateway_of(request: Request) -> Gateway:
+    return cast(Gateway, request.app.state.gateway)
+
+
+GatewayDep = Annotated[Gateway, Depends(gateway_of)]

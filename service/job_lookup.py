@@ -1,0 +1,46 @@
+"""Reading one job for an answer: its document, or the error that says why there is none."""
+
+import asyncio
+import logging
+import time
+
+from service.errors import NotFound
+from service.gateway import Gateway
+from service.job_queue import JobRecord, UnreadableJob
+from service.job_view import STATES, job_document, request_of
+from service.schemas import Job
+
+log = logging.getLogger(__name__)
+
+FIRST_POLL_S = 0.02
+LAST_POLL_S = 0.5
+
+
+async def require_record(gateway: Gateway, job_id: str) -> JobRecord:
+    """The job as Redis holds it. NotFound also for what is not a job of ours."""
+    try:
+        record = await gateway.queue.read(job_id)
+        if record is not None:
+            request_of(record.job)
+            return record
+    except UnreadableJob as error:
+        log.warning("%s", error)
+    raise NotFound(f"no job {job_id[:64]}: it never was, or it has expired")
+
+
+async def require_job(gateway: Gateway, job_id: str) -> Job:
+    record = await require_record(gateway, job_id)
+    reading = await gateway.catalogue.read()
+    return job_document(record, reading.image_steps_per_s)
+
+
+async def wait_for_end(gateway: Gateway, job_id: str, wait_s: float) -> None:
+    """Return when the job has ended or is gone, or after `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    pause = FIRST_POLL_S
+    while (status := await gateway.queue.status(job_id)) is not None and not STATES[status].is_terminal:
+        left = deadline - time.monotonic()
+        if left <= 0:
+            return
+        await asyncio.sleep(min(pause, left))
+        pause = min(pause * 1.5, LAST_POLL_S)

@@ -1,0 +1,205 @@
+"""The gateway's hold on RQ's queue: submit, read, cancel. RQ's own classes write and read the job's hash.
+
+The network is asynchronous and RQ is not, so RQ's `Job` serves as the codec of its hash and our scripts do the calls.
+"""
+
+import hashlib
+import json
+import logging
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NoReturn, cast
+
+from redis import Redis as SyncRedis
+from redis.asyncio import Redis
+from rq import Queue, Retry
+from rq.command import PUBSUB_CHANNEL_TEMPLATE
+from rq.executions import ExecutionRegistry
+from rq.job import Job as RqJob
+from rq.job import JobStatus
+from rq.registry import CanceledJobRegistry, StartedJobRegistry
+from rq.results import Result
+from rq.serializers import DefaultSerializer, JSONSerializer
+from rq.utils import utcformat
+
+from service.queue_scripts import CANCEL, SUBMIT, WORK_FIELD
+from service.settings import Settings
+from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, image_key, progress_key
+
+log = logging.getLogger(__name__)
+
+JOB_ID = re.compile(r"[0-9a-f]{32}")
+WAITING_WORK_KEY = "reverie:waiting_work"
+IDEMPOTENCY_KEY_PREFIX = "reverie:idempotency:"
+RESULTS_KEY_PREFIX = "rq:results:"
+RETRIES = 3
+LABEL_META = "label"
+
+
+class UnpicklingRefused(Exception):
+    """Some path of RQ reached for pickle, which runs code that it reads."""
+
+
+def _refuse_pickle(*_: object, **__: object) -> NoReturn:
+    raise UnpicklingRefused("RQ's pickle serializer is disabled: jobs are JSON")
+
+
+def disable_pickle() -> None:
+    """Make RQ's default serializer unusable in this process, whichever path of RQ forgets to name ours."""
+    DefaultSerializer.loads = staticmethod(_refuse_pickle)
+    DefaultSerializer.dumps = staticmethod(_refuse_pickle)
+
+
+@dataclass(frozen=True, slots=True)
+class Idempotency:
+    """What a client's Idempotency-Key stands for."""
+
+    key: str
+    fingerprint: str
+    """Hex digest of the request that it was sent with."""
+
+    @property
+    def redis_key(self) -> str:
+        # Hashed: the client chooses it, so its length and characters must not become ours.
+        return IDEMPOTENCY_KEY_PREFIX + hashlib.sha256(self.key.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    outcome: str
+    """`queued`; `known`: the idempotency key's job; `mismatch`: that key came with another body; `full`."""
+    job_id: str
+    jobs_ahead: int
+    work_ahead: int
+    """Image-steps waiting in front of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """What Redis held about one job at one moment."""
+
+    job: RqJob
+    result: Result | None
+    progress: bytes | None
+    position: int | None
+    jobs_waiting: int
+    work_waiting: int
+    ttl_ms: int
+    """Milliseconds that the job is still kept; negative when it has no expiry."""
+
+
+class UnreadableJob(Exception):
+    """The hash under this id is no job that a gateway wrote."""
+
+
+class JobQueue:
+    def __init__(self, redis: Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+        # Never connected: RQ's classes insist on a client even where they only format and parse.
+        offline = SyncRedis()
+        self._queue = Queue(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
+        self._offline = offline
+        self._started = StartedJobRegistry(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
+        self._canceled = CanceledJobRegistry(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
+        self._submit = redis.register_script(SUBMIT)
+        self._cancel = redis.register_script(CANCEL)
+
+    def new_job(self, job_id: str, request: SamplingRequest, label: str | None) -> RqJob:
+        """A job ready to be submitted; it is nowhere yet."""
+        settings = self._settings
+        job = self._queue.create_job(
+            FUNCTION_NAME,
+            args=[request.model_dump(mode="json")],
+            job_id=job_id,
+            timeout=settings.job_timeout_s,
+            result_ttl=settings.result_ttl_s,
+            failure_ttl=settings.result_ttl_s,
+            description=f"{request.model} x{request.batch}, {request.steps} steps",
+            meta={LABEL_META: label} if label is not None else {},
+            # No ttl: an accepted job waits as long as it must. The worker sets its expiry when it ends.
+            status=JobStatus.QUEUED,
+            retry=Retry(max=RETRIES),
+        )
+        job.enqueued_at = datetime.now(UTC)
+        return job
+
+    async def submit(self, job: RqJob, work: int, idempotency: Idempotency | None) -> Submitted:
+        """Queue the job once, however often this is called with it; or say why not."""
+        settings = self._settings
+        keys = [job.key, self._queue.key, Queue.redis_queues_keys, WAITING_WORK_KEY]
+        args: list[Any] = [job.id, RqJob.redis_job_namespace_prefix, work, settings.max_queue, settings.max_queue_jobs]
+        if idempotency is not None:
+            keys.append(idempotency.redis_key)
+            args += [idempotency.fingerprint, settings.result_ttl_s]
+        for field, value in job.to_dict().items():
+            if value is not None:
+                args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
+        args += [WORK_FIELD, work]
+        outcome, job_id, jobs, waiting = await self._submit(keys=keys, args=args)
+        return Submitted(outcome.decode(), job_id.decode(), int(jobs), int(waiting))
+
+    async def read(self, job_id: str) -> JobRecord | None:
+        """Everything about one job in one round trip, and at one moment. None when there is none; UnreadableJob."""
+        if not JOB_ID.fullmatch(job_id):
+            return None
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hgetall(RqJob.key_for(job_id))
+            pipe.xrevrange(RESULTS_KEY_PREFIX + job_id, count=1)
+            pipe.get(progress_key(job_id))
+            pipe.lpos(self._queue.key, job_id)
+            pipe.llen(self._queue.key)
+            pipe.get(WAITING_WORK_KEY)
+            pipe.pttl(RqJob.key_for(job_id))
+            raw, results, progress, position, waiting, work, ttl_ms = await pipe.execute()
+        if not raw:
+            return None
+        job = RqJob(job_id, connection=self._offline, serializer=JSONSerializer)
+        try:
+            job.restore(raw)
+            result = self._restore_result(job_id, results)
+        except Exception as error:  # RQ's parsers raise whatever the bytes provoke
+            raise UnreadableJob(f"job {job_id}: {error!r}") from error
+        if job.origin != QUEUE_NAME:
+            return None
+        return JobRecord(job, result, progress, position, waiting, int(work or 0), ttl_ms)
+
+    def _restore_result(self, job_id: str, entries: list[Any]) -> Result | None:
+        if not entries:
+            return None
+        result_id, payload = entries[0]
+        return Result.restore(job_id, result_id.decode(), payload, connection=self._offline, serializer=JSONSerializer)
+
+    async def status(self, job_id: str) -> JobStatus | None:
+        """None when there is no such job."""
+        status = await cast(Any, self._redis.hget(RqJob.key_for(job_id), "status"))
+        return JobStatus(status.decode()) if status else None
+
+    async def cancel(self, job_id: str) -> None:
+        """Cancel a job that waits or runs; one that has ended, or is unknown, stays as it is."""
+        now = datetime.now(UTC)
+        before = await self._cancel(
+            keys=[
+                RqJob.key_for(job_id),
+                self._queue.key,
+                self._started.key,
+                self._canceled.key,
+                ExecutionRegistry.key_template.format(job_id),
+            ],
+            args=[job_id, utcformat(now), now.timestamp(), self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
+        )
+        log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
+
+    async def image(self, job_id: str, index: int) -> tuple[bytes | None, int]:
+        """The encoded image and the milliseconds that it is still kept."""
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.get(image_key(job_id, index))
+            pipe.pttl(image_key(job_id, index))
+            data, ttl_ms = await pipe.execute()
+        return data, ttl_ms
+
+
+def fingerprint(body: dict[str, Any]) -> str:
+    """The same for the same request, whatever the order of its fields."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

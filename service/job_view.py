@@ -1,0 +1,125 @@
+"""From what Redis holds about an RQ job to the public job document."""
+
+from datetime import UTC, datetime, timedelta
+
+from pydantic import ValidationError
+from rq.exceptions import DeserializationError
+from rq.job import Job as RqJob
+from rq.job import JobStatus
+
+from service.job_queue import LABEL_META, JobRecord, UnreadableJob
+from service.schemas import Image, Job, JobLinks, JobState, Progress
+from worker.contract import FUNCTION_NAME, JobError, JobOutcome, ProgressSnapshot, SamplingRequest
+
+STATES = {
+    JobStatus.CREATED: JobState.QUEUED,
+    JobStatus.QUEUED: JobState.QUEUED,
+    JobStatus.DEFERRED: JobState.QUEUED,
+    JobStatus.SCHEDULED: JobState.QUEUED,
+    JobStatus.STARTED: JobState.RUNNING,
+    JobStatus.FINISHED: JobState.SUCCEEDED,
+    JobStatus.FAILED: JobState.FAILED,
+    JobStatus.STOPPED: JobState.CANCELED,
+    JobStatus.CANCELED: JobState.CANCELED,
+}
+
+
+def job_url(job_id: str) -> str:
+    return f"/jobs/{job_id}"
+
+
+def image_url(job_id: str, index: int) -> str:
+    return f"{job_url(job_id)}/images/{index}"
+
+
+def request_of(job: RqJob) -> SamplingRequest:
+    """The job's argument. UnreadableJob when another program wrote it."""
+    try:
+        args = job.args
+        if job.func_name != FUNCTION_NAME or len(args) != 1:
+            raise UnreadableJob(f"job {job.id}: need one argument to {FUNCTION_NAME}, got {job.func_name!r}")
+        return SamplingRequest.model_validate(args[0])
+    except (ValidationError, DeserializationError, TypeError) as error:
+        raise UnreadableJob(f"job {job.id}: {error}") from error
+
+
+def outcome_of(record: JobRecord) -> JobOutcome | None:
+    """What a succeeded job made; None for any other."""
+    if STATES[record.job.get_status(refresh=False)] is not JobState.SUCCEEDED or record.result is None:
+        return None
+    return JobOutcome.model_validate(record.result.return_value)
+
+
+def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
+    """The public job.
+
+    Args:
+        image_steps_per_s: measured speed of all live workers; None when unknown.
+    """
+    job, request = record.job, request_of(record.job)
+    state = STATES[job.get_status(refresh=False)]
+    outcome = outcome_of(record)
+    # A snapshot may outlive its run: a job that waits again, or was canceled, is on no checkpoint.
+    snapshot = (
+        ProgressSnapshot.model_validate_json(record.progress)
+        if record.progress and state is not JobState.QUEUED
+        else None
+    )
+    bound = outcome or snapshot
+    done = request.steps if state is JobState.SUCCEEDED else snapshot.step if snapshot else 0
+    waiting = state is JobState.QUEUED
+    # A job that a worker has popped but not begun stands in no list: nothing is ahead of it.
+    position = (record.position or 0) if waiting else None
+    return Job(
+        id=job.id,
+        status=state,
+        model=request.model,
+        version=bound.version if bound else request.version,
+        weights_sha256=bound.weights_sha256 if bound else None,
+        seed=request.seed,
+        steps=request.steps,
+        batch=request.batch,
+        sampler=request.sampler,
+        eta=request.eta,
+        spacing=request.spacing,
+        class_label=request.class_label,
+        label=job.meta.get(LABEL_META),
+        guidance_scale=request.guidance_scale,
+        format=request.format,
+        created_at=_utc(job.created_at),
+        started_at=_utc(job.started_at) if job.started_at and not waiting else None,
+        finished_at=_utc(job.ended_at) if job.ended_at and state.is_terminal else None,
+        expires_at=_expiry(record.ttl_ms) if state.is_terminal else None,
+        position=position,
+        estimated_wait_s=_wait_s(record, position, image_steps_per_s),
+        progress=Progress(step=done, steps=request.steps),
+        images=_images(job.id, outcome),
+        error=_error(record) if state is JobState.FAILED else None,
+        links=JobLinks(self=job_url(job.id), cancel=None if state.is_terminal else job_url(job.id)),
+    )
+
+
+def _images(job_id: str, outcome: JobOutcome | None) -> list[Image]:
+    records = outcome.images if outcome else []
+    return [Image(url=image_url(job_id, record.index), **record.model_dump()) for record in records]
+
+
+def _error(record: JobRecord) -> JobError:
+    return JobError.from_exc_string(record.result.exc_string if record.result else None)
+
+
+def _wait_s(record: JobRecord, position: int | None, image_steps_per_s: float | None) -> float | None:
+    """The waiting work, shared out evenly over the waiting jobs: exact numbers would cost a walk of the queue."""
+    if position is None or not image_steps_per_s:
+        return None
+    if position == 0:
+        return 0.0
+    return round(record.work_waiting * position / max(record.jobs_waiting, 1) / image_steps_per_s, 1)
+
+
+def _expiry(ttl_ms: int) -> datetime | None:
+    return datetime.now(UTC) + timedelta(milliseconds=ttl_ms) if ttl_ms >= 0 else None
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,125 @@
+"""POST /generate: a validated request becomes one queued job."""
+
+import logging
+import math
+import re
+import uuid
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Response
+
+from service.admission import Admitted, admit
+from service.errors import REDIS_AWAY, IdempotencyMismatch, QueueFull, problem_responses
+from service.gateway import Gateway, GatewayDep
+from service.job_lookup import require_job, wait_for_end
+from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
+from service.job_view import job_document, job_url
+from service.schemas import GenerateRequest, Job
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["jobs"])
+
+LONGEST_WAIT_S = 60
+POLL_AGAIN_S = 1
+"""Retry-After of a 202."""
+SPEED_UNKNOWN_RETRY_S = 10
+LONGEST_RETRY_S = 600
+
+WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
+
+JOB_HEADERS = {
+    "Location": {"description": "The job.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds after which to look again.", "schema": {"type": "integer"}},
+}
+
+
+@router.post(
+    "/generate",
+    status_code=202,
+    summary="Queue a sampling request",
+    responses={
+        200: {"model": Job, "description": "The job ended within the time that `Prefer: wait=N` gave."},
+        202: {"description": "Accepted: the job is queued and will end.", "headers": JOB_HEADERS},
+        **problem_responses(400, 413, 415, 422, 429),
+    },
+)
+async def generate(
+    body: GenerateRequest,
+    gateway: GatewayDep,
+    response: Response,
+    prefer: Annotated[
+        str | None, Header(description=f"`wait=N`: answer when the job has ended, or after N <= {LONGEST_WAIT_S} s.")
+    ] = None,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=255,
+            description="The same key with the same body gives the same job, with another body 422.",
+        ),
+    ] = None,
+) -> Job:
+    reading = await gateway.catalogue.read()
+    admitted = admit(body, reading, gateway.settings.max_images)
+    job = await _submit(gateway, body, admitted, idempotency_key, reading.image_steps_per_s)
+
+    wait = WAIT.search(prefer or "")
+    if wait:
+        response.headers["Preference-Applied"] = f"wait={min(int(wait[1]), LONGEST_WAIT_S)}"
+        try:
+            await wait_for_end(gateway, job.id, min(int(wait[1]), LONGEST_WAIT_S))
+            job = await require_job(gateway, job.id)
+        except REDIS_AWAY as error:
+            # The job is accepted: a 503 would make the client send it again.
+            log.warning("job %s: Redis went away while its client waited: %s", job.id, error)
+    response.headers["Location"] = job_url(job.id)
+    if job.status.is_terminal:
+        response.status_code = 200
+    else:
+        response.headers["Retry-After"] = str(POLL_AGAIN_S)
+    return job
+
+
+async def _submit(
+    gateway: Gateway,
+    body: GenerateRequest,
+    admitted: Admitted,
+    idempotency_key: str | None,
+    image_steps_per_s: float | None,
+) -> Job:
+    idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json"))) if idempotency_key else None
+    rq_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
+    submitted = await gateway.queue.submit(rq_job, admitted.work, idempotency)
+    match submitted.outcome:
+        case "mismatch":
+            raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")
+        case "full":
+            raise _queue_full(gateway, submitted, admitted.work, image_steps_per_s)
+        case "known":
+            return await require_job(gateway, submitted.job_id)
+    log.info("job %s: queued behind %d jobs", rq_job.id, submitted.jobs_ahead)
+    record = JobRecord(
+        job=rq_job,
+        result=None,
+        progress=None,
+        position=submitted.jobs_ahead,
+        jobs_waiting=max(submitted.jobs_ahead, 1),
+        work_waiting=submitted.work_ahead,
+        ttl_ms=-1,
+    )
+    return job_document(record, image_steps_per_s)
+
+
+def _queue_full(gateway: Gateway, submitted: Submitted, work: int, image_steps_per_s: float | None) -> QueueFull:
+    """Retry when enough of the waiting work is done that this request would fit."""
+    settings = gateway.settings
+    excess_work = submitted.work_ahead + work - settings.max_queue
+    excess_jobs = submitted.jobs_ahead + 1 - settings.max_queue_jobs
+    work_per_job = submitted.work_ahead / max(submitted.jobs_ahead, 1)
+    to_be_done = max(excess_work, excess_jobs * work_per_job, 1)
+    retry_after_s = math.ceil(to_be_done / image_steps_per_s) if image_steps_per_s else SPEED_UNKNOWN_RETRY_S
+    return QueueFull(
+        f"{submitted.jobs_ahead} jobs with {submitted.work_ahead} image-steps wait already; this one has {work}, "
+        f"the limits are {settings.max_queue_jobs} jobs and {settings.max_queue} image-steps",
+        retry_after_s=min(max(retry_after_s, 1), LONGEST_RETRY_S),
+    )

@@ -1,0 +1,74 @@
+"""GET /jobs/{id}/images/{i}: the bytes of one finished image."""
+
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+
+from service.errors import ImageExpired, ImageNotReady, NotFound, problem_responses
+from service.gateway import GatewayDep
+from service.job_lookup import require_record
+from service.job_view import STATES, outcome_of, request_of
+from worker.contract import ImageFormat
+
+router = APIRouter(tags=["images"])
+
+BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+
+
+@router.get(
+    "/jobs/{job_id}/images/{index}",
+    summary="Fetch one image",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "The image.",
+            "content": {image_format.media_type: BYTES for image_format in ImageFormat},
+            "headers": {
+                "ETag": {"description": "Stands for the pixels.", "schema": {"type": "string"}},
+                "Expires": {"description": "When the image is forgotten.", "schema": {"type": "string"}},
+            },
+        },
+        304: {"description": "You have it already."},
+        **problem_responses(404, 409, 410, 422),
+    },
+)
+async def get_image(
+    job_id: str,
+    index: int,
+    gateway: GatewayDep,
+    if_none_match: Annotated[str | None, Header(description="ETags that you have.")] = None,
+) -> Response:
+    record = await require_record(gateway, job_id)
+    batch = request_of(record.job).batch
+    if not 0 <= index < batch:
+        raise NotFound(f"no image {index}: job {job_id} has images 0 to {batch - 1}")
+    outcome = outcome_of(record)
+    if outcome is None:
+        state = STATES[record.job.get_status(refresh=False)]
+        raise ImageNotReady(f"job {job_id} is {state.value}" + (", it has no images" if state.is_terminal else ""))
+    image = next((image for image in outcome.images if image.index == index), None)
+    data, ttl_ms = await gateway.queue.image(job_id, index)
+    if image is None or data is None:
+        raise ImageExpired(f"image {index} of job {job_id} has expired; the same seed draws it again")
+
+    etag = f'"{image.sha256}-{outcome.media_type.removeprefix("image/")}"'
+    headers = {"ETag": etag, **_freshness(ttl_ms)}
+    if _matches(if_none_match, etag):
+        return Response(status_code=304, headers=headers)
+    return Response(data, media_type=outcome.media_type, headers=headers)
+
+
+def _freshness(ttl_ms: int) -> dict[str, str]:
+    left = timedelta(milliseconds=max(ttl_ms, 0))
+    return {
+        "Cache-Control": f"private, max-age={int(left.total_seconds())}, immutable",
+        "Expires": format_datetime(datetime.now(UTC) + left, usegmt=True),
+    }
+
+
+def _matches(if_none_match: str | None, etag: str) -> bool:
+    """Weak comparison, RFC 9110, 13.1.2."""
+    candidates = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    return "*" in candidates or etag in candidates

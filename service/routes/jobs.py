@@ -1,0 +1,28 @@
+"""GET and DELETE /jobs/{id}: look at a job, cancel it."""
+
+from fastapi import APIRouter, Response
+
+from service.errors import problem_responses
+from service.gateway import GatewayDep
+from service.job_lookup import require_job, require_record
+from service.schemas import Job
+
+router = APIRouter(tags=["jobs"])
+
+
+@router.get("/jobs/{job_id}", summary="Look at a job", responses=problem_responses(404))
+async def get_job(job_id: str, gateway: GatewayDep, response: Response) -> Job:
+    response.headers["Cache-Control"] = "no-store"
+    return await require_job(gateway, job_id)
+
+
+@router.delete(
+    "/jobs/{job_id}",
+    summary="Cancel a job",
+    description="Cancels a job that waits or runs. One that has ended stays as it is: repeating gives the same answer.",
+    responses=problem_responses(404),
+)
+async def cancel_job(job_id: str, gateway: GatewayDep) -> Job:
+    await require_record(gateway, job_id)
+    await gateway.queue.cancel(job_id)
+    return await require_job(gateway, job_id)

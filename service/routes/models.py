@@ -1,0 +1,30 @@
+"""GET /models: what can be asked for, as the workers announce it."""
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from service.errors import NotFound, problem_responses
+from service.gateway import GatewayDep
+from worker.contract import ModelInfo
+
+router = APIRouter(tags=["models"])
+
+
+class ModelList(BaseModel):
+    default: str | None
+    """The model of a request that names none."""
+    models: list[ModelInfo]
+
+
+@router.get("/models", summary="List the models", responses=problem_responses())
+async def list_models(gateway: GatewayDep) -> ModelList:
+    reading = await gateway.catalogue.read()
+    return ModelList(default=reading.default_model, models=list(reading.models.values()))
+
+
+@router.get("/models/{name}", summary="Look at one model", responses=problem_responses(404))
+async def get_model(name: str, gateway: GatewayDep) -> ModelInfo:
+    models = (await gateway.catalogue.read()).models
+    if name not in models:
+        raise NotFound(f"no model {name[:64]}; known: {', '.join(models) or 'none'}")
+    return models[name]

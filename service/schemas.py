@@ -1,0 +1,135 @@
+"""The public documents: what `POST /generate` takes, and the job that every answer about it shows."""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+
+from worker.contract import (
+    MAX_SEED,
+    MAX_STEPS,
+    MODEL_NAME_PATTERN,
+    VERSION_PATTERN,
+    ImageFormat,
+    JobError,
+    SamplerName,
+    Spacing,
+)
+
+# Strict: "5", 5.0 and true are not the integer 5. A float may still be written without a point.
+Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class GenerateRequest(BaseModel):
+    """What to draw. Image i has seed `seed + i`; the same request with the same seed gives the same pixels."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        json_schema_extra={
+            "examples": [
+                {"steps": 50, "batch": 4},
+                {"seed": 7, "steps": 50, "batch": 1, "class_label": 3, "sampler": "ddim", "eta": 0.0},
+            ]
+        },
+    )
+
+    seed: StrictInt | None = Field(
+        default=None, ge=0, le=MAX_SEED, description="Absent: the gateway draws one and the job tells it."
+    )
+    steps: StrictInt = Field(ge=1, le=MAX_STEPS, description="How many times the U-Net runs for each image.")
+    batch: StrictInt = Field(ge=1, description="How many images.")
+    model: StrictStr | None = Field(
+        default=None, pattern=MODEL_NAME_PATTERN, description="Absent: the default model, see /models."
+    )
+    version: StrictStr | None = Field(
+        default=None, pattern=VERSION_PATTERN, description="Absent: the version that is current when the job starts."
+    )
+    sampler: SamplerName = SamplerName.DDIM
+    eta: Float | None = Field(
+        default=None, ge=0, le=1, description="Noise of each DDIM step: 0 is deterministic, 1 is like DDPM. DDIM only."
+    )
+    spacing: Spacing | None = Field(default=None, description="Absent: as the model was configured.")
+    class_label: StrictInt | StrictStr | None = Field(
+        default=None, description="A label's index or its name, see /models. Absent: without a condition."
+    )
+    guidance_scale: Float = Field(
+        default=1.0, ge=0, le=100, description="Classifier-free guidance; 1 is the conditional model itself."
+    )
+    format: ImageFormat = ImageFormat.PNG
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELED = "canceled"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Succeeded, failed and canceled never change."""
+        return self in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELED)
+
+
+class Progress(BaseModel):
+    step: int = Field(description="Steps that the slowest image has behind it.")
+    steps: int
+
+
+class Image(BaseModel):
+    index: int
+    seed: int
+    url: str
+    sha256: str = Field(description="Of the raw 8-bit pixels, row by row: the same whatever the file format.")
+    width: int
+    height: int
+    size_bytes: int
+
+
+class JobLinks(BaseModel):
+    self: str
+    cancel: str | None = Field(default=None, description="DELETE this to cancel; absent once the job has ended.")
+
+
+class Job(BaseModel):
+    """One accepted request, from queue to images."""
+
+    id: str
+    status: JobState
+    model: str
+    version: str | None = Field(description="The checkpoint; null until a worker has chosen it.")
+    weights_sha256: str | None
+    seed: int
+    steps: int
+    batch: int
+    sampler: SamplerName
+    eta: float
+    spacing: Spacing | None
+    class_label: int | None
+    label: str | None = Field(description="The name of `class_label`.")
+    guidance_scale: float
+    format: ImageFormat
+    created_at: datetime
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None = Field(description="When an ended job and its images are forgotten.")
+    position: int | None = Field(description="Jobs ahead of it in the queue; null once it has left the queue.")
+    estimated_wait_s: float | None = Field(
+        description="Until it leaves the queue, from the measured speed; null when unknown or no longer waiting."
+    )
+    progress: Progress
+    images: list[Image]
+    error: JobError | None
+    links: JobLinks
+
+
+class Alive(BaseModel):
+    status: Literal["alive"] = "alive"
+
+
+class Ready(BaseModel):
+    status: Literal["ready"] = "ready"
+    workers: int
+    models: list[str]
