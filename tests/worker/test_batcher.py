@@ -1,0 +1,185 @@
+"""The laws of the batcher, on a random life of joining, stepping and leaving."""
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from worker.engine.batcher import Batcher
+
+
+@dataclass(eq=False)
+class FakeRow:
+    remaining_steps: int
+    cost: int = 1
+    checkpoint: str = "a"
+    joined_at: int = 0
+    steps: int = 0
+    """What it asked for; `ran` must end there."""
+    ran: int = 0
+
+
+def row(steps: int, cost: int = 1, checkpoint: str = "a", joined_at: int = 0) -> FakeRow:
+    return FakeRow(steps, cost, checkpoint, joined_at, steps)
+
+
+class BatcherLife(RuleBasedStateMachine):
+    """Rows join, step, finish and are canceled in any order; the model beside the batcher is a plain list."""
+
+    max_batch = 4
+    ageing_rate = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batcher: Batcher[FakeRow] = Batcher(self.max_batch, ageing_rate=self.ageing_rate)
+        self.alive: list[FakeRow] = []
+        self.gone: list[FakeRow] = []
+        self.batches = 0
+
+    @rule(steps=st.integers(1, 12), cost=st.integers(1, 2), checkpoint=st.sampled_from("abc"), images=st.integers(1, 6))
+    def join(self, steps: int, cost: int, checkpoint: str, images: int) -> None:
+        for _ in range(images):
+            newcomer = row(steps, cost, checkpoint, self.batches)
+            self.alive.append(newcomer)
+            self.batcher.add(newcomer)
+
+    @precondition(lambda self: self.alive)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        victim = self.alive.pop(data.draw(st.integers(0, len(self.alive) - 1)))
+        self.batcher.remove(victim)
+        self.gone.append(victim)
+
+    @rule()
+    def step(self) -> None:
+        batch = self.batcher.choose()
+        assert bool(batch) == bool(self.alive), "a batch is empty only when nobody waits"
+        assert len({id(r) for r in batch}) == len(batch), "a row is in a batch once"
+        assert all(r in self.alive for r in batch), "only rows that joined and have not left run"
+        assert len({r.checkpoint for r in batch}) <= 1, "one batch, one checkpoint"
+        assert sum(r.cost for r in batch) <= self.max_batch
+        self.check_bounded_wait(batch)
+        self.check_no_room_is_wasted(batch)
+        self.batches += 1 if batch else 0
+        for r in batch:
+            r.ran += 1
+            r.remaining_steps -= 1
+            if r.remaining_steps == 0:
+                assert r.ran == r.steps, "every row gets exactly its steps"
+                self.batcher.remove(r)
+                self.alive.remove(r)
+                self.gone.append(r)
+
+    def check_bounded_wait(self, batch: list[FakeRow]) -> None:
+        """The most urgent row always runs, and it is never someone who came R / rate batches after a waiting row."""
+        if not batch:
+            return
+        first = batch[0]
+        for waiting in self.alive:
+            if waiting not in batch:
+                assert first.joined_at < waiting.joined_at + waiting.remaining_steps / self.ageing_rate or (
+                    first.joined_at == waiting.joined_at
+                )
+
+    def check_no_room_is_wasted(self, batch: list[FakeRow]) -> None:
+        room = self.max_batch - sum(r.cost for r in batch)
+        waiting = [r for r in self.alive if r not in batch and r.checkpoint == batch[0].checkpoint] if batch else []
+        assert all(r.cost > room for r in waiting)
+
+    @invariant()
+    def the_batcher_holds_exactly_the_living(self) -> None:
+        assert {id(r) for r in self.batcher} == {id(r) for r in self.alive}
+        assert len(self.batcher) == len(self.alive)
+
+    def teardown(self) -> None:
+        """Nothing starves: left to itself the batcher serves everybody, in at most one batch per step owed."""
+        for _ in range(sum(r.remaining_steps for r in self.alive)):
+            self.step()
+        assert not self.alive
+
+
+BatcherLife.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBatcherLife = BatcherLife.TestCase
+
+
+def test_the_shortest_remaining_work_goes_first() -> None:
+    batcher: Batcher[FakeRow] = Batcher(2)
+    long, short, shorter = row(100), row(10), row(5)
+    for r in (long, short, shorter):
+        batcher.add(r)
+    assert batcher.choose() == [shorter, short]
+
+
+@pytest.mark.parametrize("rate", [0.5, 1.0, 4.0])
+def test_a_long_row_is_passed_over_for_at_most_its_stated_bound(rate: float) -> None:
+    batcher: Batcher[FakeRow] = Batcher(1, ageing_rate=rate)
+    long = row(40)
+    batcher.add(long)
+    waited = 0
+    while True:
+        batcher.add(row(1))  # an endless stream of the shortest work there is
+        (chosen,) = batcher.choose()
+        if chosen is long:
+            break
+        batcher.remove(chosen)
+        waited += 1
+    assert waited <= 40 / rate
+    assert waited >= 40 / rate - 2, "ageing is a bound on waiting, not first come first served"
+
+
+def test_a_checkpoint_is_not_starved_by_another_ones_stream_of_short_work() -> None:
+    batcher: Batcher[FakeRow] = Batcher(4)
+    batcher.add(lonely := row(20, checkpoint="old"))
+    for _ in range(20 + 1):
+        batcher.add(row(1, checkpoint="new"))
+        batch = batcher.choose()
+        if lonely in batch:
+            return
+        for r in batch:
+            batcher.remove(r)
+    pytest.fail("the old checkpoint's row never ran")
+
+
+def test_a_request_of_many_images_is_split_over_batches() -> None:
+    batcher: Batcher[FakeRow] = Batcher(4)
+    images = [row(3) for _ in range(10)]
+    for r in images:
+        batcher.add(r)
+    assert batcher.choose() == images[:4]
+
+
+def test_guided_rows_cost_two_and_one_larger_than_the_batch_runs_alone() -> None:
+    batcher: Batcher[FakeRow] = Batcher(3)
+    guided = [row(2, cost=2) for _ in range(2)]
+    plain = row(9)
+    for r in (*guided, plain):
+        batcher.add(r)
+    assert batcher.choose() == [guided[0], plain]
+    tiny: Batcher[FakeRow] = Batcher(1)
+    tiny.add(guided[0])
+    tiny.add(plain)
+    assert tiny.choose() == [guided[0]]
+
+
+def test_halving_stops_at_one() -> None:
+    batcher: Batcher[FakeRow] = Batcher(5)
+    assert [batcher.halve(), batcher.max_batch] == [True, 2]
+    assert [batcher.halve(), batcher.max_batch] == [True, 1]
+    assert [batcher.halve(), batcher.max_batch] == [False, 1]
+
+
+@pytest.mark.parametrize(
+    ("max_batch", "rate", "text"), [(0, 1.0, "max_batch >= 1, got 0"), (1, 0.0, "ageing_rate > 0")]
+)
+def test_nonsense_settings_are_refused(max_batch: int, rate: float, text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        Batcher(max_batch, ageing_rate=rate)
+
+
+def test_joining_twice_is_refused() -> None:
+    batcher: Batcher[FakeRow] = Batcher(1)
+    batcher.add(r := row(1))
+    with pytest.raises(ValueError, match="already"):
+        batcher.add(r)

@@ -1,0 +1,117 @@
+"""Which rows go into the next batch: plain Python, no torch, one owner of the order in which images are sampled."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+
+class Row(Protocol):
+    """One image on its way through the reverse chain, as far as choosing is concerned."""
+
+    @property
+    def remaining_steps(self) -> int:
+        """Steps still ahead, at least 1 while the row is in the batcher."""
+
+    @property
+    def cost(self) -> int:
+        """Rows that it takes in the U-Net's batch: 2 when it is guided, else 1."""
+
+    @property
+    def checkpoint(self) -> Hashable:
+        """Which weights it runs on; one batch holds one checkpoint."""
+
+
+RowT = TypeVar("RowT", bound=Row)
+
+
+@dataclass(slots=True)
+class _Place(Generic[RowT]):
+    """A row's place in the order."""
+
+    row: RowT
+    joined_at: int
+    """Batches chosen before the row joined."""
+    arrival: int
+    """Unique and rising: breaks ties, first come first served."""
+
+
+class Batcher(Generic[RowT]):
+    """Least remaining work first, with ageing, so that nothing starves.
+
+    At batch number `now` a row is as urgent as `remaining_steps - ageing_rate * (now - joined_at)` is small. `now` is
+    the same for all rows compared, so the order is that of `remaining_steps + ageing_rate * joined_at`.
+
+    Bounded wait: a row that joined at batch A with R steps is passed over only for rows that joined before batch
+    A + R / ageing_rate, because every later one has at least `ageing_rate * joined_at >= R + ageing_rate * A`. With the
+    default rate of 1 nobody who comes R batches after it gets ahead of a row of R steps, however short his work.
+
+    The batch takes the checkpoint of the most urgent row, so the same bound holds between checkpoints.
+    """
+
+    def __init__(self, max_batch: int, *, ageing_rate: float = 1.0) -> None:
+        if max_batch < 1:
+            raise ValueError(f"need max_batch >= 1, got {max_batch}")
+        if not ageing_rate > 0:
+            raise ValueError(f"need ageing_rate > 0 so that nothing starves, got {ageing_rate}")
+        self._max_batch = max_batch
+        self._ageing_rate = ageing_rate
+        self._places: dict[int, _Place[RowT]] = {}  # by id(): rows are told apart by identity
+        self._batches = 0
+        self._arrivals = 0
+
+    @property
+    def max_batch(self) -> int:
+        """Most U-Net rows that a batch may take."""
+        return self._max_batch
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[RowT]:
+        return (place.row for place in self._places.values())
+
+    def __contains__(self, row: RowT) -> bool:
+        return id(row) in self._places
+
+    def add(self, row: RowT) -> None:
+        """Let a row join; it can be in the next batch."""
+        if row in self:
+            raise ValueError("this row is in the batcher already")
+        if row.remaining_steps < 1:
+            raise ValueError(f"need at least 1 remaining step, got {row.remaining_steps}")
+        self._places[id(row)] = _Place(row, joined_at=self._batches, arrival=self._arrivals)
+        self._arrivals += 1
+
+    def remove(self, row: RowT) -> None:
+        """Let a row go, finished or not. A row that is not here is an error."""
+        del self._places[id(row)]
+
+    def choose(self) -> list[RowT]:
+        """The rows of the next batch, most urgent first; empty when no row waits.
+
+        The costs sum to `max_batch` at most. A single row that costs more than that is taken alone: the runner splits
+        its U-Net call.
+        """
+        if not self._places:
+            return []
+        order = sorted(self._places.values(), key=self._urgency)
+        self._batches += 1
+        first = order[0].row
+        batch, room = [first], self._max_batch - first.cost
+        for place in order[1:]:
+            if room <= 0:
+                break
+            if place.row.checkpoint == first.checkpoint and place.row.cost <= room:
+                batch.append(place.row)
+                room -= place.row.cost
+        return batch
+
+    def halve(self) -> bool:
+        """Make batches half as large, because the last one did not fit in memory. False when they are at 1 already."""
+        if self._max_batch == 1:
+            return False
+        self._max_batch //= 2
+        return True
+
+    def _urgency(self, place: _Place[RowT]) -> tuple[float, int]:
+        return place.row.remaining_steps + self._ageing_rate * place.joined_at, place.arrival
