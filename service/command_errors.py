@@ -1,0 +1,48 @@
+"""What ends a `reverie` command: one line for its user and an exit code that is not 0.
+
+CommandError
+├── BadSettingError       an option or a REVERIE_ variable is not usable
+├── DataDirError          the data directory can't be made, written or locked
+│   └── DataDirInUseError   another `reverie up` holds it
+├── PortTakenError        something else listens on the gateway's address
+├── RedisError            no server binary, or a Redis that doesn't answer
+├── StoreError            no checkpoint to serve
+├── ChildError            a child process keeps dying or never gets ready
+└── RemoteError           a gateway refused a request, failed a job or can't be reached
+"""
+
+
+class CommandError(Exception):
+    """Its text is the one line that the user reads."""
+
+
+class BadSettingError(CommandError):
+    pass
+
+
+class DataDirError(CommandError):
+    pass
+
+
+class DataDirInUseError(DataDirError):
+    pass
+
+
+class PortTakenError(CommandError):
+    pass
+
+
+class RedisError(CommandError):
+    pass
+
+
+class StoreError(CommandError):
+    pass
+
+
+class ChildError(CommandError):
+    pass
+
+
+class RemoteError(CommandError):
+    pass
