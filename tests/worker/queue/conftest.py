@@ -1,0 +1,169 @@
+"""Jobs as the gateway queues them, and worker processes to run, kill and pause."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from rq import Queue, Retry
+from rq.job import Job
+from rq.results import Result
+from rq.serializers import JSONSerializer
+
+from tests.conftest import ValkeyHandle
+from tests.worker.queue.fake_engine import MODEL
+from worker.contract import FUNCTION_NAME, QUEUE_NAME, WORKER_KEY_PREFIX, JobError, JobOutcome, SamplingRequest
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+TERMINAL = {"finished", "failed", "canceled", "stopped"}
+PATIENCE_S = 60.0
+"""Far more than anything here takes: a slow machine must not fail a test."""
+
+
+def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for: {what}"
+        time.sleep(0.02)
+
+
+class Jobs:
+    """The gateway's side of the queue."""
+
+    def __init__(self, valkey: ValkeyHandle) -> None:
+        self.valkey = valkey
+        self.queue = Queue(QUEUE_NAME, connection=valkey.client, serializer=JSONSerializer)
+
+    def add(self, seed: int = 1, *, steps: int = 5, batch: int = 1, timeout_s: int = 600, **fields: Any) -> str:
+        request = SamplingRequest(model=MODEL, seed=seed, steps=steps, batch=batch, **fields)
+        return self.add_raw(FUNCTION_NAME, [request.model_dump(mode="json")], timeout_s=timeout_s)
+
+    def add_raw(self, function: str, args: list[Any], *, timeout_s: int = 600, **fields: Any) -> str:
+        job = self.queue.enqueue_call(
+            function,
+            args=args,
+            timeout=timeout_s,
+            result_ttl=3600,
+            failure_ttl=3600,
+            job_id=uuid4().hex,
+            retry=Retry(max=3),
+            **fields,
+        )
+        return str(job.id)
+
+    def fetch(self, job_id: str) -> Job:
+        return Job.fetch(job_id, connection=self.valkey.client, serializer=JSONSerializer)
+
+    def status(self, job_id: str) -> str:
+        status = self.valkey.client.hget(f"rq:job:{job_id}", "status")
+        return status.decode() if isinstance(status, bytes) else "gone"
+
+    def cancel(self, job_id: str) -> None:
+        self.fetch(job_id).cancel()
+
+    def wait(self, job_ids: list[str]) -> list[str]:
+        """The jobs' terminal statuses."""
+        wait_until(lambda: all(self.status(id_) in TERMINAL for id_ in job_ids), f"{len(job_ids)} job(s) to end")
+        return [self.status(id_) for id_ in job_ids]
+
+    def results(self, job_id: str) -> list[Result]:
+        return list(self.fetch(job_id).results())
+
+    def outcome(self, job_id: str) -> JobOutcome:
+        """Of a job that must have succeeded, once."""
+        (result,) = self.results(job_id)
+        assert result.type == Result.Type.SUCCESSFUL, result.exc_string
+        return JobOutcome.model_validate(result.return_value)
+
+    def error(self, job_id: str) -> JobError:
+        """Of a job that must have failed, once."""
+        (result,) = self.results(job_id)
+        assert result.exc_string is not None
+        return JobError.from_exc_string(result.exc_string)
+
+    def is_at_rest(self) -> bool:
+        """No job waits, runs or is stranded."""
+        client = self.valkey.client
+        return (
+            client.llen(self.queue.key) == 0
+            and client.llen(self.queue.intermediate_queue_key) == 0
+            and client.zcard(self.queue.started_job_registry.key) == 0
+        )
+
+
+class WorkerHandle:
+    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+        self.process = process
+        self.log = log
+
+    def send(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def wait(self, timeout_s: float = PATIENCE_S) -> int:
+        return self.process.wait(timeout_s)
+
+    def text(self) -> str:
+        return self.log.read_text()
+
+
+class Workers:
+    def __init__(self, valkey: ValkeyHandle, folder: Path) -> None:
+        self._valkey = valkey
+        self._folder = folder
+        self.all: list[WorkerHandle] = []
+
+    def start(self, step_ms: float = 2, *, wait: bool = True, **settings: object) -> WorkerHandle:
+        """A worker with short leases; further settings by name, without the prefix."""
+        chosen = {
+            "redis_url": self._valkey.url,
+            "lease_s": 2,
+            "heartbeat_s": 0.5,
+            "maintenance_s": 0.5,
+            "worker_ttl_s": 3,
+            "grace_s": 20,
+            **settings,
+        }
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("REVERIE_")}
+        environment |= {f"REVERIE_{name.upper()}": str(value) for name, value in chosen.items()}
+        log = self._folder / f"worker-{len(self.all)}.log"
+        before = self._live()
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "tests.worker.queue.fake_worker", str(step_ms)],
+                cwd=REPOSITORY,
+                env=environment,
+                stderr=stderr,
+            )
+        handle = WorkerHandle(process, log)
+        self.all.append(handle)
+        if wait:
+            wait_until(lambda: self._live() - before or process.poll() is not None, "a worker to be ready")
+            assert process.poll() is None, handle.text()
+        return handle
+
+    def _live(self) -> set[bytes]:
+        return set(self._valkey.client.keys(f"{WORKER_KEY_PREFIX}*"))
+
+
+@pytest.fixture
+def jobs(valkey: ValkeyHandle) -> Jobs:
+    return Jobs(valkey)
+
+
+@pytest.fixture
+def workers(valkey: ValkeyHandle, tmp_path: Path) -> Iterator[Workers]:
+    started = Workers(valkey, tmp_path)
+    yield started
+    for worker in started.all:
+        if worker.process.poll() is None:
+            worker.kill()

@@ -1,0 +1,147 @@
+"""Takes jobs off the queue and gives them to the engine: as many as fill its batch, and a few to follow."""
+
+import logging
+import time
+from collections.abc import Callable
+
+import redis
+
+from worker.contract import JobError
+from worker.engine.messages import Canceled, EnginePort, EngineRequest
+from worker.queue import rq_overrides
+from worker.queue.connection import REDIS_AWAY
+from worker.queue.finisher import Finisher
+from worker.queue.held_job import HeldJob, HeldJobs
+from worker.queue.leases import Leases
+from worker.queue.redis_health import RedisHealth
+
+logger = logging.getLogger(__name__)
+
+AHEAD = 4
+"""Jobs claimed beyond a full batch, so that the place of one that ends is filled without a round trip."""
+WAIT_FOR_JOB_S = 1
+WAIT_FOR_ROOM_S = 0.1
+
+
+class Claimer:
+    """Runs on the main thread. `stopping` is polled at least once a second."""
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        leases: Leases,
+        engine: EnginePort,
+        held: HeldJobs,
+        finisher: Finisher,
+        health: RedisHealth,
+        max_batch: int,
+        stopping: Callable[[], bool],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._client = client
+        self._leases = leases
+        self._engine = engine
+        self._held = held
+        self._finisher = finisher
+        self._health = health
+        self._max_batch = max_batch
+        self._stopping = stopping
+        self._sleep = sleep
+        self._alone: HeldJob | None = None
+        """Claimed, and waiting for all others to leave."""
+        self._told_suspended = False
+
+    def run(self) -> None:
+        while not self._stopping():
+            self._admit_alone()
+            room = self._room()
+            if room == 0:
+                self._held.wait_for_change(WAIT_FOR_ROOM_S)
+                continue
+            try:
+                if self._is_suspended():
+                    self._sleep(WAIT_FOR_ROOM_S)
+                    continue
+                if not self._take(None, room):
+                    moved = self._leases.wait_for_job(WAIT_FOR_JOB_S)
+                    if moved is not None and self._stopping():
+                        self._leases.put_back_moved(moved)
+                    elif moved is not None:
+                        self._take(moved, room)
+                self._health.answered()
+            except REDIS_AWAY as error:
+                self._health.failed(error)
+                self._sleep(0.2)
+            except redis.exceptions.ResponseError:
+                # Keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
+                logger.exception("a claim was refused by Redis")
+                self._sleep(0.2)
+        self._give_back_alone()
+
+    def _room(self) -> int:
+        """Jobs that may be claimed now."""
+        images, ahead = 0, 0
+        for job in self._held.all():
+            if job.must_run_alone:
+                return 0
+            if images >= self._max_batch:
+                ahead += 1
+            images += job.images
+        return AHEAD - ahead if images >= self._max_batch else AHEAD
+
+    def _is_suspended(self) -> bool:
+        suspended = bool(self._client.exists(rq_overrides.SUSPENDED_KEY))
+        if suspended != self._told_suspended:
+            logger.warning("claiming is %s", "suspended by `rq suspend`" if suspended else "resumed")
+            self._told_suspended = suspended
+        return suspended
+
+    def _take(self, moved: str | None, room: int) -> bool:
+        claim = self._leases.claim(moved, room)
+        for job_id, reason in claim.dropped:
+            logger.warning("job %s taken off the queue: %s", job_id, reason)
+        for job in claim.jobs:
+            self._admit(job)
+        return bool(claim.jobs or claim.dropped)
+
+    def _admit(self, job: HeldJob) -> None:
+        if self._held.get(job.job_id) is not None:
+            # Its earlier execution lost its lease and has not left the engine yet.
+            self._leases.release([job])
+            self._sleep(WAIT_FOR_ROOM_S)
+            return
+        self._held.add(job)
+        if job.request is None:
+            self._finisher.refused(job, JobError(code="bad_job", detail=job.problem))
+        elif job.must_run_alone:
+            logger.warning("job %s was lost with its worker before: this try runs alone", job.job_id)
+            self._alone = job
+            self._admit_alone()
+        else:
+            self._submit(job)
+
+    def _admit_alone(self) -> None:
+        job = self._alone
+        if job is None:
+            return
+        if job.ending is not None:
+            self._alone = None
+            self._finisher.ended(job, Canceled(job.job_id))
+        elif self._held.all() == [job]:
+            self._alone = None
+            self._submit(job)
+
+    def _give_back_alone(self) -> None:
+        job, self._alone = self._alone, None
+        if job is not None:
+            try:
+                self._leases.release([job])
+            except REDIS_AWAY as error:
+                self._health.failed(error)  # its lease runs out
+            self._held.remove(job)
+
+    def _submit(self, job: HeldJob) -> None:
+        assert job.request is not None
+        logger.debug("job %s claimed", job.job_id)
+        job.in_engine = True
+        self._engine.submit(EngineRequest(job.job_id, job.request))

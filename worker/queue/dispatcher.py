@@ -1,0 +1,61 @@
+"""Reads what the engine tells and hands it on: progress into the table of held jobs, endings to the finisher."""
+
+import logging
+import queue
+
+from worker.contract import ProgressSnapshot
+from worker.engine.messages import Admitted, EngineEvent, EnginePort, Progressed, Succeeded
+from worker.queue.finisher import Finisher
+from worker.queue.held_job import HeldJob, HeldJobs
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.2
+"""How soon the thread notices that it shall stop."""
+
+
+class Dispatcher:
+    def __init__(self, engine: EnginePort, held: HeldJobs, finisher: Finisher) -> None:
+        self._engine = engine
+        self._held = held
+        self._finisher = finisher
+        self._stop = False
+
+    def stop(self) -> None:
+        """Let `run` return once the outbox is empty."""
+        self._stop = True
+
+    def run(self) -> None:
+        while True:
+            try:
+                event = self._engine.outbox.get(timeout=POLL_S)
+            except queue.Empty:
+                if self._stop:
+                    return
+                continue
+            job = self._held.get(event.job_id)
+            if job is None:
+                # Put back or lost meanwhile: somebody else tells its end.
+                logger.debug("job %s: %s of a job that is no longer held", event.job_id, type(event).__name__)
+                continue
+            self._route(job, event)
+
+    def _route(self, job: HeldJob, event: EngineEvent) -> None:
+        if isinstance(event, Admitted):
+            assert job.request is not None
+            job.progress = ProgressSnapshot(
+                step=0,
+                steps=job.request.steps,
+                model=event.model,
+                version=event.version,
+                weights_sha256=event.weights_sha256,
+            )
+        elif isinstance(event, Progressed):
+            if job.progress is not None:
+                job.progress = job.progress.model_copy(update={"step": event.step, "steps": event.steps})
+        else:
+            job.in_engine = False
+            if isinstance(event, Succeeded):
+                self._finisher.drawn(job, event)
+            else:
+                self._finisher.ended(job, event)

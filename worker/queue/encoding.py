@@ -1,0 +1,47 @@
+"""From uint8 pixels to image files: lossless bytes, and the hash of the pixels themselves."""
+
+import hashlib
+from dataclasses import dataclass
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from PIL import Image
+
+from worker.contract import ImageFormat
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    data: bytes
+    sha256: str
+    """Of the pixels, [H, W, C] in C order."""
+    width: int
+    height: int
+
+
+def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat) -> EncodedImage:
+    """Encode [H, W, C] uint8 pixels, C = 1 (grey), 3 (RGB) or 4 (RGBA), so that decoding gives them back bit for bit.
+
+    Raises:
+        ValueError: the array is not such an image.
+    """
+    if pixels.dtype.name != "uint8" or pixels.ndim != 3 or pixels.shape[2] not in (1, 3, 4) or 0 in pixels.shape:
+        raise ValueError(f"need uint8 [H, W, C] with C = 1, 3 or 4, got {pixels.dtype} {list(pixels.shape)}")
+    height, width, channels = pixels.shape
+    image = Image.fromarray(pixels[:, :, 0] if channels == 1 else pixels)
+    buffer = BytesIO()
+    if image_format is ImageFormat.PNG:
+        image.save(buffer, "PNG")
+    else:
+        # exact: without it WebP throws away the colour of fully transparent pixels.
+        image.save(buffer, "WEBP", lossless=True, exact=True)
+    return EncodedImage(
+        data=buffer.getvalue(),
+        sha256=hashlib.sha256(pixels.tobytes(order="C")).hexdigest(),
+        width=width,
+        height=height,
+    )

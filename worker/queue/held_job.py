@@ -1,0 +1,190 @@
+"""A job that this worker has claimed: what its hash says, checked, and the table of all that are held."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any
+
+from pydantic import ValidationError
+
+from worker.contract import FUNCTION_NAME, ProgressSnapshot, SamplingRequest
+from worker.queue import rq_overrides
+
+JOB_DATA_LIMIT_BYTES = 65536
+"""A request takes a few hundred bytes; this bounds what a hostile job can make the worker decompress."""
+
+
+class BadJobError(ValueError):
+    """The job can't be run, now or ever; the message says why."""
+
+
+class Ending(Enum):
+    """Why a job was taken out of the engine before it was done."""
+
+    CANCELED = "canceled"
+    STOPPED = "stopped"
+    TIMEOUT = "timeout"
+    LOST = "lost"
+    """Another worker may own it now."""
+
+
+@dataclass(slots=True, eq=False)
+class HeldJob:
+    """One execution of one job. The main thread makes it; `ending` and `progress` are set under the table's lock."""
+
+    job_id: str
+    execution_id: str
+    request: SamplingRequest | None
+    """None: it can't be run, `problem` says why."""
+    problem: str
+    ttl_s: int
+    """Of everything that stays when the job ends well."""
+    failure_ttl_s: int
+    timeout_s: float | None
+    must_run_alone: bool
+    """It was lost with its worker before and has one try left: it must not take others along, nor be taken along."""
+    started_at: datetime
+    waited_s: float | None
+    claimed_clock: float
+    in_engine: bool = False
+    ending: Ending | None = None
+    progress: ProgressSnapshot | None = None
+    progress_sent: ProgressSnapshot | None = None
+
+    @property
+    def images(self) -> int:
+        return self.request.batch if self.request else 0
+
+    def is_overdue(self, clock: float) -> bool:
+        return self.timeout_s is not None and clock - self.claimed_clock > self.timeout_s
+
+
+def _whole(value: bytes | None) -> int | None:
+    try:
+        return int(value) if value else None
+    except ValueError:
+        return None
+
+
+def read_request(data: bytes | None, max_images: int) -> SamplingRequest:
+    """The request in a job's data.
+
+    Raises:
+        BadJobError: it names another function, or is not a request that this worker can run.
+    """
+    if not data:
+        raise BadJobError("the job has no data")
+    try:
+        function, instance, args, kwargs = rq_overrides.unpacked_job_data(data, JOB_DATA_LIMIT_BYTES)
+    except ValueError as error:
+        raise BadJobError(str(error)) from None
+    if function != FUNCTION_NAME:
+        raise BadJobError(f"need function {FUNCTION_NAME!r}, got {str(function)[:100]!r}")
+    if instance is not None or kwargs or not isinstance(args, list) or len(args) != 1:
+        raise BadJobError("need exactly one argument: the sampling request")
+    try:
+        request = SamplingRequest.model_validate(args[0])
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "request"
+        raise BadJobError(f"{place}: {first['msg']}") from None
+    if request.batch > max_images:
+        raise BadJobError(f"batch: need at most {max_images} images, got {request.batch}")
+    return request
+
+
+def _pinned(request: SamplingRequest, progress: bytes) -> SamplingRequest:
+    """The request on the version that an earlier execution of it was admitted to."""
+    try:
+        before = ProgressSnapshot.model_validate_json(progress)
+    except ValidationError:
+        return request  # not ours: another key in the same place changes nothing
+    if request.version is None and before.model == request.model:
+        return request.model_copy(update={"version": before.version})
+    return request
+
+
+def read_claimed_row(
+    row: Sequence[Any],
+    *,
+    now: datetime,
+    clock: float,
+    max_images: int,
+    default_ttl_s: int,
+) -> HeldJob:
+    """One row of the claim script's answer. Never raises: a job that can't be read is held as one that can't be run."""
+    job_id, execution_id, data, timeout, result_ttl, failure_ttl, retries_left, lost, enqueued_at, progress = row
+    request, problem = None, ""
+    try:
+        request = read_request(data, max_images)
+    except BadJobError as error:
+        problem = str(error)
+    if request and progress:
+        request = _pinned(request, progress)
+    ttl_s, failure_ttl_s, timeout_s = _whole(result_ttl), _whole(failure_ttl), _whole(timeout)
+    waited_s = None
+    if enqueued_at:
+        try:
+            waited_s = (now - datetime.fromisoformat(enqueued_at.decode())).total_seconds()
+        except ValueError:
+            waited_s = None  # a display value only
+    return HeldJob(
+        job_id=job_id.decode(),
+        execution_id=execution_id.decode(),
+        request=request,
+        problem=problem,
+        # RQ reads 0 as "throw away" and -1 as "keep for ever"; neither gives the promise of a 202.
+        ttl_s=ttl_s if ttl_s and ttl_s > 0 else default_ttl_s,
+        failure_ttl_s=failure_ttl_s if failure_ttl_s and failure_ttl_s > 0 else default_ttl_s,
+        timeout_s=timeout_s if timeout_s and timeout_s > 0 else None,
+        must_run_alone=(_whole(lost) or 0) > 0 and (_whole(retries_left) or 0) <= 1,
+        started_at=now,
+        waited_s=waited_s,
+        claimed_clock=clock,
+    )
+
+
+class HeldJobs:
+    """All jobs that this worker holds a lease on, in the order in which they were claimed. Safe from any thread."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._jobs: dict[str, HeldJob] = {}
+        self._changed = threading.Condition()
+        self._clock = clock
+
+    def add(self, job: HeldJob) -> None:
+        with self._changed:
+            self._jobs[job.job_id] = job
+            self._changed.notify_all()
+
+    def remove(self, job: HeldJob) -> None:
+        with self._changed:
+            if self._jobs.get(job.job_id) is job:
+                del self._jobs[job.job_id]
+            self._changed.notify_all()
+
+    def get(self, job_id: str) -> HeldJob | None:
+        with self._changed:
+            return self._jobs.get(job_id)
+
+    def all(self) -> list[HeldJob]:
+        with self._changed:
+            return list(self._jobs.values())
+
+    def images(self) -> int:
+        return sum(job.images for job in self.all())
+
+    def end_early(self, job: HeldJob, ending: Ending) -> bool:
+        """Note why the job is taken out of the engine; the first reason stands, but a lost lease overrides any."""
+        with self._changed:
+            if job.ending is None or ending is Ending.LOST:
+                job.ending = ending
+                return True
+            return False
+
+    def wait_for_change(self, timeout_s: float) -> None:
+        with self._changed:
+            self._changed.wait(timeout_s)

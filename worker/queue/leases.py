@@ -1,0 +1,219 @@
+"""The worker's side of the Lua scripts: claim, renew, finish, fail, put back, recover. Each call is one round trip."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from worker.contract import JobError, JobOutcome
+from worker.queue import lua_scripts, rq_overrides
+from worker.queue.connection import REDIS_AWAY
+from worker.queue.held_job import HeldJob, read_claimed_row
+from worker.queue.rq_overrides import QueueKeys
+
+STRANDED_KEY = "reverie:stranded"
+"""When maintenance first saw each job that was taken off the queue and not claimed."""
+
+
+class ServerClock:
+    """The server's time of day, so that what one worker writes agrees with what another reads."""
+
+    def __init__(self) -> None:
+        self._offset = timedelta()
+
+    def adjust(self, client: "redis.Redis") -> None:
+        seconds, microseconds = client.time()
+        self._offset = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC) - datetime.now(UTC)
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self._offset
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What one maintenance pass found, as job ids."""
+
+    requeued: list[str]
+    failed: list[str]
+    unstranded: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    jobs: list[HeldJob]
+    dropped: list[tuple[str, str]]
+    """Ids taken off the queue that are no jobs to run, and why."""
+
+
+class Leases:
+    """The jobs of one queue, as one worker takes, keeps and ends them."""
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        queue_name: str,
+        worker_name: str,
+        worker_rq_key: str,
+        *,
+        lease_s: float,
+        default_ttl_s: int,
+        max_job_images: int,
+        server_clock: ServerClock,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._worker = worker_name
+        self._worker_key = worker_rq_key
+        self._lease_s = lease_s
+        self._default_ttl_s = default_ttl_s
+        self._max_job_images = max_job_images
+        self._server_clock = server_clock
+        self._clock = clock
+        self.keys = QueueKeys.of(queue_name)
+        self._script_keys = [
+            self.keys.queue,
+            self.keys.intermediate,
+            self.keys.started,
+            self.keys.finished,
+            self.keys.failed,
+            self.keys.canceled,
+        ]
+        self._claim = client.register_script(lua_scripts.CLAIM)
+        self._unheard_claim = client.register_script(lua_scripts.UNHEARD)
+        self._renew = client.register_script(lua_scripts.RENEW)
+        self._store_image = client.register_script(lua_scripts.STORE_IMAGE)
+        self._finish = client.register_script(lua_scripts.FINISH)
+        self._fail = client.register_script(lua_scripts.FAIL)
+        self._release = client.register_script(lua_scripts.RELEASE)
+        self._recover = client.register_script(lua_scripts.RECOVER)
+        self._unheard: list[str] = []
+
+    def wait_for_job(self, timeout_s: int) -> str | None:
+        """Move the next job id to the intermediate list, waiting for one; None when none came."""
+        moved = self._client.blmove(self.keys.queue, self.keys.intermediate, timeout_s, "LEFT", "RIGHT")
+        assert moved is None or isinstance(moved, bytes)  # the client decodes nothing
+        return None if moved is None else moved.decode("utf-8", "surrogateescape")
+
+    def put_back_moved(self, job_id: str) -> None:
+        """Undo `wait_for_job`."""
+        with self._client.pipeline() as pipeline:
+            pipeline.lrem(self.keys.intermediate, 1, job_id.encode("utf-8", "surrogateescape"))  # type: ignore[arg-type]
+            pipeline.lpush(self.keys.queue, job_id.encode("utf-8", "surrogateescape"))
+            pipeline.execute()
+
+    def claim(self, moved: str | None, count: int) -> Claim:
+        """Take the moved job, if any, and more from the queue, `count` at most in all."""
+        if self._unheard:
+            self._unheard_claim(keys=self._script_keys, args=self._unheard)
+            self._unheard = []
+        execution_ids = [uuid4().hex for _ in range(count)]
+        now = self._server_clock.now()
+        try:
+            rows, dropped = self._claim(
+                keys=self._script_keys,
+                args=[
+                    self._worker,
+                    self._lease_s,
+                    rq_overrides.time_text(now),
+                    self._default_ttl_s,
+                    (moved or "").encode("utf-8", "surrogateescape"),
+                    *execution_ids,
+                ],
+            )
+        except REDIS_AWAY:
+            # It may have run all the same: give back what it took before the next claim.
+            self._unheard = execution_ids
+            raise
+        clock = self._clock()
+        jobs = [
+            read_claimed_row(
+                row, now=now, clock=clock, max_images=self._max_job_images, default_ttl_s=self._default_ttl_s
+            )
+            for row in rows
+        ]
+        return Claim(jobs, [(id_.decode(errors="replace"), reason.decode()) for id_, reason in dropped])
+
+    def renew(self, jobs: Sequence[HeldJob]) -> list[str]:
+        """Prolong all leases; answers each job's status, or 'lost'."""
+        if not jobs:
+            return []
+        pairs = [part for job in jobs for part in (job.job_id, job.execution_id)]
+        text = rq_overrides.time_text(self._server_clock.now())
+        return [answer.decode() for answer in self._renew(keys=self._script_keys, args=[self._lease_s, text, *pairs])]
+
+    def store_image(self, job: HeldJob, key: str, data: bytes) -> bool:
+        """Keep an image until the job's expiry; False when the lease is lost."""
+        return bool(
+            self._store_image(keys=self._script_keys, args=[job.job_id, job.execution_id, key, job.ttl_s, data])
+        )
+
+    def finish(self, job: HeldJob, outcome: JobOutcome) -> str:
+        """End the job as succeeded. Safe to repeat. Answers 'finished' or the status that stood against it."""
+        ended_at = self._server_clock.now()
+        job_fields = {"ended_at": rq_overrides.time_text(ended_at)}
+        result = rq_overrides.success_fields(
+            job.job_id, outcome.model_dump(mode="json"), job.execution_id, self._worker, job.started_at, ended_at
+        )
+        answer = self._finish(
+            keys=self._script_keys,
+            args=[
+                *(job.job_id, job.execution_id, self._worker_key, job.ttl_s, 2 * len(job_fields)),
+                *_flat(job_fields),
+                *_flat(result),
+            ],
+        )
+        return str(answer.decode())
+
+    def fail(self, job: HeldJob, error: JobError, *, may_retry: bool, stopped: bool = False) -> str:
+        """End the job as failed (or stopped), or queue it again when it may be retried and has retries left.
+        Safe to repeat. Answers 'failed', 'stopped', 'queued' or the status that stood against it."""
+        ended_at = self._server_clock.now()
+        text = error.model_dump_json()
+        job_fields = {
+            "ended_at": rq_overrides.time_text(ended_at),
+            "exc_info": rq_overrides.compressed_exc_info(text),
+        }
+        result = rq_overrides.failure_fields(
+            job.job_id, text, job.execution_id, self._worker, job.started_at, ended_at, stopped
+        )
+        answer = self._fail(
+            keys=self._script_keys,
+            args=[
+                *(job.job_id, job.execution_id, self._worker_key, job.failure_ttl_s),
+                *("stopped" if stopped else "failed", int(may_retry), 2 * len(job_fields)),
+                *_flat(job_fields),
+                *_flat(result),
+            ],
+        )
+        return str(answer.decode())
+
+    def release(self, jobs: Sequence[HeldJob]) -> list[str]:
+        """Put jobs back at the front of the queue in the order given, no retry consumed; answers the ids put back."""
+        if not jobs:
+            return []
+        pairs = [part for job in jobs for part in (job.job_id, job.execution_id)]
+        return [id_.decode() for id_ in self._release(keys=self._script_keys, args=[self._default_ttl_s, *pairs])]
+
+    def recover(self, stranded_s: float) -> Recovered:
+        """Give the jobs of dead workers back to the queue, or fail those without retries left; clean the registries."""
+        now = self._server_clock.now()
+        error = JobError(code="worker_lost", detail="every worker that ran this job died or lost its connection")
+        text = error.model_dump_json()
+        result = rq_overrides.failure_fields("", text, None, "", None, now)
+        answer = self._recover(
+            keys=self._script_keys,
+            args=[
+                *(STRANDED_KEY, stranded_s, self._default_ttl_s, rq_overrides.time_text(now)),
+                rq_overrides.compressed_exc_info(text),
+                *_flat(result),
+            ],
+        )
+        return Recovered(*([id_.decode(errors="replace") for id_ in ids] for ids in answer))
+
+
+def _flat(fields: dict[str, Any]) -> list[Any]:
+    return [part for pair in fields.items() for part in pair]

@@ -1,0 +1,366 @@
+"""The Lua scripts that move a job between its states: each is one atomic step, fenced by the execution's lease.
+
+Leases are scores of RQ's started registry (`rq:wip:<queue>`), in the server's own seconds, so no client's clock counts.
+A worker owns a job as long as its entry `<job>:<execution>` is in that registry; every script that ends or renews a job
+asks for it first. All keys that RQ reads (job hash, registries, executions, results) are left as RQ itself leaves them.
+"""
+
+_PRELUDE = """
+local QUEUE, INTERMEDIATE, WIP = KEYS[1], KEYS[2], KEYS[3]
+local FINISHED, FAILED, CANCELED = KEYS[4], KEYS[5], KEYS[6]
+local TIME = redis.call('TIME')
+local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000
+
+local function job_key(id) return 'rq:job:' .. id end
+local function execution_key(id, execution) return 'rq:execution:' .. id .. ':' .. execution end
+
+local function expire_by(key, seconds)
+  -- Gives a key an expiry, or a later one; never an earlier one.
+  if redis.call('PTTL', key) < seconds * 1000 then redis.call('EXPIRE', key, seconds) end
+end
+
+local function owns(id, execution)
+  return redis.call('ZSCORE', WIP, id .. ':' .. execution)
+end
+
+local function lease(id, execution, lease_s)
+  redis.call('ZADD', WIP, string.format('%.3f', NOW + lease_s), id .. ':' .. execution)
+  redis.call('ZADD', 'rq:executions:' .. id, string.format('%.3f', NOW + lease_s + 60), execution)
+  -- The execution's hash outlives its entry there: RQ's cancel and delete raise when they meet an entry without a hash.
+  redis.call('EXPIRE', 'rq:executions:' .. id, math.ceil(lease_s + 60))
+  redis.call('EXPIRE', execution_key(id, execution), math.ceil(lease_s + 120))
+end
+
+local function drop_execution(id, execution)
+  redis.call('ZREM', WIP, id .. ':' .. execution)
+  redis.call('ZREM', 'rq:executions:' .. id, execution)
+  redis.call('DEL', execution_key(id, execution))
+end
+
+local function is_hash(id) return redis.call('TYPE', job_key(id)).ok == 'hash' end
+
+local function add_to_registry(registry, id, ttl)
+  redis.call('ZADD', registry, string.format('%.3f', NOW + ttl), id)
+  expire_by(registry, ttl + 60)
+end
+
+local function requeue(id)
+  redis.call('HSET', job_key(id), 'status', 'queued', 'started_at', '', 'worker_name', '')
+end
+
+local function end_job(id, status, registry, ttl, fields, result)
+  redis.call('HSET', job_key(id), 'status', status, unpack(fields))
+  redis.call('EXPIRE', job_key(id), ttl)
+  redis.call('XADD', 'rq:results:' .. id, 'MAXLEN', 10, '*', unpack(result))
+  redis.call('EXPIRE', 'rq:results:' .. id, ttl)
+  add_to_registry(registry, id, ttl)
+end
+
+local function count(worker_key, counter)
+  if redis.call('EXISTS', worker_key) == 1 then redis.call('HINCRBY', worker_key, counter, 1) end
+end
+
+local function slice(first, length)
+  local part = {}
+  for i = first, first + length - 1 do part[#part + 1] = ARGV[i] end
+  return part
+end
+
+local function already_ended_by(id, execution)
+  -- True when this very execution wrote the job's last result: an earlier call whose answer was lost.
+  local last = redis.call('XREVRANGE', 'rq:results:' .. id, '+', '-', 'COUNT', 1)[1]
+  if not last then return false end
+  for i = 1, #last[2], 2 do
+    if last[2][i] == 'execution_id' then return last[2][i + 1] == execution end
+  end
+  return false
+end
+
+local function status_of(id)
+  if not is_hash(id) then return 'gone' end
+  return redis.call('HGET', job_key(id), 'status') or 'gone'
+end
+"""
+
+CLAIM = (
+    _PRELUDE
+    + """
+-- ARGV: worker name, lease in s, time text, ttl for what is dropped,
+-- job id moved to the intermediate list or '', execution ids...
+-- Takes that job and then jobs from the queue, one for each execution id.
+-- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, enqueued_at, progress}...},
+-- {{job, reason}...}
+local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local claimed, dropped = {}, {}
+
+local function has_live_execution(id)
+  for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, -1)) do
+    if owns(id, execution) then return true end
+  end
+  return false
+end
+
+local function refusal(id)
+  if not string.match(id, '^[%w_-]+$') then return 'not a job id' end
+  local kind = redis.call('TYPE', job_key(id)).ok
+  if kind == 'none' then return 'no such job' end
+  if kind ~= 'hash' then
+    expire_by(job_key(id), ttl)
+    return 'its key is a ' .. kind .. ', not a job'
+  end
+  local status = redis.call('HGET', job_key(id), 'status')
+  if status == 'finished' or status == 'failed' or status == 'canceled' or status == 'stopped' then return status end
+  if status == 'deferred' or status == 'scheduled' then return status end
+  if has_live_execution(id) then return 'runs already' end
+  return nil
+end
+
+local function take(id, execution)
+  local reason = refusal(id)
+  if reason then
+    dropped[#dropped + 1] = {id, reason}
+    return false
+  end
+  local key = job_key(id)
+  redis.call('HSET', key, 'status', 'started', 'worker_name', worker,
+    'started_at', time_text, 'last_heartbeat', time_text)
+  redis.call('PERSIST', key)
+  redis.call('HSET', execution_key(id, execution), 'id', execution, 'worker_name', worker,
+    'created_at', string.format('%.6f', NOW), 'last_heartbeat', string.format('%.6f', NOW))
+  lease(id, execution, lease_s)
+  local row = redis.call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl', 'retries_left',
+    'reverie_lost', 'enqueued_at')
+  table.insert(row, redis.call('GET', 'reverie:progress:' .. id))
+  table.insert(row, 1, execution)
+  table.insert(row, 1, id)
+  claimed[#claimed + 1] = row
+  -- A job that was lost before may have to run alone: claim nothing after it.
+  return true, (tonumber(row[8]) or 0) > 0
+end
+
+local next_execution, lost_before = 6, false
+if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then
+  local taken
+  taken, lost_before = take(moved, ARGV[next_execution])
+  if taken then next_execution = next_execution + 1 end
+end
+while ARGV[next_execution] and not lost_before do
+  local id = redis.call('LPOP', QUEUE)
+  if not id then break end
+  local taken
+  taken, lost_before = take(id, ARGV[next_execution])
+  if taken then next_execution = next_execution + 1 end
+end
+return {claimed, dropped}
+"""
+)
+
+UNHEARD = (
+    _PRELUDE
+    + """
+-- ARGV: execution ids of a claim whose answer was lost. Puts what it claimed back at the front; returns how many.
+local mine, returned = {}, 0
+for _, execution in ipairs(ARGV) do mine[execution] = true end
+for _, entry in ipairs(redis.call('ZREVRANGE', WIP, 0, -1)) do
+  local id, execution = string.match(entry, '^([^:]*):(.*)$')
+  if execution and mine[execution] then
+    drop_execution(id, execution)
+    if is_hash(id) and redis.call('HGET', job_key(id), 'status') == 'started' then
+      requeue(id)
+      redis.call('LPUSH', QUEUE, id)
+      returned = returned + 1
+    end
+  end
+end
+return returned
+"""
+)
+
+RENEW = (
+    _PRELUDE
+    + """
+-- ARGV: lease in s, time text, then job and execution ids in pairs.
+-- Returns each job's status, or 'lost' when its lease is gone.
+local lease_s, answers = tonumber(ARGV[1]), {}
+for i = 3, #ARGV, 2 do
+  local id, execution = ARGV[i], ARGV[i + 1]
+  local status = status_of(id)
+  if not owns(id, execution) then
+    if status ~= 'canceled' then status = 'lost' end
+  elseif status == 'gone' then
+    drop_execution(id, execution)
+    status = 'lost'
+  else
+    lease(id, execution, lease_s)
+    redis.call('HSET', execution_key(id, execution), 'last_heartbeat', string.format('%.6f', NOW))
+    redis.call('HSET', job_key(id), 'last_heartbeat', ARGV[2])
+  end
+  answers[#answers + 1] = status
+end
+return answers
+"""
+)
+
+STORE_IMAGE = (
+    _PRELUDE
+    + """
+-- ARGV: job, execution, image key, ttl in s, bytes.
+-- Only the lease's owner writes: a taken-over job's images stay its new owner's.
+if not owns(ARGV[1], ARGV[2]) then return 0 end
+redis.call('SET', ARGV[3], ARGV[5], 'EX', ARGV[4])
+return 1
+"""
+)
+
+FINISH = (
+    _PRELUDE
+    + """
+-- ARGV: job, execution, worker key, ttl, number of job fields, job fields..., result fields...
+-- Returns 'finished', or the status that stood against it.
+local id, execution, ttl, width = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+local owned, status = owns(id, execution), status_of(id)
+drop_execution(id, execution)
+if not owned and status ~= 'canceled' then
+  return already_ended_by(id, execution) and 'finished' or 'lost'
+end
+if status ~= 'started' then
+  if status ~= 'gone' then expire_by(job_key(id), ttl) end
+  return status
+end
+end_job(id, 'finished', FINISHED, ttl, slice(6, width), slice(6 + width, #ARGV - 5 - width))
+count(ARGV[3], 'successful_job_count')
+return 'finished'
+"""
+)
+
+FAIL = (
+    _PRELUDE
+    + """
+-- ARGV: job, execution, worker key, ttl, final status, may retry 0/1, number of job fields,
+-- job fields..., result fields...
+-- Returns 'failed', 'stopped', 'queued' (it will be tried again), or the status that stood against it.
+local id, execution, ttl, final = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5]
+local width = tonumber(ARGV[7])
+local owned, status = owns(id, execution), status_of(id)
+drop_execution(id, execution)
+if not owned and status ~= 'canceled' then
+  return already_ended_by(id, execution) and final or 'lost'
+end
+if status ~= 'started' then
+  if status ~= 'gone' then expire_by(job_key(id), ttl) end
+  return status
+end
+local retries_left = tonumber(redis.call('HGET', job_key(id), 'retries_left') or '') or 0
+count(ARGV[3], 'failed_job_count')
+if ARGV[6] == '1' and retries_left > 0 then
+  redis.call('HSET', job_key(id), 'retries_left', retries_left - 1)
+  requeue(id)
+  redis.call('RPUSH', QUEUE, id)
+  return 'queued'
+end
+end_job(id, final, FAILED, ttl, slice(8, width), slice(8 + width, #ARGV - 7 - width))
+return final
+"""
+)
+
+RELEASE = (
+    _PRELUDE
+    + """
+-- ARGV: ttl, then job and execution ids in pairs, in the order in which they were claimed.
+-- Puts those that are still owned back at the front, in that order, no retry consumed; returns their ids.
+local returned = {}
+for i = #ARGV - 1, 2, -2 do
+  local id, execution = ARGV[i], ARGV[i + 1]
+  if owns(id, execution) then
+    drop_execution(id, execution)
+    local status = status_of(id)
+    if status == 'started' then
+      requeue(id)
+      redis.call('LPUSH', QUEUE, id)
+      returned[#returned + 1] = id
+    elseif status ~= 'gone' then
+      expire_by(job_key(id), tonumber(ARGV[1]))
+    end
+  end
+end
+return returned
+"""
+)
+
+RECOVER = (
+    _PRELUDE
+    + """
+-- ARGV: key of first sightings, age in s at which an unclaimed job is stranded, default ttl, time text, exc_info,
+-- then the fields of the result of a job that is lost for good.
+-- Returns {requeued...}, {failed...}, {unstranded...}
+local SEEN, stranded_s, default_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local time_text, exc_info = ARGV[4], ARGV[5]
+local result = slice(6, #ARGV - 5)
+local requeued, failed, unstranded = {}, {}, {}
+
+local function ttl_of(id)
+  local ttl = tonumber(redis.call('HGET', job_key(id), 'failure_ttl') or '') or default_ttl
+  if ttl <= 0 then ttl = default_ttl end
+  return ttl
+end
+
+-- Leases that ran out. Latest first, so that LPUSH leaves the oldest at the front.
+for _, entry in ipairs(redis.call('ZREVRANGEBYSCORE', WIP, string.format('%.3f', NOW), '-inf', 'LIMIT', 0, 500)) do
+  local id, execution = string.match(entry, '^([^:]*):(.*)$')
+  if not id then
+    redis.call('ZREM', WIP, entry)
+  else
+    drop_execution(id, execution)
+    local status = status_of(id)
+    if status == 'started' then
+      local retries_left = tonumber(redis.call('HGET', job_key(id), 'retries_left') or '') or 0
+      if retries_left > 0 then
+        redis.call('HSET', job_key(id), 'retries_left', retries_left - 1)
+        local lost = tonumber(redis.call('HGET', job_key(id), 'reverie_lost') or '') or 0
+        redis.call('HSET', job_key(id), 'reverie_lost', lost + 1)
+        requeue(id)
+        redis.call('LPUSH', QUEUE, id)
+        requeued[#requeued + 1] = id
+      else
+        end_job(id, 'failed', FAILED, ttl_of(id), {'ended_at', time_text, 'exc_info', exc_info}, result)
+        failed[#failed + 1] = id
+      end
+    elseif status ~= 'gone' and status ~= 'queued' then
+      expire_by(job_key(id), ttl_of(id))
+    end
+  end
+end
+
+-- Jobs whose worker died between taking them off the queue and claiming them: no retry consumed, they never ran.
+local stranded = {}
+for _, id in ipairs(redis.call('LRANGE', INTERMEDIATE, 0, -1)) do
+  stranded[id] = true
+  local seen = redis.call('ZSCORE', SEEN, id)
+  if not seen then
+    redis.call('ZADD', SEEN, string.format('%.3f', NOW), id)
+    redis.call('EXPIRE', SEEN, 3600)
+  elseif NOW - tonumber(seen) >= stranded_s then
+    redis.call('LREM', INTERMEDIATE, 1, id)
+    redis.call('LPUSH', QUEUE, id)
+    redis.call('ZREM', SEEN, id)
+    unstranded[#unstranded + 1] = id
+  end
+end
+for _, id in ipairs(redis.call('ZRANGE', SEEN, 0, -1)) do
+  if not stranded[id] then redis.call('ZREM', SEEN, id) end
+end
+
+-- Registries: what has expired leaves; a canceled job, which RQ would keep for ever, gets its expiry.
+redis.call('ZREMRANGEBYSCORE', FINISHED, '-inf', string.format('(%.3f', NOW))
+redis.call('ZREMRANGEBYSCORE', FAILED, '-inf', string.format('(%.3f', NOW))
+for _, id in ipairs(redis.call('ZRANGE', CANCELED, 0, 499)) do
+  if redis.call('EXISTS', job_key(id)) == 0 then
+    redis.call('ZREM', CANCELED, id)
+  elseif redis.call('PTTL', job_key(id)) == -1 and is_hash(id) then
+    redis.call('EXPIRE', job_key(id), ttl_of(id))
+  end
+end
+expire_by(CANCELED, default_ttl + 60)
+return {requeued, failed, unstranded}
+"""
+)

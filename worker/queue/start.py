@@ -1,0 +1,105 @@
+"""From the environment to a running worker; what can't start says why in one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn
+
+import redis
+
+from worker.queue import rq_overrides
+from worker.queue.connection import connect, shown, wait_until_ready
+from worker.settings import SettingsError, WorkerSettings, read_settings
+
+if TYPE_CHECKING:
+    from worker.store.model_store import ModelStore
+
+EXIT_CANT_START = 1
+EXIT_BAD_SETTINGS = 2
+
+
+class CantStartError(Exception):
+    """The worker can't start; the message is one line for the operator."""
+
+
+def main(environment: Mapping[str, str] | None = None) -> NoReturn:
+    """Run until the worker ends; never returns."""
+    try:
+        settings = read_settings(environment)
+    except SettingsError as error:
+        _end(f"error: {error}", EXIT_BAD_SETTINGS)
+    configure_logging(settings.log_level)
+    try:
+        rq_overrides.require_rq_version()
+        rq_overrides.disable_pickle()
+        store = open_store(settings)
+        client = open_redis(settings)
+        code = _serve(settings, store, client)
+    except (CantStartError, rq_overrides.UnsupportedRqError) as error:
+        _end(f"error: {error}", EXIT_CANT_START)
+    except KeyboardInterrupt:
+        _end("interrupted", EXIT_CANT_START)
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not sys.exit: a thread inside a kernel would be torn down under it.
+    os._exit(code)
+
+
+def configure_logging(level: str) -> None:
+    """One line per event on stderr."""
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    # RQ tells of its own bookkeeping at INFO.
+    logging.getLogger("rq").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def open_store(settings: WorkerSettings) -> "ModelStore":
+    """The store, which must hold a model.
+
+    Raises:
+        CantStartError: it is missing or empty.
+    """
+    from worker.store import ModelStore, StoreError, bundled_store_path
+
+    root = settings.store if settings.store is not None else bundled_store_path()
+    variable = "REVERIE_STORE" if settings.store is not None else "the bundled store"
+    try:
+        store = ModelStore(root)
+        if not store.models():
+            raise CantStartError(f"{variable} {root} holds no model: train or import one first")
+    except (StoreError, OSError) as error:
+        raise CantStartError(f"{variable} {root}: {error}") from error
+    return store
+
+
+def open_redis(settings: WorkerSettings) -> "redis.Redis":
+    """A connection that has answered once.
+
+    Raises:
+        CantStartError: no answer within the stated time.
+    """
+    client = connect(settings.redis_url)
+    try:
+        wait_until_ready(client, settings.redis_url, settings.redis_wait_s)
+    except redis.exceptions.RedisError as error:
+        address, waited = shown(settings.redis_url), settings.redis_wait_s
+        raise CantStartError(
+            f"Redis at REVERIE_REDIS_URL={address} did not answer within {waited:g} s: {error}"
+        ) from None
+    return client
+
+
+def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis") -> int:
+    # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
+    from worker.engine.engine import Engine
+    from worker.models.pool import ModelPool
+    from worker.queue.worker_process import WorkerProcess
+
+    pool = ModelPool(store, settings.device, settings.dtype)
+    engine = Engine(pool, settings.max_batch)
+    return WorkerProcess(settings, client, engine, pool, device=str(pool.device), dtype=str(pool.dtype)).run()
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(message.replace("\n", " "), file=sys.stderr, flush=True)
+    os._exit(code)

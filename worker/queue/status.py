@@ -1,0 +1,175 @@
+"""What the worker publishes of itself: its `WorkerStatus`, and the progress of the jobs it runs."""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Protocol
+
+import redis
+
+from worker.contract import (
+    CATALOGUE_KEY,
+    CATALOGUE_TTL_S,
+    EngineCounters,
+    ModelInfo,
+    WorkerStatus,
+    events_channel,
+    progress_key,
+    worker_key,
+)
+from worker.engine.messages import EnginePort
+from worker.queue.connection import REDIS_AWAY
+from worker.queue.held_job import HeldJobs
+from worker.queue.redis_health import RedisHealth
+
+logger = logging.getLogger(__name__)
+
+PROGRESS_S = 0.25
+MODELS_S = 0.5
+SPEED_WINDOW_S = 10.0
+"""Busy seconds over which the speed is measured."""
+
+
+class Catalogue(Protocol):
+    """What can be drawn; `worker.models.ModelPool` is one."""
+
+    def describe(self) -> list[ModelInfo]:
+        """All models of the store, in order of their names. Safe from any thread, and cheap."""
+
+
+class SpeedMeter:
+    """Image-steps per busy second, over the last busy seconds."""
+
+    def __init__(self, window_s: float = SPEED_WINDOW_S) -> None:
+        self._window_s = window_s
+        self._samples: deque[tuple[float, int]] = deque([(0.0, 0)])
+
+    def measure(self, counters: EngineCounters) -> float | None:
+        """None before the first step."""
+        if counters.busy_s > self._samples[-1][0]:
+            self._samples.append((counters.busy_s, counters.image_steps))
+        while len(self._samples) > 2 and self._samples[-1][0] - self._samples[1][0] >= self._window_s:
+            self._samples.popleft()
+        busy_s = self._samples[-1][0] - self._samples[0][0]
+        return (self._samples[-1][1] - self._samples[0][1]) / busy_s if busy_s > 0 else None
+
+
+class StatusPublisher:
+    """Keeps the worker's status in Redis true. `publish` is safe from any thread."""
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        engine: EnginePort,
+        catalogue: Catalogue,
+        held: HeldJobs,
+        *,
+        worker: str,
+        started_at: datetime,
+        device: str,
+        dtype: str,
+        max_batch: int,
+        default_model: str | None,
+        ttl_s: int,
+    ) -> None:
+        self._client = client
+        self._engine = engine
+        self._catalogue = catalogue
+        self._held = held
+        self._worker = worker
+        self._started_at = started_at
+        self._device = device
+        self._dtype = dtype
+        self._max_batch = max_batch
+        self._default_model = default_model
+        self._ttl_s = ttl_s
+        self._speed = SpeedMeter()
+        self._lock = threading.Lock()
+        self._published_models: list[ModelInfo] | None = None
+
+    def publish(self) -> None:
+        with self._lock:
+            status = self._status()
+            text = status.model_dump_json()
+            with self._client.pipeline(transaction=False) as pipeline:
+                pipeline.set(worker_key(self._worker), text, ex=self._ttl_s)
+                pipeline.set(CATALOGUE_KEY, text, ex=CATALOGUE_TTL_S)
+                pipeline.execute()
+            self._published_models = status.models
+
+    def publish_if_models_changed(self) -> None:
+        if self._catalogue.describe() != self._published_models:
+            self.publish()
+
+    def withdraw(self) -> None:
+        """The worker is gone; what it could draw stays known."""
+        self._client.delete(worker_key(self._worker))
+
+    def _status(self) -> WorkerStatus:
+        models, counters = self._catalogue.describe(), self._engine.counters()
+        names = [model.name for model in models]
+        default = self._default_model if self._default_model in names else (names[0] if names else None)
+        return WorkerStatus(
+            worker=self._worker,
+            started_at=self._started_at,
+            device=self._device,
+            dtype=self._dtype,
+            max_batch=self._max_batch,
+            default_model=default,
+            models=models,
+            counters=counters,
+            images_waiting=max(0, self._held.images() - self._max_batch),
+            image_steps_per_s=self._speed.measure(counters),
+        )
+
+
+class ProgressReporter:
+    """A few times a second: the progress of every held job that got on, in one round trip."""
+
+    def __init__(
+        self,
+        client: "redis.Redis",
+        held: HeldJobs,
+        status: StatusPublisher,
+        health: RedisHealth,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._client = client
+        self._held = held
+        self._status = status
+        self._health = health
+        self._clock = clock
+        self._stop = threading.Event()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def run(self) -> None:
+        next_models = self._clock()
+        while not self._stop.wait(PROGRESS_S):
+            try:
+                self.report()
+                if self._clock() >= next_models:
+                    self._status.publish_if_models_changed()
+                    next_models = self._clock() + MODELS_S
+            except REDIS_AWAY as error:
+                self._health.failed(error)
+            except redis.exceptions.RedisError:
+                logger.exception("progress was refused by Redis")
+
+    def report(self) -> None:
+        news = [(job, job.progress) for job in self._held.all() if job.progress is not job.progress_sent]
+        if not news:
+            return
+        with self._client.pipeline(transaction=False) as pipeline:
+            for job, progress in news:
+                assert progress is not None  # it only ever goes from None to a snapshot
+                text = progress.model_dump_json()
+                pipeline.set(progress_key(job.job_id), text, ex=job.ttl_s)
+                pipeline.publish(events_channel(job.job_id), text)
+            pipeline.execute()
+        for job, progress in news:
+            job.progress_sent = progress

@@ -1,0 +1,249 @@
+"""The worker's threads, its signals, and how it ends.
+
+main: claims · engine: steps, and never touches Redis · dispatcher: reads the engine's outbox · finisher and encoders:
+results · heartbeat · maintenance · progress · RQ's command channel.
+"""
+
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import FrameType
+from typing import Protocol
+from uuid import uuid4
+
+import redis
+
+from worker.contract import QUEUE_NAME
+from worker.engine.messages import EnginePort, Failed
+from worker.queue.claimer import Claimer
+from worker.queue.connection import REDIS_AWAY
+from worker.queue.dispatcher import Dispatcher
+from worker.queue.finisher import Finisher
+from worker.queue.heartbeat import Heartbeat
+from worker.queue.held_job import HeldJobs
+from worker.queue.leases import Leases, ServerClock
+from worker.queue.maintenance import Maintenance
+from worker.queue.redis_health import RedisHealth
+from worker.queue.rq_overrides import RqWorker
+from worker.queue.status import Catalogue, ProgressReporter, StatusPublisher
+from worker.settings import WorkerSettings
+
+logger = logging.getLogger(__name__)
+
+EXIT_OK = 0
+EXIT_BROKEN = 1
+EXIT_HUNG = 3
+FORCED_END_S = 2.0
+"""How long the end may take after a second SIGTERM."""
+
+
+class RunnableEngine(EnginePort, Protocol):
+    def run(self, stop: threading.Event) -> None:
+        """Step until `stop` is set."""
+
+
+class WorkerProcess:
+    """One worker from its registration to its end."""
+
+    def __init__(
+        self,
+        settings: WorkerSettings,
+        client: "redis.Redis",
+        engine: RunnableEngine,
+        catalogue: Catalogue,
+        *,
+        device: str,
+        dtype: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._client = client
+        self._engine = engine
+        self._clock = clock
+        self._signals = 0
+        self._broken = False
+        self._hung = False
+        # A new name for every process: RQ refuses a name that a killed worker still seems to hold.
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{uuid4().hex[:8]}".replace(":", "-")
+
+        self._held = HeldJobs(clock)
+        self._health = RedisHealth(clock)
+        server_clock = ServerClock()
+        self._rq_worker = RqWorker(
+            QUEUE_NAME, self.name, client, settings.worker_ttl_s, on_stop_job=lambda id_: self._heartbeat.stop_job(id_)
+        )
+        self._leases = Leases(
+            client,
+            QUEUE_NAME,
+            self.name,
+            self._rq_worker.key,
+            lease_s=settings.lease_s,
+            default_ttl_s=settings.result_ttl_s,
+            max_job_images=settings.max_job_images,
+            server_clock=server_clock,
+            clock=clock,
+        )
+        self._status = StatusPublisher(
+            client,
+            engine,
+            catalogue,
+            self._held,
+            worker=self.name,
+            started_at=datetime.now(UTC),
+            device=device,
+            dtype=dtype,
+            max_batch=settings.max_batch,
+            default_model=settings.default_model,
+            ttl_s=settings.worker_ttl_s,
+        )
+        self._finisher = Finisher(client, self._leases, self._held, self._health, clock=clock)
+        self._dispatcher = Dispatcher(engine, self._held, self._finisher)
+        self._claimer = Claimer(
+            client,
+            self._leases,
+            engine,
+            self._held,
+            self._finisher,
+            self._health,
+            settings.max_batch,
+            stopping=lambda: self._signals > 0 or self._broken or self._hung,
+        )
+        self._heartbeat = Heartbeat(
+            client,
+            self._leases,
+            engine,
+            self._held,
+            self._rq_worker,
+            self._status,
+            self._health,
+            server_clock,
+            heartbeat_s=settings.heartbeat_s,
+            watchdog_s=settings.watchdog_s,
+            on_hang=self._end_hung,
+            clock=clock,
+        )
+        self._maintenance = Maintenance(
+            client,
+            self._leases,
+            self._rq_worker,
+            self._health,
+            interval_s=settings.maintenance_s,
+            lease_s=settings.lease_s,
+        )
+        self._progress = ProgressReporter(client, self._held, self._status, self._health, clock)
+        self._engine_stop = threading.Event()
+
+    def run(self) -> int:
+        """Serve until a signal or a fatal error; returns the exit code."""
+        signal.signal(signal.SIGTERM, self._on_signal)
+        signal.signal(signal.SIGINT, self._on_signal)
+        self._rq_worker.announce()
+        self._heartbeat.beat()
+        threads = {
+            name: self._start(name, target)
+            for name, target in {
+                "engine": lambda: self._engine.run(self._engine_stop),
+                "dispatcher": self._dispatcher.run,
+                "finisher": self._finisher.run,
+                "heartbeat": self._heartbeat.run,
+                "maintenance": self._maintenance.run,
+                "progress": self._progress.run,
+            }.items()
+        }
+        logger.info("worker %s is ready, batches of up to %d images", self.name, self._settings.max_batch)
+        try:
+            self._claimer.run()
+        except Exception:
+            logger.exception("claiming broke")
+            self._broken = True
+        self._end(threads)
+        return EXIT_BROKEN if self._broken else EXIT_OK
+
+    def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
+        # A plain count: a lock taken here could be one that the interrupted main thread holds.
+        self._signals += 1
+
+    def _start(self, name: str, target: Callable[[], None]) -> threading.Thread:
+        thread = threading.Thread(target=self._guarded, args=(name, target), name=name, daemon=True)
+        thread.start()
+        return thread
+
+    def _guarded(self, name: str, target: Callable[[], None]) -> None:
+        try:
+            target()
+        except Exception:
+            logger.exception("the %s thread broke: this worker ends", name)
+            self._broken = True
+
+    def _end_hung(self) -> None:
+        logger.critical("the engine made no step for %g s while work waits: ending", self._settings.watchdog_s)
+        logging.shutdown()
+        # No lease is renewed any more: the jobs go to another worker. A hung kernel can't be joined.
+        os._exit(EXIT_HUNG)
+
+    def _end(self, threads: dict[str, threading.Thread]) -> None:
+        if self._broken:
+            self._fail_held()
+        else:
+            self._finish_within_grace()
+        self._put_back_rest()
+        self._engine_stop.set()
+        self._dispatcher.stop()
+        threads["dispatcher"].join(FORCED_END_S)
+        self._finisher.stop()
+        threads["finisher"].join(FORCED_END_S)
+        self._finisher.abandon()
+        self._heartbeat.stop()
+        self._maintenance.stop()
+        self._progress.stop()
+        # Joined before signing off: a heartbeat after it would sign on again.
+        for name in ("heartbeat", "maintenance", "progress", "engine"):
+            threads[name].join(FORCED_END_S / 2)
+        try:
+            self._status.withdraw()
+            self._rq_worker.withdraw()
+        except redis.exceptions.RedisError as error:
+            logger.warning("could not sign off (%s): this worker's entry expires", error)
+        logger.info("worker %s ended", self.name)
+
+    def _finish_within_grace(self) -> None:
+        jobs = len(self._held.all())
+        logger.info("stopping: %d job(s) have %g s to end", jobs, self._settings.grace_s if jobs else 0)
+        deadline = self._clock() + self._settings.grace_s
+        while self._held.all() and self._signals < 2 and self._clock() < deadline and not self._broken:
+            self._held.wait_for_change(0.1)
+
+    def _fail_held(self) -> None:
+        """Charge each job of a broken engine a try, or one that breaks every engine would go on for ever."""
+        for job in self._held.all():
+            if job.in_engine:
+                job.in_engine = False
+                detail = "the worker broke while it ran this job"
+                self._finisher.ended(job, Failed(job.job_id, "worker_broken", detail, retryable=True))
+        deadline = self._clock() + FORCED_END_S
+        while self._held.all() and self._clock() < deadline:
+            self._held.wait_for_change(0.1)
+
+    def _put_back_rest(self) -> None:
+        jobs = self._held.all()
+        if not jobs:
+            return
+        deadline = self._clock() + FORCED_END_S
+        while True:
+            try:
+                returned = self._leases.release(jobs)
+                logger.info("put %d job(s) back at the front of the queue", len(returned))
+                break
+            except REDIS_AWAY as error:
+                if self._clock() >= deadline:
+                    logger.warning("could not put %d job(s) back (%s): their leases run out", len(jobs), error)
+                    break
+                time.sleep(0.1)
+        for job in jobs:
+            self._held.remove(job)
+            self._engine.cancel(job.job_id)
