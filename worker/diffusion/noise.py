@@ -4,13 +4,8 @@ How a value is made, so that any other implementation can make the same one. Ele
 C, H, W order, last index fastest; b = e // 4 is its block and e % 4 its place in the block.
 
 1. (w0, w1, w2, w3) = philox4x32_10(counter = (b, draw, stream, 0), key = (seed mod 2^32, seed div 2^32)).
-2. Words (w0, w1) give the values at places 0 and 1, words (w2, w3) those at 2 and 3, by Box & Muller 1958: with
-   u = (w0 + 0.5) / 2^32 in (0, 1), never 0, and turn = w1 / 2^32 in [0, 1),
-   r = sqrt(-2 ln u), values r cos(2 pi turn) and r sin(2 pi turn). The largest magnitude is 6.77.
-3. ln, cos and sin are the series below in float64, and the result is cast to float32 once.
-
-The series use +, -, *, /, sqrt alone, each rounded by IEEE 754: the same bits on every device and in every batch.
-A library's log and cos differ from one to the next, and between the body of a vector loop and its tail.
+2. `box_muller(w0, w1)` gives the values at places 0 and 1, `box_muller(w2, w3)` those at places 2 and 3.
+3. That is float64 arithmetic; the result is cast to float32 once.
 """
 
 import math
@@ -18,6 +13,7 @@ import math
 import torch
 from torch import Tensor
 
+from worker.diffusion.box_muller import box_muller
 from worker.diffusion.errors import DiffusionError
 from worker.diffusion.philox import MASK_32, philox4x32_10
 
@@ -25,9 +21,6 @@ INITIAL_STREAM = 0
 """x_T; its draw number is 0."""
 STEP_STREAM = 1
 """The noise z of a step; its draw number is the step, counted from 0."""
-
-_LOG_TERMS = 11
-_TRIGONOMETRIC_TERMS = 8
 
 
 def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -61,10 +54,7 @@ def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: tuple[int,
     key = torch.stack([seeds & MASK_32, (seeds >> 32) & MASK_32])[:, :, None]  # [2, N, 1]
     words = philox4x32_10(counter, key)
 
-    u = (words[0::2].double() + 0.5) / 2**32  # [2, N, blocks]
-    r = (-2 * _log(u)).sqrt()
-    cosine, sine = _cos_sin(words[1::2])
-    pairs = torch.stack([r * cosine, r * sine], dim=1)  # [2 pairs, 2 values, N, blocks]
+    pairs = torch.stack(box_muller(words[0::2], words[1::2]), dim=1)  # [2 pairs, 2 values, N, blocks]
     normals = pairs.permute(2, 3, 0, 1).reshape(N, -1)[:, :values]
     return normals.to(torch.float32).reshape(N, *shape)
 
@@ -77,33 +67,3 @@ def initial_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
 def step_noise(seeds: Tensor, steps: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """z of each seed at each row's own step, counted from 0: [N] int64 twice → [N, C, H, W] float32."""
     return standard_normal(seeds, STEP_STREAM, steps, shape)
-
-
-def _log(u: Tensor) -> Tensor:
-    """ln u for u in (0, 1), float64: u = m 2^e with m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1))."""
-    mantissa, exponent = torch.frexp(u)  # mantissa in [1/2, 1)
-    small = mantissa < math.sqrt(0.5)
-    m = torch.where(small, 2 * mantissa, mantissa)
-    e = exponent.double() - small.double()
-    y = (m - 1) / (m + 1)
-    y_squared = y * y
-    series = torch.full_like(y, 1 / (2 * _LOG_TERMS - 1))
-    for k in reversed(range(_LOG_TERMS - 1)):
-        series = series * y_squared + 1 / (2 * k + 1)
-    return e * math.log(2) + 2 * y * series
-
-
-def _cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin of 2 pi word / 2^32, float64: Taylor series within an eighth turn of the nearest quarter turn."""
-    quarter = (word + 2**29) >> 30  # 0..4
-    angle = (word - (quarter << 30)).double() * (2 * math.pi / 2**32)  # in [-pi/4, pi/4)
-    square = angle * angle
-    cosine, sine = torch.ones_like(angle), torch.ones_like(angle)
-    for k in range(_TRIGONOMETRIC_TERMS, 0, -1):
-        cosine = 1 - cosine * square / (2 * k * (2 * k - 1))
-        sine = 1 - sine * square / (2 * k * (2 * k + 1))
-    sine = sine * angle
-    odd = (quarter & 1) == 1
-    cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
-    half = (quarter & 2) == 2
-    return torch.where(half, -cosine, cosine), torch.where(half, -sine, sine)

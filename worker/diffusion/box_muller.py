@@ -1,0 +1,60 @@
+"""From pairs of random words to pairs of normal values, with the same bits on every device.
+
+Only +, -, *, / and the square root are used, which IEEE 754 rounds in one way. A library's log and cos differ from one
+library to the next, and between the body of a vector loop and its tail: an image would depend on its neighbours.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+_LOG_TERMS = 11
+_TRIGONOMETRIC_TERMS = 8
+
+
+def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]:
+    """Two independent standard normals from two random words. Box & Muller 1958.
+
+    u = (radius_word + 0.5) / 2^32 is in (0, 1), never 0; r = sqrt(-2 ln u); turn = angle_word / 2^32 is in [0, 1).
+
+    Args:
+        radius_word: [...] int64 in [0, 2^32).
+        angle_word: [...] int64 in [0, 2^32).
+
+    Returns:
+        r cos(2 pi turn) and r sin(2 pi turn), [...] float64, of magnitude below 6.77.
+    """
+    r = (-2 * _log((radius_word.double() + 0.5) / 2**32)).sqrt()
+    cosine, sine = _cos_sin(angle_word)
+    return r * cosine, r * sine
+
+
+def _log(u: Tensor) -> Tensor:
+    """ln u for u in (0, 1), float64: u = m 2^e with m in [sqrt(1/2), sqrt(2)), ln m = 2 artanh((m - 1) / (m + 1))."""
+    mantissa, exponent = torch.frexp(u)  # mantissa in [1/2, 1)
+    small = mantissa < math.sqrt(0.5)
+    m = torch.where(small, 2 * mantissa, mantissa)
+    e = exponent.double() - small.double()
+    y = (m - 1) / (m + 1)
+    y_squared = y * y
+    series = torch.full_like(y, 1 / (2 * _LOG_TERMS - 1))
+    for k in reversed(range(_LOG_TERMS - 1)):
+        series = series * y_squared + 1 / (2 * k + 1)
+    return e * math.log(2) + 2 * y * series
+
+
+def _cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin of 2 pi word / 2^32, float64: Taylor series within an eighth turn of the nearest quarter turn."""
+    quarter = (word + 2**29) >> 30  # 0..4
+    angle = (word - (quarter << 30)).double() * (2 * math.pi / 2**32)  # in [-pi/4, pi/4)
+    square = angle * angle
+    cosine, sine = torch.ones_like(angle), torch.ones_like(angle)
+    for k in range(_TRIGONOMETRIC_TERMS, 0, -1):
+        cosine = 1 - cosine * square / (2 * k * (2 * k - 1))
+        sine = 1 - sine * square / (2 * k * (2 * k + 1))
+    sine = sine * angle
+    odd = (quarter & 1) == 1
+    cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
+    half = (quarter & 2) == 2
+    return torch.where(half, -cosine, cosine), torch.where(half, -sine, sine)
