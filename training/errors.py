@@ -1,0 +1,18 @@
+"""What training raises.
+
+TrainingError      anything that stops training; the text is one line fit for a command's error
+├── DataError      the training images can't be had or used
+└── SettingsError  a setting out of its range
+"""
+
+
+class TrainingError(Exception):
+    """Training can't begin or go on."""
+
+
+class DataError(TrainingError):
+    """The training images can't be had or used."""
+
+
+class SettingsError(TrainingError):
+    """A setting is out of its range."""
