@@ -51,7 +51,7 @@ class ValkeyHandle:
         self.kill()
         self.start()
 
-    def keys(self) -> list[str]:
+    def all_keys(self) -> list[str]:
         return sorted(key.decode() for key in self.client.scan_iter(count=1000))
 
 

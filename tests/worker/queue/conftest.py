@@ -151,7 +151,7 @@ class Workers:
             assert process.poll() is None, handle.text()
         return handle
 
-    def _live(self) -> set[bytes]:
+    def _live(self) -> set[bytes | str]:
         return set(self._valkey.client.keys(f"{WORKER_KEY_PREFIX}*"))
 
 

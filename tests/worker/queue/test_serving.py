@@ -71,19 +71,19 @@ def test_no_key_of_a_job_is_left_without_an_expiry(jobs: Jobs, workers: Workers,
     assert sorted(jobs.wait([*ended, canceled])) == ["canceled", "failed", "finished"]
 
     def lasting() -> list[str]:
-        return [key for key in valkey.keys() if key not in PERMANENT_KEYS and valkey.client.ttl(key) == -1]
+        return [key for key in valkey.all_keys() if key not in PERMANENT_KEYS and valkey.client.ttl(key) == -1]
 
     wait_until(lambda: jobs.is_at_rest() and not lasting(), "every key of a job to have an expiry")
-    wait_until(lambda: not [key for key in valkey.keys() if key.startswith("rq:execution")], "executions to be gone")
+    wait_until(lambda: not [key for key in valkey.all_keys() if key.startswith("rq:execution")], "executions to be gone")
 
 
 def test_progress_is_kept_and_published_while_a_job_runs(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
     workers.start(step_ms=10)
     job_id = jobs.add(7, steps=150)
-    with valkey.client.pubsub() as events:
+    heard: list[ProgressSnapshot] = []
+    with valkey.client.pubsub() as events:  # type: ignore[no-untyped-call]  # redis-py leaves it untyped
         events.subscribe(events_channel(job_id))
         jobs.wait([job_id])
-        heard = []
         while (message := events.get_message(timeout=2)) and (not heard or heard[-1].step < 150):
             if message["type"] == "message":
                 heard.append(ProgressSnapshot.model_validate_json(message["data"]))

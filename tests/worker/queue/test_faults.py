@@ -1,0 +1,220 @@
+"""Whatever dies, each job ends exactly once: real workers that are killed, paused and stopped, on a real server."""
+
+import signal
+import time
+
+from tests.conftest import ValkeyHandle
+from tests.worker.queue.conftest import Jobs, Workers, wait_until
+from tests.worker.queue.fake_engine import (
+    BREAKS_THE_ENGINE,
+    FAILS,
+    FAILS_RETRYABLY,
+    HANGS,
+    KILLS_ITS_PROCESS,
+    pixels_sha256,
+)
+from worker.contract import WORKER_KEY_PREFIX, image_key
+from worker.queue.worker_process import EXIT_BROKEN, EXIT_HUNG
+
+
+def test_jobs_survive_the_death_of_their_worker_and_are_done_once(jobs: Jobs, workers: Workers) -> None:
+    first = workers.start(step_ms=5)
+    job_ids = [jobs.add(seed, steps=200) for seed in range(12)]
+    wait_until(lambda: sum(jobs.status(id_) == "started" for id_ in job_ids) >= 8, "a batch to run")
+    first.kill()
+    workers.start()
+    assert jobs.wait(job_ids) == ["finished"] * 12
+    for seed, job_id in enumerate(job_ids):
+        assert jobs.outcome(job_id).images[0].sha256 == pixels_sha256(seed)
+    assert jobs.is_at_rest()
+
+
+def test_a_paused_worker_that_comes_back_too_late_publishes_nothing(jobs: Jobs, workers: Workers) -> None:
+    zombie = workers.start(step_ms=5)
+    job_id = jobs.add(3, steps=200)
+    wait_until(lambda: jobs.status(job_id) == "started", "the job to run")
+    zombie.send(signal.SIGSTOP)
+    workers.start()
+    assert jobs.wait([job_id]) == ["finished"]
+    zombie.send(signal.SIGCONT)
+    wait_until(lambda: "its lease ran out" in zombie.text(), "the zombie to notice")
+    zombie.send(signal.SIGTERM)
+    assert zombie.wait() == 0
+    assert jobs.outcome(job_id).images[0].sha256 == pixels_sha256(3)
+
+
+def test_sigterm_ends_an_idle_worker_at_once(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
+    worker = workers.start()
+    started = time.monotonic()
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+    # Idle exit takes 1 s at most here; the bound leaves room for a slow machine, and is far below any grace.
+    assert time.monotonic() - started < 5
+    assert valkey.client.keys(f"{WORKER_KEY_PREFIX}*") == []
+    assert valkey.client.smembers("rq:workers") == set()
+
+
+def test_sigterm_lets_running_jobs_end_and_claims_no_more(jobs: Jobs, workers: Workers) -> None:
+    worker = workers.start(step_ms=5, max_batch=1)
+    running = [jobs.add(seed, steps=100) for seed in range(3)]
+    wait_until(lambda: jobs.status(running[0]) == "started", "the first job to run")
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: "stopping" in worker.text(), "the signal to be heard")
+    late = jobs.add(9)
+    assert worker.wait() == 0
+    assert jobs.status(running[0]) == "finished"
+    assert jobs.status(late) == "queued"
+    assert jobs.fetch(late).retries_left == 3
+
+
+def test_past_the_grace_period_jobs_go_back_to_the_front_with_their_retries(jobs: Jobs, workers: Workers) -> None:
+    worker = workers.start(step_ms=50, grace_s=0.5)
+    running = [jobs.add(seed, steps=1000) for seed in range(3)]
+    wait_until(lambda: all(jobs.status(id_) == "started" for id_ in running), "the jobs to run")
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: "stopping" in worker.text(), "the signal to be heard")
+    behind = jobs.add(9)
+    assert worker.wait() == 0
+    assert jobs.queue.get_job_ids() == [*running, behind]
+    assert [jobs.fetch(id_).retries_left for id_ in running] == [3, 3, 3]
+    assert [jobs.status(id_) for id_ in running] == ["queued"] * 3
+
+
+def test_a_second_sigterm_does_not_wait_for_the_grace_period(jobs: Jobs, workers: Workers) -> None:
+    worker = workers.start(step_ms=50, grace_s=300)
+    job_id = jobs.add(1, steps=1000)
+    wait_until(lambda: jobs.status(job_id) == "started", "the job to run")
+    worker.send(signal.SIGTERM)
+    wait_until(lambda: "stopping" in worker.text(), "the first signal to be heard")
+    worker.send(signal.SIGTERM)
+    worker.wait()
+    assert jobs.queue.get_job_ids() == [job_id]
+
+
+def test_a_canceled_job_never_runs_and_leaves_its_neighbours_alone(jobs: Jobs, workers: Workers) -> None:
+    queued, other = jobs.add(1), jobs.add(2)
+    jobs.cancel(queued)
+    worker = workers.start()
+    assert jobs.wait([queued, other]) == ["canceled", "finished"]
+    assert jobs.results(queued) == []
+    worker.send(signal.SIGTERM)
+    worker.wait()
+    assert f"{queued} succeeded" not in worker.text()
+
+
+def test_a_running_job_is_canceled_within_a_heartbeat_though_no_message_came(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    worker = workers.start(step_ms=10)
+    canceled, other = jobs.add(1, steps=1000), jobs.add(2, steps=300)
+    wait_until(lambda: jobs.status(canceled) == jobs.status(other) == "started", "both to run")
+    jobs.cancel(canceled)  # RQ's own cancel, which sends the worker nothing
+    wait_until(lambda: f"{canceled} canceled" in worker.text(), "the worker to notice")
+    assert jobs.wait([other, canceled]) == ["finished", "canceled"]
+    assert jobs.results(canceled) == []
+    assert not valkey.client.exists(image_key(canceled, 0))
+    wait_until(lambda: valkey.client.ttl(f"rq:job:{canceled}") > 0, "the canceled job to have an expiry")
+
+
+def test_rqs_stop_command_stops_a_job(jobs: Jobs, workers: Workers) -> None:
+    from rq.command import send_stop_job_command
+
+    workers.start(step_ms=10)
+    job_id = jobs.add(1, steps=1000)
+    wait_until(lambda: jobs.status(job_id) == "started", "the job to run")
+    send_stop_job_command(jobs.valkey.client, job_id, serializer=jobs.queue.serializer)
+    assert jobs.wait([job_id]) == ["stopped"]
+
+
+def test_results_reach_a_server_that_was_away_when_they_were_ready(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    worker = workers.start(step_ms=5, lease_s=60)
+    job_ids = [jobs.add(seed, steps=100) for seed in range(5)]
+    wait_until(lambda: all(jobs.status(id_) == "started" for id_ in job_ids), "all to run")
+    valkey.kill()
+    wait_until(lambda: "Redis is away" in worker.text(), "the worker to notice")
+    time.sleep(1.0)  # the jobs end meanwhile: they take half a second
+    valkey.start()
+    assert jobs.wait(job_ids) == ["finished"] * 5
+    for seed, job_id in enumerate(job_ids):
+        assert jobs.outcome(job_id).images[0].sha256 == pixels_sha256(seed)
+    assert worker.process.poll() is None
+    later = jobs.add(77)
+    assert jobs.wait([later]) == ["finished"]
+
+
+def test_a_job_that_kills_its_workers_fails_alone(jobs: Jobs, workers: Workers) -> None:
+    poison = jobs.add(KILLS_ITS_PROCESS, steps=50)
+    mates = [jobs.add(seed, steps=50) for seed in range(5)]
+    for _ in range(4):
+        workers.start(wait=False).wait()
+    workers.start()
+    assert jobs.wait([poison, *mates]) == ["failed", *["finished"] * 5]
+    assert jobs.error(poison).code == "worker_lost"
+
+
+def test_a_hung_engine_ends_its_worker_and_another_takes_over(jobs: Jobs, workers: Workers) -> None:
+    hung = workers.start(watchdog_s=2)
+    hanging = jobs.add(HANGS)
+    assert hung.wait() == EXIT_HUNG
+    jobs.cancel(hanging)
+    job_id = jobs.add(1)
+    workers.start()
+    assert jobs.wait([job_id]) == ["finished"]
+
+
+def test_an_engine_that_breaks_ends_its_worker_and_charges_its_jobs_a_try(jobs: Jobs, workers: Workers) -> None:
+    broken = workers.start()
+    job_id = jobs.add(BREAKS_THE_ENGINE)
+    assert broken.wait() == EXIT_BROKEN
+    assert jobs.status(job_id) == "queued"
+    assert jobs.fetch(job_id).retries_left == 2
+
+
+def test_an_error_that_would_come_again_is_told_at_once_and_another_is_retried(jobs: Jobs, workers: Workers) -> None:
+    workers.start()
+    final, again = jobs.add(FAILS), jobs.add(FAILS_RETRYABLY)
+    assert jobs.wait([final, again]) == ["failed", "failed"]
+    assert jobs.error(final).code == "not_finite"
+    assert jobs.fetch(final).retries_left == 3
+    assert jobs.error(again).code == "out_of_memory"
+    assert jobs.fetch(again).retries_left == 0
+
+
+def test_a_job_that_overruns_its_time_fails(jobs: Jobs, workers: Workers) -> None:
+    workers.start(step_ms=50)
+    job_id = jobs.add(1, steps=1000, timeout_s=1)
+    assert jobs.wait([job_id]) == ["failed"]
+    assert jobs.error(job_id).code == "timeout"
+
+
+def test_a_job_taken_off_the_queue_by_a_worker_that_died_before_the_claim_is_found(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    job_id = jobs.add(1)
+    valkey.client.lmove(jobs.queue.key, jobs.queue.intermediate_queue_key, "LEFT", "RIGHT")
+    workers.start()
+    assert jobs.wait([job_id]) == ["finished"]
+    assert jobs.fetch(job_id).retries_left == 3
+
+
+def test_a_job_pushed_twice_runs_once(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
+    job_id = jobs.add(1, steps=50)
+    for _ in range(3):
+        valkey.client.rpush(jobs.queue.key, job_id)
+    workers.start()
+    wait_until(lambda: jobs.status(job_id) == "finished" and jobs.is_at_rest(), "the job to end")
+    assert len(jobs.results(job_id)) == 1
+
+
+def test_a_forgotten_queue_does_not_break_the_worker(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
+    worker = workers.start(step_ms=10)
+    job_id = jobs.add(1, steps=1000)
+    wait_until(lambda: jobs.status(job_id) == "started", "the job to run")
+    valkey.client.flushall()
+    wait_until(lambda: valkey.client.smembers("rq:workers"), "the worker to sign on again")
+    later = jobs.add(2)
+    assert jobs.wait([later]) == ["finished"]
+    assert worker.process.poll() is None
+    assert jobs.status(job_id) == "gone"
