@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from service.command_errors import CommandError
-from service.http_client import Gateway
+from service.http_client import GatewayClient
 from service.up import PYTHON, UpSettings, read_settings, up
 from worker.contract import SamplerName
 
@@ -98,7 +98,7 @@ def _generate(options: argparse.Namespace) -> int:
         "sampler": options.sampler,
         "guidance_scale": options.guidance_scale,
     }
-    with Gateway(options.url) as gateway:
+    with GatewayClient(options.url) as gateway:
         job = gateway.submit({name: value for name, value in request.items() if value is not None})
         try:
             done = gateway.wait(job, on_progress=_show_progress)
@@ -124,7 +124,7 @@ def _end_progress() -> None:
 
 
 def _models(options: argparse.Namespace) -> int:
-    with Gateway(options.url) as gateway:
+    with GatewayClient(options.url) as gateway:
         catalogue = gateway.models()
     for model in catalogue["models"]:
         mark = "*" if model["name"] == catalogue.get("default") else " "

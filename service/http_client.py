@@ -16,7 +16,7 @@ TERMINAL = ("succeeded", "failed", "canceled")
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class Gateway:
+class GatewayClient:
     """One gateway at `url`."""
 
     def __init__(self, url: str, *, timeout_s: float = 30.0, transport: httpx.BaseTransport | None = None) -> None:
@@ -96,7 +96,7 @@ class Gateway:
             raise RemoteError(f"no gateway answers at {self._client.base_url}: {error}") from error
         if response.is_success:
             return response
-        raise RemoteError(_refusal(response))
+        raise RemoteError(refusal(response))
 
     @staticmethod
     def _object(response: httpx.Response) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Gateway:
         return body
 
 
-def _refusal(response: httpx.Response) -> str:
+def refusal(response: httpx.Response) -> str:
     """A refused call in one line: what the problem document says, else the bare status."""
     reason = ""
     if response.headers.get("content-type", "").startswith(PROBLEM_MEDIA_TYPE):

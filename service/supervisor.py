@@ -42,6 +42,10 @@ class Service:
     restart: bool = True
     """False: it does one thing and ends."""
 
+    def what_is_missing(self) -> str | None:
+        """None once it is ready."""
+        return None if self.is_ready() else f"{self.name} does not answer"
+
 
 @dataclass
 class _Child:
@@ -81,16 +85,20 @@ class Supervisor:
         self._say = say
         self._clock = clock
         self._signals: SimpleQueue[int] = SimpleQueue()
+        self._started = False
 
     def run(
         self,
         *,
-        is_ready: Callable[[], bool] = lambda: True,
+        what_is_missing: Callable[[], str | None] = lambda: None,
         ready_timeout_s: float = 180.0,
         on_ready: Callable[[], Service | None] = lambda: None,
     ) -> int:
-        """Start everything, wait for `is_ready`, call `on_ready` and run what it returns beside the rest; then keep all
-        of it running until a stop signal.
+        """Start everything, wait until `what_is_missing` has nothing to say, call `on_ready` and run what it returns
+        beside the rest; then keep all of it running until a stop signal.
+
+        Until then a child that ends by itself is an error: what can't start once can't start again. Later it is started
+        again, as is one that is killed, at any time.
 
         Returns the exit code: 0 after an ordinary stop, 130 when a second signal cut it short. Raises `ChildError`
         when a child is given up. Either way no child is left.
@@ -100,8 +108,9 @@ class Supervisor:
                 for child in list(self._children):
                     self._start(child)
                     service = child.service
-                    self._wait(service.is_ready, f"{service.name} did not get ready", service.ready_timeout_s)
-                self._wait(is_ready, "the service did not get ready", ready_timeout_s)
+                    self._wait(service.what_is_missing, service.ready_timeout_s)
+                self._wait(what_is_missing, ready_timeout_s)
+                self._started = True
                 extra = on_ready()
                 if extra is not None:
                     self._children.append(_Child(extra, self._new_policy()))
@@ -115,11 +124,11 @@ class Supervisor:
                 self._stop()
                 raise
 
-    def _wait(self, is_ready: Callable[[], bool], otherwise: str, timeout_s: float) -> None:
+    def _wait(self, what_is_missing: Callable[[], str | None], timeout_s: float) -> None:
         deadline = self._clock() + timeout_s
-        while not is_ready():
+        while (missing := what_is_missing()) is not None:
             if self._clock() >= deadline:
-                raise ChildError(f"{otherwise} within {timeout_s:g} s")
+                raise ChildError(f"not ready within {timeout_s:g} s: {missing}")
             self._tick(timeout_s=0.1)
 
     def _tick(self, timeout_s: float) -> None:
@@ -175,6 +184,8 @@ class Supervisor:
         where = f"; its log is {service.log_path}" if service.log_path is not None else ""
         if returncode == EXIT_SETTINGS_WRONG:
             raise ChildError(f"{service.name} {ending}: it can't run with these settings{where}")
+        if returncode >= 0 and not self._started:
+            raise ChildError(f"{service.name} {ending} while everything was starting{where}")
         delay_s = child.policy.delay_s(self._clock() - child.started_s)
         if delay_s is None:
             raise ChildError(f"{service.name} {ending}, {child.policy.fast_deaths} times in a row: giving up{where}")

@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from service.command_errors import BadSettingError, PortTakenError, RedisError, StoreError
 from service.data_dir import DataDir
 from service.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
+from service.http_client import refusal
 from service.supervisor import Service, Supervisor
 
 PYTHON = sys.executable or "python3"
@@ -38,7 +39,7 @@ class UpSettings(BaseSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """0: any free port."""
     ready_timeout_s: float = Field(default=180.0, gt=0)
-    stop_grace_s: float = Field(default=30.0, ge=0)
+    grace_s: float = Field(default=25.0, ge=0)
     """How long the worker may go on with running jobs after a stop; what doesn't fit goes back into the queue."""
 
 
@@ -85,8 +86,8 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
         if settings.store is not None:
             env["REVERIE_STORE"] = str(settings.store.absolute())
         services += [
-            # The worker's own grace ends first, so that it can put its jobs back before it would be killed.
-            Service("worker", commands.worker, env, stop_grace_s=settings.stop_grace_s + 5),
+            # Longer than the worker's own grace, after which it puts its jobs back and ends by itself.
+            Service("worker", commands.worker, env, stop_grace_s=settings.grace_s + 10),
             Service("gateway", commands.gateway, env),
         ]
         say(f"starting {', '.join(service.name for service in services)} ...")
@@ -95,11 +96,13 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
             announce(url, redis_url)
             if draw_into is None:
                 return None
-            return Service("draw", (*commands.draw, "--url", url, "--out", str(draw_into)), env, restart=False)
+            return Service(
+                "draw", (*commands.draw, "--url", url, "--seed", "7", "--out", str(draw_into)), env, restart=False
+            )
 
         supervisor = Supervisor(services, say=say)
         return supervisor.run(
-            is_ready=lambda: is_ready(url), ready_timeout_s=settings.ready_timeout_s, on_ready=on_ready
+            what_is_missing=lambda: what_is_missing(url), ready_timeout_s=settings.ready_timeout_s, on_ready=on_ready
         )
 
 
@@ -111,7 +114,8 @@ def say(line: str) -> None:
 def announce(url: str, redis_url: str) -> None:
     """Tell the user where it is and what to type."""
     body = '{"seed": 7, "steps": 50, "batch": 1}'
-    curl = ["curl", "-s", "-X", "POST", f"{url}/generate", "-H", "content-type: application/json", "-d", body]
+    wait = "Prefer: wait=30"  # the answer then is the finished job, with the address of its image
+    curl = ["curl", "-s", f"{url}/generate", "-H", "Content-Type: application/json", "-H", wait, "-d", body]
     print(
         f"\nReverie is ready at {url}\n"
         f"  API documentation   {url}/docs\n"
@@ -122,13 +126,14 @@ def announce(url: str, redis_url: str) -> None:
     )
 
 
-def is_ready(url: str) -> bool:
-    """Whether the gateway says that it can serve."""
+def what_is_missing(url: str) -> str | None:
+    """Why the gateway at `url` can't serve yet; None once it can."""
     try:
         # trust_env: a proxy of the environment knows nothing of this machine's loopback address
-        return httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False).status_code == 200
-    except httpx.TransportError:
-        return False
+        answer = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
+    except httpx.TransportError as error:
+        return f"the gateway does not answer ({error})"
+    return None if answer.status_code == 200 else refusal(answer)
 
 
 def free_port(host: str, port: int) -> int:

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from service.command_errors import RemoteError
-from service.http_client import Gateway
+from service.http_client import GatewayClient
 
 JOB: dict[str, Any] = {
     "id": "0f3a1b2c4d5e",
@@ -46,12 +46,12 @@ class FakeGateway:
         return httpx.Response(200, json=self._states.pop(0))
 
 
-def client(handler: FakeGateway) -> Gateway:
-    return Gateway("http://gateway", transport=httpx.MockTransport(handler))
+def client(handler: FakeGateway) -> GatewayClient:
+    return GatewayClient("http://gateway", transport=httpx.MockTransport(handler))
 
 
-def refusing(response: httpx.Response) -> Gateway:
-    return Gateway("http://gateway", transport=httpx.MockTransport(lambda request: response))
+def refusing(response: httpx.Response) -> GatewayClient:
+    return GatewayClient("http://gateway", transport=httpx.MockTransport(lambda request: response))
 
 
 def reverie(*arguments: str) -> "subprocess.CompletedProcess[str]":

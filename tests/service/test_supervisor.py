@@ -142,6 +142,14 @@ def test_a_child_that_refuses_its_settings_is_not_started_again(supervised: Supe
     assert supervised.output.splitlines()[-1] == "refusing ended with exit code 2: it can't run with these settings"
 
 
+def test_a_child_that_ends_by_itself_while_starting_is_an_error_at_once(supervised: Supervised, tmp_path: Path) -> None:
+    broken = supervised.service("broken", "exit=1", ready_file=str(tmp_path / "never"))
+    supervised.start(broken, ready=False)
+    assert supervised.end() == 1
+    assert len(supervised.journal.pids("broken")) == 1
+    assert supervised.output.splitlines() == ["broken ended with exit code 1 while everything was starting"]
+
+
 def test_a_service_is_not_started_before_the_one_before_it_is_ready(supervised: Supervised, tmp_path: Path) -> None:
     ready = tmp_path / "never-made-by-itself"
     supervised.start(supervised.service("first", ready_file=str(ready)), supervised.service("second"), ready=False)
@@ -159,7 +167,7 @@ def test_a_service_that_never_gets_ready_is_an_error_and_nothing_is_left(
     never = supervised.service("slow", ready_file=str(tmp_path / "never"), ready_timeout_s=0.3)
     supervised.start(never, supervised.service("next"), ready=False)
     assert supervised.end() == 1
-    assert supervised.output.splitlines()[-1] == "slow did not get ready within 0.3 s"
+    assert supervised.output.splitlines()[-1] == "not ready within 0.3 s: slow does not answer"
     assert supervised.journal.pids("next") == []
     supervised.assert_nothing_left()
 
