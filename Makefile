@@ -8,7 +8,7 @@ TESTS  ?= tests
 .PHONY: run test check bench clean
 
 run: $(READY)
-	$(BIN)/reverie up
+	$(BIN)/reverie up --draw .reverie/images
 
 test: $(READY)
 	$(BIN)/python -m pytest $(TESTS)

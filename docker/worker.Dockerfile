@@ -1,0 +1,33 @@
+# The worker's image: torch, diffusers, the training package's code and the bundled model.
+# BASE needs Python 3.11 or newer with venv, and useradd.
+ARG BASE=python:3.12-slim
+
+FROM ${BASE} AS build
+# Which build of torch: options for pip, for example "--extra-index-url https://download.pytorch.org/whl/cpu". As it is, pip's default.
+ARG TORCH_PIP_OPTIONS=""
+# worker, or worker,training for an image that can also train.
+ARG EXTRAS=worker
+WORKDIR /src
+RUN python3 -m venv /opt/reverie
+# torch goes first and alone: its layer is the large one and stays when the code changes.
+COPY constraints.txt ./
+RUN /opt/reverie/bin/pip install --no-cache-dir --constraint constraints.txt ${TORCH_PIP_OPTIONS} torch
+COPY pyproject.toml README.md LICENSE ./
+COPY service service
+COPY worker worker
+COPY training training
+RUN /opt/reverie/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
+# A new named volume begins as a copy of what the image holds at its place: the store starts with the bundled model.
+RUN cp -r "$(/opt/reverie/bin/python -c 'from worker.store.bundled import bundled_store_path as path; print(path())')" /store
+
+FROM ${BASE}
+RUN useradd --system --uid 10001 --create-home reverie
+COPY --from=build /opt/reverie /opt/reverie
+COPY --from=build --chown=10001 /store /var/lib/reverie/store
+COPY docker/worker_health.py /opt/reverie/worker_health.py
+ENV PATH=/opt/reverie/bin:$PATH PYTHONUNBUFFERED=1 REVERIE_STORE=/var/lib/reverie/store
+USER 10001
+WORKDIR /home/reverie
+VOLUME /var/lib/reverie/store
+HEALTHCHECK --interval=10s --timeout=8s --start-period=120s --retries=3 CMD ["python", "/opt/reverie/worker_health.py"]
+CMD ["python", "-m", "worker"]

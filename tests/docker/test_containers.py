@@ -1,0 +1,122 @@
+"""What the container files promise, as far as it shows without an engine."""
+
+import re
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
+COMPOSE_FILES = ("docker-compose.yml", "docker/compose.gpu.yaml")
+
+
+def instructions(dockerfile: Path) -> list[str]:
+    """One line for each instruction, without comments."""
+    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
+    return [line for line in "\n".join(lines).replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def pip_installs(dockerfile: Path) -> list[str]:
+    return [line for line in instructions(dockerfile) if "pip install" in line]
+
+
+def compose_config(*files: str, **variables: str) -> str:
+    """The merged configuration as docker-compose or the compose plugin reads it."""
+    for command in (["docker-compose"], ["docker", "compose"]):
+        if shutil.which(command[0]) is None:
+            continue
+        if command[1:] and subprocess.run([*command, "version"], capture_output=True).returncode != 0:
+            continue
+        options = [option for file in files for option in ("-f", file)]
+        environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": "/nonexistent", **variables}
+        done = subprocess.run([*command, *options, "config"], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    pytest.skip("neither docker-compose nor the compose plugin is installed")
+
+
+def test_both_images_are_there() -> None:
+    assert [path.name for path in DOCKERFILES] == ["gateway.Dockerfile", "worker.Dockerfile"]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_the_classic_builder_can_build_it(dockerfile: Path) -> None:
+    text = dockerfile.read_text()
+    assert not re.search(r"^#\s*syntax\s*=", text, re.MULTILINE), "a syntax line asks for BuildKit"
+    for line in instructions(dockerfile):
+        assert "<<" not in line, f"a here-document needs BuildKit: {line}"
+        # --from, --chown, and HEALTHCHECK's own options are older than BuildKit; --mount, --link, --chmod are not.
+        assert not re.match(r"(RUN|COPY|ADD)\s.*--(mount|network|security|link|chmod|parents|exclude|checksum)\b", line)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_its_base_can_be_chosen_and_it_does_not_run_as_root(dockerfile: Path) -> None:
+    lines = instructions(dockerfile)
+    assert lines[0].startswith("ARG BASE=python:3")
+    assert {line.split()[1] for line in lines if line.startswith("FROM")} == {"${BASE}"}
+    (user,) = [line.split()[1] for line in lines if line.startswith("USER")]
+    assert int(user) > 0
+    assert lines.index(f"USER {user}") < [line.split()[0] for line in lines].index("CMD")
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_every_dependency_is_pinned(dockerfile: Path) -> None:
+    assert pip_installs(dockerfile)
+    assert all("--constraint constraints.txt" in line for line in pip_installs(dockerfile))
+
+
+def test_the_gateway_image_installs_the_service_alone() -> None:
+    (install,) = pip_installs(ROOT / "docker" / "gateway.Dockerfile")
+    assert re.findall(r"\[(.*?)\]", install) == ["service"]
+
+
+def test_the_service_extra_names_no_torch() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = project["dependencies"] + project["optional-dependencies"]["service"]
+    assert not [name for name in needed if re.match(r"(torch|diffusers|reverie)\b", name)]
+
+
+def test_compose_accepts_the_files() -> None:
+    config = compose_config("docker-compose.yml")
+    assert "capabilities" not in config, "the base file must run without a GPU"
+    assert "capabilities" in compose_config(*COMPOSE_FILES)
+
+
+def test_the_published_port_and_the_images_can_be_chosen() -> None:
+    config = compose_config(
+        "docker-compose.yml",
+        REVERIE_PORT="9123",
+        REVERIE_PUBLISH_HOST="0.0.0.0",
+        REVERIE_REDIS_IMAGE="my-redis",
+        REVERIE_BASE="my-base",
+    )
+    assert re.search(r"0\.0\.0\.0.*9123|9123.*0\.0\.0\.0", config, re.DOTALL)
+    assert "image: my-redis" in config
+    assert config.count("BASE: my-base") == 2
+
+
+def test_the_worker_is_given_longer_to_stop_than_it_takes() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    (grace_s,) = re.findall(r"REVERIE_GRACE_S: (\d+)", text)
+    worker = text[text.index("\n  worker:") : text.index("\n  gateway:")]
+    (stop_s,) = re.findall(r"stop_grace_period: (\d+)s", worker)
+    assert int(stop_s) > int(grace_s) + 5
+
+
+def test_nothing_but_the_sources_goes_into_the_build() -> None:
+    rules = (ROOT / ".dockerignore").read_text().split("\n")
+    rules = [rule for rule in rules if rule and not rule.startswith("#")]
+    assert rules[0] == "*"
+    copied = {
+        source
+        for dockerfile in DOCKERFILES
+        for line in instructions(dockerfile)
+        if line.startswith("COPY") and "--from" not in line
+        for source in line.split()[1:-1]
+    }
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    assert {source.split("/")[0] for source in copied} <= allowed
+    assert all((ROOT / source).exists() for source in copied)
