@@ -163,11 +163,12 @@ def test_guided_rows_cost_two_and_one_larger_than_the_batch_runs_alone() -> None
     assert tiny.choose() == [guided[0]]
 
 
-def test_halving_stops_at_one() -> None:
-    batcher: Batcher[FakeRow] = Batcher(5)
-    assert [batcher.halve(), batcher.max_batch] == [True, 2]
-    assert [batcher.halve(), batcher.max_batch] == [True, 1]
-    assert [batcher.halve(), batcher.max_batch] == [False, 1]
+def test_halving_starts_from_what_was_tried_and_stops_at_one() -> None:
+    batcher: Batcher[FakeRow] = Batcher(64)
+    assert (batcher.halve(5), batcher.max_batch) == (True, 2)
+    assert (batcher.halve(64), batcher.max_batch) == (True, 2), "a larger try does not make batches larger again"
+    assert (batcher.halve(2), batcher.max_batch) == (True, 1)
+    assert (batcher.halve(1), batcher.max_batch) == (False, 1)
 
 
 @pytest.mark.parametrize(

@@ -106,11 +106,11 @@ class Batcher(Generic[RowT]):
                 room -= place.row.cost
         return batch
 
-    def halve(self) -> bool:
-        """Make batches half as large, because the last one did not fit in memory. False when they are at 1 already."""
-        if self._max_batch == 1:
+    def halve(self, rows: int) -> bool:
+        """Make batches half as large as `rows` U-Net rows, which did not fit in memory. False when that was one."""
+        if rows <= 1:
             return False
-        self._max_batch //= 2
+        self._max_batch = min(self._max_batch, rows // 2)
         return True
 
     def _urgency(self, place: _Place[RowT]) -> tuple[float, int]:

@@ -1,0 +1,262 @@
+"""The engine: all requests share its batches, one U-Net step at a time."""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from worker.contract import EngineCounters
+from worker.engine.admission import RequestRefused, trajectories
+from worker.engine.batcher import Batcher
+from worker.engine.generation import Generation
+from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed
+from worker.engine.runner import StepResult, run_step, to_pixels
+from worker.engine.tally import Tally
+from worker.engine.trajectory import Trajectory
+from worker.models.errors import ModelError
+from worker.models.pool import ModelPool
+
+log = logging.getLogger(__name__)
+
+IDLE_LOOK_S = 0.5
+"""How long an idle engine sleeps at most; `last_step_at` is at most this old then."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cancel:
+    job_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class _ModelsChanged:
+    """A load has ended: look again at the requests that wait for one."""
+
+
+class Engine:
+    """Implements `worker.engine.messages.EnginePort`. One thread calls `run`; the public rest is safe from any thread.
+
+    Args:
+        pool: where the models are; its loading thread is somebody else's to run.
+        max_batch: most rows of one U-Net call; halved when memory runs out.
+        clock: monotonic seconds.
+        progress_interval_s: a request tells its first step at once, then once in this time at most.
+        ageing_rate: see `Batcher`.
+    """
+
+    def __init__(
+        self,
+        pool: ModelPool,
+        max_batch: int,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        progress_interval_s: float = 0.25,
+        ageing_rate: float = 1.0,
+    ) -> None:
+        self.outbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
+        self._pool = pool
+        self._clock = clock
+        self._progress_interval_s = progress_interval_s
+        self._inbox: queue.SimpleQueue[EngineRequest | _Cancel | _ModelsChanged] = queue.SimpleQueue()
+        self._batcher: Batcher[Trajectory] = Batcher(max_batch, ageing_rate=ageing_rate)
+        self._waiting: dict[str, EngineRequest] = {}  # by job id: for their model to be loaded
+        self._generations: dict[str, Generation] = {}  # by job id
+        self._tally = Tally()
+        self._last_step_at = clock()
+        pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
+
+    def submit(self, request: EngineRequest) -> None:
+        """Take a request; a job id that is in flight already is told once, by the request that came first."""
+        self._inbox.put(request)
+
+    def cancel(self, job_id: str) -> None:
+        """Drop the request at the next step boundary; unknown or ended ids are ignored."""
+        self._inbox.put(_Cancel(job_id))
+
+    def counters(self) -> EngineCounters:
+        """What the engine has done so far."""
+        return self._tally.snapshot()
+
+    def last_step_at(self) -> float:
+        """Clock reading when the engine last finished a step or was found idle."""
+        return self._last_step_at
+
+    @property
+    def max_batch(self) -> int:
+        """Most rows of one U-Net call now."""
+        return self._batcher.max_batch
+
+    def images_waiting(self) -> int:
+        """Images admitted or waiting for their model, less those that fit into one batch."""
+        waiting = sum(request.request.batch for request in list(self._waiting.values()))
+        return waiting + max(0, len(self._batcher) - self._batcher.max_batch)
+
+    def run(self, stop: threading.Event) -> None:
+        """The engine thread's loop. Requests in flight when `stop` is set are left where they are."""
+        while not stop.is_set():
+            self.take_messages(wait_s=0.0 if len(self._batcher) else IDLE_LOOK_S)
+            self.step()
+
+    def take_messages(self, wait_s: float = 0.0) -> None:
+        """Act on what came in; with nothing there, wait for the first message that long."""
+        try:
+            message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
+            while True:
+                self._take(message)
+                message = self._inbox.get_nowait()
+        except queue.Empty:
+            return
+
+    def step(self) -> bool:
+        """One step of one batch; False when there was nothing to do."""
+        rows = self._batcher.choose()
+        began = self._clock()
+        results = self._run(rows) if rows else []
+        self._last_step_at = self._clock()
+        for result in results:
+            self._count(result.rows, self._last_step_at - began)
+            self._post_process(result)
+        return bool(rows)
+
+    def _take(self, message: EngineRequest | _Cancel | _ModelsChanged) -> None:
+        match message:
+            case EngineRequest(job_id=job_id):
+                if job_id in self._generations or job_id in self._waiting:
+                    log.warning("job %s is in flight already; the second request for it is dropped", job_id)
+                else:
+                    self._admit(message)
+            case _Cancel(job_id=job_id):
+                self._cancel(job_id)
+            case _ModelsChanged():
+                for request in list(self._waiting.values()):
+                    self._admit(request)
+
+    def _admit(self, request: EngineRequest) -> None:
+        """Bind the request to a model and let its images join, or leave it waiting for its model."""
+        job_id = request.job_id
+        self._waiting.pop(job_id, None)
+        try:
+            model = self._pool.acquire(request.request.model, request.request.version)
+        except ModelError as error:
+            self._tell_failure(job_id, error.code, str(error), retryable=False)
+            return
+        if model is None:
+            self._waiting[job_id] = request
+            return
+        try:
+            rows = trajectories(job_id, request.request, model)
+        except RequestRefused as error:
+            self._pool.release(model)
+            self._tell_failure(job_id, error.code, str(error), retryable=False)
+            return
+        except Exception as error:  # one request's admission must not end everybody's engine
+            log.exception("job %s: can't be admitted", job_id)
+            self._pool.release(model)
+            self._tell_failure(job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
+            return
+        self._generations[job_id] = Generation(job_id, request.request, model, rows)
+        for row in rows:
+            self._batcher.add(row)
+        self.outbox.put(Admitted(job_id, model.name, model.version, model.weights_sha256))
+
+    def _cancel(self, job_id: str) -> None:
+        known = self._waiting.pop(job_id, None) is not None
+        if job_id in self._generations:
+            known = True
+            self._end(self._generations[job_id])
+        if known:
+            self._tally.canceled()
+            self.outbox.put(Canceled(job_id))
+
+    def _run(self, rows: Sequence[Trajectory]) -> list[StepResult]:
+        """Run a step; of a batch that can't be run, as much of it as can, the culprits failed."""
+        try:
+            return [run_step(rows, self._batcher.max_batch)]
+        except Exception as error:
+            if out_of_memory(error):
+                return self._run_smaller(rows, error)
+            if len(rows) == 1:
+                log.exception("job %s: step %d failed", rows[0].job_id, rows[0].step)
+                self._fail(rows[0].job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
+                return []
+            log.warning("a batch of %d rows failed, running them one by one: %s", len(rows), error)
+            return self._run_each(rows)
+
+    def _run_each(self, rows: Sequence[Trajectory]) -> list[StepResult]:
+        """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""
+        results = []
+        for row in rows:
+            if row.job_id in self._generations:
+                results += self._run([row])
+        return results
+
+    def _run_smaller(self, rows: Sequence[Trajectory], error: Exception) -> list[StepResult]:
+        """Halve the batch for good. The rows have not moved, they are chosen again."""
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        tried = min(sum(row.cost for row in rows), self._batcher.max_batch)
+        if self._batcher.halve(tried):
+            log.warning("out of memory with %d rows; batches hold %d now", tried, self._batcher.max_batch)
+            return []
+        for job_id in {row.job_id for row in rows}:
+            self._fail(job_id, "out_of_memory", f"not enough memory for one image: {error}", retryable=True)
+        return []
+
+    def _count(self, rows: Sequence[Trajectory], busy_s: float) -> None:
+        samplers = {self._generations[row.job_id].request.sampler for row in rows if row.job_id in self._generations}
+        self._tally.batch_ran(rows, len(samplers), busy_s)
+
+    def _post_process(self, result: StepResult) -> None:
+        """Rows move on; finished ones leave as pixels; what is not a number leaves as an error."""
+        result.commit()
+        for row, finite in zip(result.rows, result.finite, strict=True):
+            generation = self._generations.get(row.job_id)
+            if generation is None:
+                continue  # another image of the request failed in this step
+            if not finite:
+                where = f"the image of seed {row.seed} at step {row.step} of {row.steps}"
+                self._fail(row.job_id, "not_finite", f"{where} is not a number", retryable=False)
+            elif row.finished:
+                self._finish(generation, row)
+        for job_id in {row.job_id for row in result.rows} & self._generations.keys():
+            progress = self._generations[job_id].progress(self._last_step_at, self._progress_interval_s)
+            if progress is not None:
+                self.outbox.put(progress)
+
+    def _finish(self, generation: Generation, row: Trajectory) -> None:
+        """Keep a finished image; the request's last one ends the request."""
+        assert row.x_t is not None
+        generation.images[row.index] = to_pixels(row.x_t)
+        self._batcher.remove(row)
+        if generation.done:
+            if generation.told_step == 0:
+                self.outbox.put(generation.last_progress())
+            self._end(generation)
+            self._tally.succeeded()
+            self.outbox.put(generation.success())
+
+    def _fail(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
+        self._end(self._generations[job_id])
+        self._tell_failure(job_id, code, detail, retryable=retryable)
+
+    def _tell_failure(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
+        self._tally.failed()
+        self.outbox.put(Failed(job_id, code, detail, retryable))
+
+    def _end(self, generation: Generation) -> None:
+        """The request's rows leave the batcher and its pin its model."""
+        del self._generations[generation.job_id]
+        for row in generation.rows:
+            if row in self._batcher:
+                self._batcher.remove(row)
+        self._pool.release(generation.model)
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an allocation failed, on the GPU or (where torch raises a plain RuntimeError) on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )

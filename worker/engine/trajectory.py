@@ -1,0 +1,81 @@
+"""One image on its way through the reverse chain."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from worker.diffusion.samplers import SamplerPlan
+from worker.models.loaded_model import LoadedModel
+
+
+@dataclass(slots=True, eq=False)
+class Trajectory:
+    """Owns the image's progress and its state between two steps; compared by identity.
+
+    Attributes:
+        job_id: the request that asked for the image.
+        index: the image's number in that request.
+        seed: of the image itself, request seed + index.
+        labels: rows of the class embedding that the U-Net is asked with at every step: one, or for a guided image the
+            null label and the image's own; (None,) for an unconditional model.
+        x_t: [C, H, W] float32; None before the first step.
+        x_0_previous: [C, H, W] float32, the last step's x_0; None before the first step.
+    """
+
+    job_id: str
+    index: int
+    seed: int
+    model: LoadedModel
+    plan: SamplerPlan
+    labels: tuple[int | None, ...]
+    guidance_scale: float
+    step: int = 0
+    x_t: Tensor | None = None
+    x_0_previous: Tensor | None = None
+
+    @property
+    def steps(self) -> int:
+        return len(self.plan)
+
+    @property
+    def remaining_steps(self) -> int:
+        return self.steps - self.step
+
+    @property
+    def finished(self) -> bool:
+        return self.step == self.steps
+
+    @property
+    def guided(self) -> bool:
+        """Whether the model's output is a mixture of a conditional and an unconditional one."""
+        return len(self.labels) == 2
+
+    @property
+    def cost(self) -> int:
+        """Rows in the U-Net's batch."""
+        return len(self.labels)
+
+    @property
+    def checkpoint(self) -> LoadedModel:
+        return self.model
+
+    @property
+    def timestep(self) -> int:
+        """Where on the noise schedule the next step begins."""
+        return self.plan.timesteps[self.step]
+
+    @property
+    def needs_noise(self) -> bool:
+        """Whether the next step adds noise."""
+        return self.plan.is_noisy[self.step]
+
+    @property
+    def coefficients(self) -> Tensor:
+        """[7] float32: the next step's numbers of the update rule."""
+        return self.plan.coefficients[self.step]
+
+    def advance(self, x_t: Tensor, x_0: Tensor) -> None:
+        """One more step is behind the image."""
+        self.x_t = x_t
+        self.x_0_previous = x_0
+        self.step += 1

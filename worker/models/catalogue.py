@@ -1,0 +1,119 @@
+"""What the store holds, read once per poll, so that describing the models costs no disk access."""
+
+import json
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from worker.contract import ModelInfo, SamplerName, VersionInfo
+from worker.diffusion.prediction import PredictionType
+from worker.models.chain_config import read_chain_config
+from worker.models.errors import UnsupportedModel
+from worker.store.errors import StoreError
+from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
+from worker.store.model_store import Checkpoint, ModelStore
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    """What is told of one version; versions never change, so it is read once."""
+
+    manifest: Manifest
+    num_train_timesteps: int
+    prediction_type: str
+
+
+class Catalogue:
+    """A picture of the store. `refresh` reads the disk and is called by one thread; `describe` by any."""
+
+    def __init__(self, store: ModelStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._facts: dict[tuple[str, str], _Facts] = {}
+        self._versions: dict[str, list[str]] = {}
+        self._currents: dict[str, str | StoreError] = {}
+
+    def refresh(self) -> dict[str, str | StoreError]:
+        """Each model's current version, or why it can't be told.
+
+        Raises:
+            StoreError: the store itself can't be read.
+        """
+        versions: dict[str, list[str]] = {}
+        currents: dict[str, str | StoreError] = {}
+        facts: dict[tuple[str, str], _Facts] = {}
+        for model in self._store.models():
+            try:
+                versions[model] = self._store.versions(model)
+            except StoreError as error:
+                versions[model], currents[model] = [], error
+                continue
+            try:
+                currents[model] = self._store.current(model)
+            except StoreError as error:
+                currents[model] = error
+            for version in versions[model]:
+                known = self._facts.get((model, version)) or self._read(model, version)
+                if known is not None:
+                    facts[model, version] = known
+        with self._lock:
+            self._versions, self._currents, self._facts = versions, currents, facts
+        return currents
+
+    def describe(self, serving: Mapping[str, str], reload_errors: Mapping[str, str]) -> list[ModelInfo]:
+        """One entry for each model of which at least one version can be read."""
+        with self._lock:
+            versions, currents, facts = self._versions, self._currents, self._facts
+        models = []
+        for model, names in versions.items():
+            readable = {name: facts[model, name] for name in names if (model, name) in facts}
+            if not readable:
+                continue
+            current = currents.get(model)
+            shown = next((v for v in (serving.get(model), current) if v in readable), next(reversed(readable)))
+            manifest = readable[str(shown)].manifest
+            models.append(
+                ModelInfo(
+                    name=model,
+                    version=serving.get(model),
+                    versions=[_version_info(fact.manifest) for fact in readable.values()],
+                    labels=manifest.labels,
+                    width=manifest.width,
+                    height=manifest.height,
+                    channels=manifest.channels,
+                    num_train_timesteps=readable[str(shown)].num_train_timesteps,
+                    prediction_type=readable[str(shown)].prediction_type,
+                    samplers=list(SamplerName),
+                    reload_error=reload_errors.get(model),
+                )
+            )
+        return models
+
+    def _read(self, model: str, version: str) -> _Facts | None:
+        """None for a version that can't be described; if it is the current one, loading it says why."""
+        try:
+            checkpoint = self._store.checkpoint(model, version)
+            T, prediction_type = _chain_facts(checkpoint)
+        except StoreError:
+            return None
+        return _Facts(checkpoint.manifest, T, prediction_type)
+
+
+def _chain_facts(checkpoint: Checkpoint) -> tuple[int, str]:
+    """(num_train_timesteps, prediction type); of an unsupported configuration, what diffusers assumes."""
+    try:
+        config = json.loads((checkpoint.path / NOISE_CONFIG_PATH).read_bytes())
+        chain = read_chain_config(config, f"{checkpoint.model}/{checkpoint.version}")
+    except (OSError, ValueError, AttributeError, UnsupportedModel):
+        return 1000, PredictionType.EPSILON.value
+    return chain.schedule.num_train_timesteps, chain.prediction_type.value
+
+
+def _version_info(manifest: Manifest) -> VersionInfo:
+    return VersionInfo(
+        version=manifest.version,
+        step=manifest.step,
+        created_at=manifest.created_at,
+        weights_sha256=manifest.weights_sha256,
+        metrics=dict(manifest.metrics),
+    )

@@ -1,0 +1,90 @@
+"""A checkpoint in memory: the U-Net on its device and everything the engine must know to sample from it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.contract import SamplerName, SamplingRequest
+from worker.diffusion.noise_schedule import NoiseSchedule
+from worker.diffusion.prediction import PredictionType
+from worker.diffusion.samplers import SamplerPlan, plan
+from worker.diffusion.spacing import Spacing
+from worker.diffusion.update import Clip
+
+
+class Denoiser(Protocol):
+    """The U-Net as the engine calls it."""
+
+    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """x_t [N, C, H, W] float32, timesteps [N] int64, labels [N] int64 or None for an unconditional model
+        → [N, C, H, W] float32, on the device of x_t. A row's result is bitwise the same whatever the other rows are."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainConfig:
+    """The training's noise and prediction, as the checkpoint's scheduler configuration gives them."""
+
+    schedule: NoiseSchedule
+    prediction_type: PredictionType
+    clip: Clip
+    spacing: Spacing
+    steps_offset: int
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """One version of one model, ready to run; compared by identity.
+
+    Attributes:
+        shape: (C, H, W).
+        num_classes: rows of the class embedding; 0 for an unconditional model.
+        null_label: the row that means "no class"; None: the model was not trained without its classes.
+        weight_bytes: memory that the weights take on the device.
+    """
+
+    name: str
+    version: str
+    weights_sha256: str
+    denoise: Denoiser
+    chain: ChainConfig
+    shape: tuple[int, int, int]
+    labels: tuple[str, ...] = ()
+    num_classes: int = 0
+    null_label: int | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    weight_bytes: int = 0
+    step: int = 0
+    created_at: datetime | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def num_train_timesteps(self) -> int:
+        return self.chain.schedule.num_train_timesteps
+
+    def plan(self, request: SamplingRequest) -> SamplerPlan:
+        """The table of the request's chain.
+
+        A request that names no spacing gets the checkpoint's. DPM-Solver++ then walks its own timesteps: the
+        checkpoint's spacing belongs to the sampler that it was configured with, and leading ones begin far from noise.
+
+        Raises:
+            PlanError: more steps than training timesteps, or eta with a sampler that has none.
+        """
+        spacing: Spacing | None = self.chain.spacing
+        if request.spacing is not None:
+            spacing = Spacing(request.spacing.value)
+        elif request.sampler == SamplerName.DPMPP_2M:
+            spacing = None
+        return plan(
+            request.sampler.value,
+            self.chain.schedule,
+            request.steps,
+            spacing=spacing,
+            prediction_type=self.chain.prediction_type,
+            eta=request.eta,
+            steps_offset=self.chain.steps_offset,
+        )

@@ -1,0 +1,133 @@
+"""From a checkpoint's folder to a model in memory: diffusers builds the U-Net, this checks it and makes it ready."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worker.models.batch_invariant import make_batch_invariant
+from worker.models.chain_config import read_chain_config
+from worker.models.errors import BrokenModel, UnsupportedModel
+from worker.models.loaded_model import LoadedModel
+from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
+from worker.store.model_store import Checkpoint
+
+
+@dataclass(frozen=True, eq=False)
+class UNetDenoiser:
+    """A diffusers U-Net as the engine calls it: float32 at the border, its own number format inside."""
+
+    unet: nn.Module
+    dtype: torch.dtype
+
+    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        x = x_t.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        inputs = {} if labels is None else {"class_labels": labels}
+        (output,) = self.unet(x, timesteps, return_dict=False, **inputs)
+        return torch.as_tensor(output).to(torch.float32).contiguous()
+
+
+def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Read, check and prepare one version; slow, and touching nothing that serves.
+
+    Raises:
+        UnsupportedModel: another kind of network or scheduler.
+        BrokenModel: weights missing, left over, of another shape or not finite.
+    """
+    where = f"{checkpoint.model}/{checkpoint.version}"
+    manifest = checkpoint.manifest
+    chain = read_chain_config(_read_json(checkpoint.path / NOISE_CONFIG_PATH, where), where)
+    config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
+    num_classes = _check_config(config, manifest, where)
+    unet = _open_unet(checkpoint.path / "unet", dtype, where)
+    _check_finite(unet, where)
+    unet = unet.to(device)
+    unet = make_batch_invariant(unet) if device.type == "cpu" else _in_channels_last(unet)
+    return LoadedModel(
+        name=checkpoint.model,
+        version=checkpoint.version,
+        weights_sha256=manifest.weights_sha256,
+        denoise=UNetDenoiser(unet, dtype),
+        chain=chain,
+        shape=(manifest.channels, manifest.height, manifest.width),
+        labels=tuple(manifest.labels),
+        num_classes=num_classes,
+        null_label=manifest.null_label,
+        device=device,
+        weight_bytes=sum(p.numel() * p.element_size() for p in unet.parameters()),
+        step=manifest.step,
+        created_at=manifest.created_at,
+        metrics=dict(manifest.metrics),
+    )
+
+
+def _in_channels_last(unet: nn.Module) -> nn.Module:
+    for weight in unet.parameters():
+        if weight.dim() == 4:
+            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+    return unet
+
+
+def _read_json(path: Path, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise BrokenModel(f"{where}: can't read {path.name}: {error}") from error
+    if not isinstance(value, dict):
+        raise BrokenModel(f"{where}: {path.name} is not a JSON object")
+    return value
+
+
+def _check_config(config: dict[str, Any], manifest: Manifest, where: str) -> int:
+    """Rows of the class embedding, once the network is seen to be of a kind that the engine can call."""
+    rules = {
+        "_class_name": ("UNet2DModel", config.get("_class_name", "UNet2DModel")),
+        "time_embedding_type": ("positional", config.get("time_embedding_type", "positional")),
+        "class_embed_type": (None, config.get("class_embed_type")),
+        "in_channels": (manifest.channels, config.get("in_channels", 3)),
+        "out_channels": (manifest.channels, config.get("out_channels", 3)),
+    }
+    for key, (needed, found) in rules.items():
+        if needed != found:
+            raise UnsupportedModel(f"{where}: need {key} {needed!r}, got {found!r}")
+    if manifest.channels not in (1, 3, 4):
+        raise UnsupportedModel(f"{where}: need 1, 3 or 4 channels, got {manifest.channels}")
+    num_classes = int(config.get("num_class_embeds") or 0)
+    if len(manifest.labels) > num_classes:
+        raise BrokenModel(f"{where}: {len(manifest.labels)} labels, but the network knows {num_classes} classes")
+    if manifest.null_label is not None and manifest.null_label >= num_classes:
+        raise BrokenModel(f"{where}: null_label {manifest.null_label}, but the network knows {num_classes} classes")
+    if num_classes and not manifest.labels and manifest.null_label is None:
+        raise BrokenModel(f"{where}: a model with {num_classes} classes needs labels or a null_label in its manifest")
+    return num_classes
+
+
+def _open_unet(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
+    from diffusers import UNet2DModel  # here: it takes seconds to import, and tests of the engine do without
+
+    try:
+        unet, info = UNet2DModel.from_pretrained(
+            str(folder),
+            local_files_only=True,
+            use_safetensors=True,
+            low_cpu_mem_usage=False,
+            torch_dtype=dtype,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BrokenModel(f"{where}: diffusers can't open it: {first_line}") from error
+    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
+        if info.get(problem):
+            raise BrokenModel(f"{where}: {problem.replace('_', ' ')}: {list(info[problem])[:3]}")
+    module: nn.Module = unet.eval().requires_grad_(False)
+    return module
+
+
+def _check_finite(unet: nn.Module, where: str) -> None:
+    for name, weight in unet.state_dict().items():
+        if not bool(torch.isfinite(weight).all()):
+            raise BrokenModel(f"{where}: weight {name} is not finite")
