@@ -271,7 +271,7 @@ class ModelStore:
     def _model_folder(self, model: str) -> Path:
         if not is_model_name(model):
             raise ModelNotFound(f"need a model name that matches {MODEL_NAME_PATTERN}, got {model!r}")
-        if model not in self._model_folders():
+        if model not in self._model_folders() or not self._version_folders(self.root / model):
             raise ModelNotFound(f"no model {model} in the store {self.root}")
         return self.root / model
 

@@ -1,0 +1,40 @@
+"""The smallest directory that the store takes as a checkpoint, made without torch."""
+
+import json
+import struct
+from pathlib import Path
+
+from worker.store import Checkpoint, ModelStore, Recipe
+from worker.store.manifest import NOISE_CONFIG_PATH, PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, WEIGHTS_PATH
+
+RECIPE = Recipe(command="python -m training", data="none")
+
+
+def safetensors(value: float, count: int = 16) -> bytes:
+    """A safetensors file of one float32 tensor filled with `value`."""
+    header = json.dumps({"w": {"dtype": "F32", "shape": [count], "data_offsets": [0, 4 * count]}}).encode()
+    return struct.pack("<Q", len(header)) + header + struct.pack("<f", value) * count
+
+
+def write_tiny(folder: Path, value: float = 0.0, count: int = 16) -> None:
+    """Write a whole, if useless, pipeline directory."""
+    (folder / "unet").mkdir()
+    (folder / "scheduler").mkdir()
+    (folder / PIPELINE_INDEX_PATH).write_text('{"_class_name": "DDPMPipeline"}')
+    (folder / NOISE_CONFIG_PATH).write_text('{"num_train_timesteps": 1000}')
+    (folder / UNET_CONFIG_PATH).write_text('{"sample_size": 8, "out_channels": 1}')
+    (folder / WEIGHTS_PATH).write_bytes(safetensors(value, count))
+
+
+def publish_tiny(store: ModelStore, model: str = "digits", step: int = 1, make_current: bool = True) -> Checkpoint:
+    """Publish a tiny version whose weights are the step number."""
+    return store.publish(
+        model,
+        lambda folder: write_tiny(folder, float(step)),
+        step=step,
+        labels=["0", "1"],
+        null_label=2,
+        metrics={"held_out_loss": 0.5},
+        recipe=RECIPE,
+        make_current=make_current,
+    )
