@@ -205,7 +205,11 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
         return problem_response(
             HTTPStatus.BAD_REQUEST, "broken_json", f"the body is not JSON: {reason} at character {e['loc'][-1]}"
         )
-    fields = [FieldProblem(_field_path(e["loc"]), _rule(e), e.get("input")) for e in broken]
+    # The input of a missing field is the whole document around it.
+    fields = [
+        FieldProblem(_field_path(e["loc"]), _rule(e), None if e["type"] == "missing" else e.get("input"))
+        for e in broken
+    ]
     return await on_gateway_error(request, InvalidRequest(*fields))
 
 

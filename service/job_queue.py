@@ -13,6 +13,7 @@ from typing import Any, NoReturn, cast
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
+from redis.exceptions import ResponseError
 from rq import Queue, Retry
 from rq.command import PUBSUB_CHANNEL_TEMPLATE
 from rq.executions import ExecutionRegistry
@@ -23,7 +24,7 @@ from rq.results import Result
 from rq.serializers import DefaultSerializer, JSONSerializer
 from rq.utils import utcformat
 
-from service.queue_scripts import CANCEL, SUBMIT, WORK_FIELD
+from service.queue_scripts import CANCEL, JOBS_AHEAD_FIELD, SUBMIT, WORK_AHEAD_FIELD, WORK_FIELD
 from service.settings import Settings
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, image_key, progress_key
 
@@ -83,8 +84,9 @@ class JobRecord:
     result: Result | None
     progress: bytes | None
     position: int | None
-    jobs_waiting: int
-    work_waiting: int
+    """Jobs ahead of it; None when it is not in the queue."""
+    work_per_job_ahead: float
+    """Mean image-steps of the jobs that were ahead of it when it was queued."""
     ttl_ms: int
     """Milliseconds that the job is still kept; negative when it has no expiry."""
 
@@ -149,21 +151,27 @@ class JobQueue:
             pipe.xrevrange(RESULTS_KEY_PREFIX + job_id, count=1)
             pipe.get(progress_key(job_id))
             pipe.lpos(self._queue.key, job_id)
-            pipe.llen(self._queue.key)
-            pipe.get(WAITING_WORK_KEY)
             pipe.pttl(RqJob.key_for(job_id))
-            raw, results, progress, position, waiting, work, ttl_ms = await pipe.execute()
+            try:
+                raw, results, progress, position, ttl_ms = await pipe.execute()
+            except ResponseError as error:
+                if "WRONGTYPE" not in str(error):
+                    raise
+                raise UnreadableJob(f"job {job_id}: {error}") from error
         if not raw:
             return None
         job = RqJob(job_id, connection=self._offline, serializer=JSONSerializer)
         try:
             job.restore(raw)
             result = self._restore_result(job_id, results)
+            work_per_job = int(raw.get(WORK_AHEAD_FIELD.encode(), 0)) / max(
+                int(raw.get(JOBS_AHEAD_FIELD.encode(), 0)), 1
+            )
         except Exception as error:  # RQ's parsers raise whatever the bytes provoke
             raise UnreadableJob(f"job {job_id}: {error!r}") from error
         if job.origin != QUEUE_NAME:
             return None
-        return JobRecord(job, result, progress, position, waiting, int(work or 0), ttl_ms)
+        return JobRecord(job, result, progress, position, work_per_job, ttl_ms)
 
     def _restore_result(self, job_id: str, entries: list[Any]) -> Result | None:
         if not entries:
@@ -178,7 +186,6 @@ class JobQueue:
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or runs; one that has ended, or is unknown, stays as it is."""
-        now = datetime.now(UTC)
         before = await self._cancel(
             keys=[
                 RqJob.key_for(job_id),
@@ -187,7 +194,7 @@ class JobQueue:
                 self._canceled.key,
                 ExecutionRegistry.key_template.format(job_id),
             ],
-            args=[job_id, utcformat(now), now.timestamp(), self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
+            args=[job_id, utcformat(datetime.now(UTC)), self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
         )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
 

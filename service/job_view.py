@@ -109,12 +109,10 @@ def _error(record: JobRecord) -> JobError:
 
 
 def _wait_s(record: JobRecord, position: int | None, image_steps_per_s: float | None) -> float | None:
-    """The waiting work, shared out evenly over the waiting jobs: exact numbers would cost a walk of the queue."""
+    """Exact numbers would cost a walk of the queue."""
     if position is None or not image_steps_per_s:
         return None
-    if position == 0:
-        return 0.0
-    return round(record.work_waiting * position / max(record.jobs_waiting, 1) / image_steps_per_s, 1)
+    return round(record.work_per_job_ahead * position / image_steps_per_s, 1)
 
 
 def _expiry(ttl_ms: int) -> datetime | None:

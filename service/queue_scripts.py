@@ -2,6 +2,10 @@
 
 WORK_FIELD = "reverie_work"
 """Field of a job's hash: its image-steps (batch x steps)."""
+JOBS_AHEAD_FIELD = "reverie_jobs_ahead"
+"""Field of a job's hash: how many jobs were ahead of it when it was queued."""
+WORK_AHEAD_FIELD = "reverie_work_ahead"
+"""Field of a job's hash: the image-steps of those jobs."""
 
 # KEYS: job hash, queue, RQ's set of queues, count of the waiting work, [idempotency record]
 # ARGV: job id, prefix of job keys, its work, most work, most jobs, [fingerprint, record's seconds], then the pairs
@@ -46,6 +50,7 @@ if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work) then
 end
 
 redis.call('HSET', job_key, unpack(ARGV, first_pair))
+redis.call('HSET', job_key, 'reverie_jobs_ahead', jobs, 'reverie_work_ahead', waiting)
 redis.call('RPUSH', queue_key, job_id)
 redis.call('SADD', queues_key, queue_key)
 redis.call('INCRBY', count_key, work)
@@ -56,11 +61,11 @@ return {'queued', job_id, jobs, waiting}
 """
 
 # KEYS: job hash, queue, started registry, canceled registry, the job's executions
-# ARGV: job id, time now as RQ writes it, unix time now, seconds to keep it, prefix of the workers' command channels
+# ARGV: job id, time now as RQ writes it, seconds to keep it, prefix of the workers' command channels
 # Answers the status that the job had: nil when there is no such job.
 CANCEL = """
 local job_key, queue_key, started_key, canceled_key, executions_key = unpack(KEYS)
-local job_id, ended_at, now_s, keep_s = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local job_id, ended_at, keep_s = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local status = redis.call('HGET', job_key, 'status')
 if not status or status == 'finished' or status == 'failed' or status == 'canceled' or status == 'stopped' then
@@ -70,16 +75,19 @@ redis.call('LREM', queue_key, 0, job_id)
 -- Its lease goes in the same step: the worker that holds it can then no longer publish a result.
 for _, execution_id in ipairs(redis.call('ZRANGE', executions_key, 0, -1)) do
     redis.call('ZREM', started_key, job_id .. ':' .. execution_id)
+    redis.call('DEL', 'rq:execution:' .. job_id .. ':' .. execution_id)
 end
+redis.call('DEL', executions_key)
 redis.call('HSET', job_key, 'status', 'canceled', 'ended_at', ended_at)
 redis.call('EXPIRE', job_key, keep_s)
 -- RQ never empties this registry.
+local now_s = tonumber(redis.call('TIME')[1])
 redis.call('ZREMRANGEBYSCORE', canceled_key, '-inf', now_s - keep_s)
 redis.call('ZADD', canceled_key, now_s, job_id)
 redis.call('EXPIRE', canceled_key, keep_s)
 local worker = redis.call('HGET', job_key, 'worker_name')
 if worker and worker ~= '' then
-    redis.call('PUBLISH', ARGV[5] .. worker, cjson.encode({command = 'stop-job', job_id = job_id}))
+    redis.call('PUBLISH', ARGV[4] .. worker, cjson.encode({command = 'stop-job', job_id = job_id}))
 end
 return status
 """

@@ -103,8 +103,7 @@ async def _submit(
         result=None,
         progress=None,
         position=submitted.jobs_ahead,
-        jobs_waiting=max(submitted.jobs_ahead, 1),
-        work_waiting=submitted.work_ahead,
+        work_per_job_ahead=submitted.work_ahead / max(submitted.jobs_ahead, 1),
         ttl_ms=-1,
     )
     return job_document(record, image_steps_per_s)

@@ -1,0 +1,159 @@
+"""A worker that keeps the contract and draws nothing: it stands at the other end of Redis."""
+
+import hashlib
+from datetime import UTC, datetime
+
+import redis
+from rq import Queue
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from worker.contract import (
+    CATALOGUE_KEY,
+    QUEUE_NAME,
+    EngineCounters,
+    ImageRecord,
+    JobError,
+    JobOutcome,
+    ModelInfo,
+    ProgressSnapshot,
+    SamplerName,
+    SamplingRequest,
+    VersionInfo,
+    WorkerStatus,
+    image_key,
+    progress_key,
+    worker_key,
+)
+
+VERSION = "000012000-3f2a9c1b"
+WEIGHTS = "ab" * 32
+NAME = "fake-worker"
+
+DIGITS = ModelInfo(
+    name="digits",
+    version=VERSION,
+    versions=[
+        VersionInfo(version=VERSION, step=12000, created_at=datetime(2026, 1, 1, tzinfo=UTC), weights_sha256=WEIGHTS)
+    ],
+    labels=["zero", "one", "two"],
+    width=8,
+    height=8,
+    channels=1,
+    num_train_timesteps=1000,
+    prediction_type="epsilon",
+    samplers=list(SamplerName),
+)
+CLOUDS = DIGITS.model_copy(
+    update={"name": "clouds", "labels": [], "num_train_timesteps": 100, "samplers": [SamplerName.DDPM]}
+)
+
+
+class FakeWorker:
+    def __init__(self, client: "redis.Redis") -> None:
+        self._client = client
+        self._executions: dict[str, Execution] = {}
+        self._queue = Queue(QUEUE_NAME, connection=client, serializer=JSONSerializer)
+
+    def announce(
+        self,
+        models: tuple[ModelInfo, ...] = (DIGITS, CLOUDS),
+        default_model: str | None = "digits",
+        image_steps_per_s: float | None = None,
+    ) -> None:
+        status = WorkerStatus(
+            worker=NAME,
+            started_at=datetime.now(UTC),
+            device="cpu",
+            dtype="float32",
+            max_batch=16,
+            default_model=default_model,
+            models=list(models),
+            counters=EngineCounters(),
+            image_steps_per_s=image_steps_per_s,
+        )
+        self._client.set(CATALOGUE_KEY, status.model_dump_json(), ex=600)
+        self._client.set(worker_key(NAME), status.model_dump_json(), ex=60)
+
+    def die(self) -> None:
+        self._client.delete(worker_key(NAME))
+
+    def queue_length(self) -> int:
+        return int(self._client.llen(self._queue.key))
+
+    def take(self) -> Job:
+        """Begin the next job, with a lease."""
+        job_id = self._queue.pop_job_id()
+        assert job_id is not None, "the queue is empty"
+        job = Job.fetch(job_id, connection=self._client, serializer=JSONSerializer)
+        with self._client.pipeline() as pipe:
+            self._executions[job.id] = Execution.create(job, ttl=30, pipeline=pipe)
+            job.prepare_for_execution(NAME, pipeline=pipe)
+            pipe.persist(job.key)
+            pipe.execute()
+        return job
+
+    def leases(self) -> int:
+        return StartedJobRegistry(QUEUE_NAME, connection=self._client, serializer=JSONSerializer).get_job_count(
+            cleanup=False
+        )
+
+    def report(self, job: Job, step: int) -> None:
+        request = request_of(job)
+        snapshot = ProgressSnapshot(
+            step=step, steps=request.steps, model=request.model, version=VERSION, weights_sha256=WEIGHTS
+        )
+        self._client.set(progress_key(job.id), snapshot.model_dump_json(), ex=60)
+
+    def succeed(self, job: Job) -> list[bytes]:
+        """Store the images, then end the job; answers the images' bytes."""
+        request = request_of(job)
+        assert job.result_ttl is not None
+        images, records = [], []
+        for index in range(request.batch):
+            data = f"pixels of seed {request.seed + index}".encode()
+            self._client.set(image_key(job.id, index), data, ex=job.result_ttl)
+            images.append(data)
+            records.append(
+                ImageRecord(
+                    index=index,
+                    seed=request.seed + index,
+                    sha256=hashlib.sha256(data).hexdigest(),
+                    width=8,
+                    height=8,
+                    size_bytes=len(data),
+                )
+            )
+        outcome = JobOutcome(
+            model=request.model,
+            version=VERSION,
+            weights_sha256=WEIGHTS,
+            images=records,
+            media_type=request.format.media_type,
+        )
+        job._result = outcome.model_dump(mode="json")
+        with self._client.pipeline() as pipe:
+            job.ended_at = datetime.now(UTC)
+            job._handle_success(job.result_ttl, pipeline=pipe, worker_name=NAME)
+            job.cleanup(job.result_ttl, pipeline=pipe, remove_from_queue=False)
+            self._executions[job.id].delete(job, pipe)
+            pipe.execute()
+        return images
+
+    def fail(self, job: Job, exc_string: str) -> None:
+        with self._client.pipeline() as pipe:
+            job.ended_at = datetime.now(UTC)
+            job.set_status(JobStatus.FAILED, pipeline=pipe)
+            job._handle_failure(exc_string, pipe, worker_name=NAME)
+            self._executions[job.id].delete(job, pipe)
+            pipe.execute()
+
+
+def request_of(job: Job) -> SamplingRequest:
+    (argument,) = job.args
+    return SamplingRequest.model_validate(argument)
+
+
+OUT_OF_MEMORY = JobError(code="out_of_memory", detail="need 3 GiB, 1 GiB is free")

@@ -1,0 +1,139 @@
+"""What POST /generate promises: a validated request becomes exactly one job that the worker can read."""
+
+import threading
+from collections.abc import Callable
+
+import httpx
+from redis import Redis
+from rq.job import Job
+
+from tests.service.fake_worker import DIGITS, VERSION, FakeWorker, request_of
+from tests.service.servers import ValkeyProcess
+from worker.contract import FUNCTION_NAME, MAX_SEED, ImageFormat, SamplerName, SamplingRequest, Spacing
+
+
+def test_an_accepted_request_is_a_queued_job_with_an_address(http: httpx.Client, worker: FakeWorker) -> None:
+    answer = http.post("/generate", json={"seed": 7, "steps": 50, "batch": 4})
+    job = answer.json()
+    assert answer.status_code == 202
+    assert answer.headers["Location"] == f"/jobs/{job['id']}" == job["links"]["self"] == job["links"]["cancel"]
+    assert int(answer.headers["Retry-After"]) >= 1
+    assert (job["status"], job["model"], job["seed"], job["steps"], job["batch"]) == ("queued", "digits", 7, 50, 4)
+    assert job["progress"] == {"step": 0, "steps": 50}
+    assert job["position"] == 0
+    assert job["images"] == []
+    assert http.get(answer.headers["Location"]).json() == job
+    assert worker.queue_length() == 1
+
+
+def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWorker) -> None:
+    asked = {
+        "seed": 11,
+        "steps": 20,
+        "batch": 2,
+        "model": "digits",
+        "version": VERSION,
+        "sampler": "ddim",
+        "eta": 0.5,
+        "spacing": "trailing",
+        "class_label": "two",
+        "guidance_scale": 3,
+        "format": "webp",
+    }
+    shown = http.post("/generate", json=asked).json()
+    job = worker.take()
+    assert request_of(job) == SamplingRequest(
+        seed=11,
+        steps=20,
+        batch=2,
+        model="digits",
+        version=VERSION,
+        sampler=SamplerName.DDIM,
+        eta=0.5,
+        spacing=Spacing.TRAILING,
+        class_label=2,
+        guidance_scale=3.0,
+        format=ImageFormat.WEBP,
+    )
+    assert job.func_name == FUNCTION_NAME
+    assert job.retries_left == 3
+    assert (shown["class_label"], shown["label"]) == (2, "two")
+
+
+def test_a_label_may_be_an_index_or_a_name(http: httpx.Client) -> None:
+    by_index = http.post("/generate", json={"steps": 1, "batch": 1, "class_label": 1}).json()
+    by_name = http.post("/generate", json={"steps": 1, "batch": 1, "class_label": "one"}).json()
+    assert (by_index["class_label"], by_index["label"]) == (by_name["class_label"], by_name["label"]) == (1, "one")
+
+
+def test_a_seed_that_is_not_given_is_drawn_and_told(http: httpx.Client, worker: FakeWorker) -> None:
+    seeds = {http.post("/generate", json={"steps": 1, "batch": 64}).json()["seed"] for _ in range(8)}
+    assert len(seeds) == 8
+    assert all(0 <= seed <= MAX_SEED - 63 for seed in seeds)
+    assert {request_of(worker.take()).seed for _ in range(8)} == seeds
+
+
+def test_the_largest_seed_is_accepted_whole(http: httpx.Client, worker: FakeWorker) -> None:
+    assert http.post("/generate", json={"seed": MAX_SEED, "steps": 1, "batch": 1}).json()["seed"] == MAX_SEED
+    assert request_of(worker.take()).seed == MAX_SEED
+
+
+def test_prefer_wait_answers_200_with_the_ended_job(http: httpx.Client, worker: FakeWorker) -> None:
+    answers: list[httpx.Response] = []
+    body = {"steps": 3, "batch": 1}
+    client = threading.Thread(
+        target=lambda: answers.append(http.post("/generate", json=body, headers={"Prefer": "wait=20"}))
+    )
+    client.start()
+    while worker.queue_length() == 0:
+        assert client.is_alive()
+    worker.succeed(worker.take())
+    client.join()
+    (answer,) = answers
+    assert answer.status_code == 200
+    assert answer.headers["Preference-Applied"] == "wait=20"
+    assert answer.json()["status"] == "succeeded"
+
+
+def test_prefer_wait_answers_202_when_the_job_takes_longer(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"steps": 3, "batch": 1}, headers={"Prefer": "respond-async, wait=1"})
+    assert answer.status_code == 202
+    assert answer.json()["status"] == "queued"
+
+
+def test_a_preference_that_is_not_understood_is_ignored(http: httpx.Client) -> None:
+    answer = http.post("/generate", json={"steps": 3, "batch": 1}, headers={"Prefer": "wait=soon, handling=strict"})
+    assert answer.status_code == 202
+    assert "Preference-Applied" not in answer.headers
+
+
+def test_a_waiting_job_has_no_expiry_and_rq_sees_it(http: httpx.Client, valkey: ValkeyProcess) -> None:
+    job_id = http.post("/generate", json={"steps": 3, "batch": 1}).json()["id"]
+    client: Redis = valkey.client
+    assert client.ttl(Job.key_for(job_id)) == -1
+    assert client.smembers("rq:queues") == {b"rq:queue:reverie"}
+
+
+def test_the_batch_limit_is_a_setting(worker: FakeWorker, start_gateway: Callable[..., httpx.Client]) -> None:
+    http = start_gateway(max_images=2)
+    assert http.post("/generate", json={"steps": 1, "batch": 2}).status_code == 202
+    assert http.post("/generate", json={"steps": 1, "batch": 3}).status_code == 422
+    schema = http.get("/openapi.json").json()["components"]["schemas"]["GenerateRequest"]
+    assert schema["properties"]["batch"]["maximum"] == 2
+
+
+def test_a_model_without_a_loaded_version_is_503_until_it_has_one(own_http: httpx.Client, worker: FakeWorker) -> None:
+    broken = DIGITS.model_copy(update={"name": "later", "version": None, "reload_error": "hash differs"})
+    worker.announce(models=(broken,), default_model="later")
+    answer = own_http.post("/generate", json={"steps": 1, "batch": 1})
+    assert answer.status_code == 503
+    assert answer.json()["code"] == "model_not_loaded"
+    assert "hash differs" in answer.json()["detail"]
+    assert "Retry-After" in answer.headers
+
+
+def test_before_any_worker_has_announced_itself_the_answer_is_503(start_gateway: Callable[..., httpx.Client]) -> None:
+    answer = start_gateway().post("/generate", json={"steps": 1, "batch": 1})
+    assert answer.status_code == 503
+    assert answer.json()["code"] == "no_worker"
+    assert "Retry-After" in answer.headers

@@ -1,0 +1,59 @@
+"""What /livez, /readyz, /models and / say."""
+
+from collections.abc import Callable
+
+import httpx
+
+from tests.service.fake_worker import CLOUDS, DIGITS, VERSION, FakeWorker
+from worker.contract import ModelInfo
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """For the second that a reading of the catalogue serves; pytest's timeout ends it."""
+    while not condition():
+        pass
+
+
+def test_ready_means_that_a_worker_is_alive_with_a_model_loaded(http: httpx.Client) -> None:
+    answer = http.get("/readyz")
+    assert answer.status_code == 200
+    assert answer.json() == {"status": "ready", "workers": 1, "models": ["clouds", "digits"]}
+
+
+def test_not_ready_says_what_is_missing(own_http: httpx.Client, worker: FakeWorker) -> None:
+    worker.announce(models=(DIGITS.model_copy(update={"version": None}),))
+    wait_until(lambda: own_http.get("/readyz").status_code == 503)
+    assert own_http.get("/readyz").json()["code"] == "no_model"
+    worker.die()
+    wait_until(lambda: own_http.get("/readyz").json()["code"] == "no_worker")
+    answer = own_http.get("/readyz")
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    assert "Retry-After" in answer.headers
+    assert own_http.get("/livez").json() == {"status": "alive"}
+
+
+def test_models_stay_known_while_no_worker_is_up(own_http: httpx.Client, worker: FakeWorker) -> None:
+    worker.die()
+    listed = own_http.get("/models").json()
+    assert listed["default"] == "digits"
+    assert [ModelInfo.model_validate(model) for model in listed["models"]] == [DIGITS, CLOUDS]
+    assert own_http.post("/generate", json={"steps": 1, "batch": 1}).status_code == 202
+
+
+def test_one_model_tells_versions_labels_and_size(http: httpx.Client) -> None:
+    model = http.get("/models/digits").json()
+    assert (model["version"], model["labels"], model["width"]) == (VERSION, ["zero", "one", "two"], 8)
+    assert http.get("/models/nobody").status_code == 404
+
+
+def test_a_reload_is_seen_soon(own_http: httpx.Client, worker: FakeWorker) -> None:
+    assert own_http.get("/models/digits").json()["reload_error"] is None
+    worker.announce(models=(DIGITS.model_copy(update={"reload_error": "hash differs"}),))
+    wait_until(lambda: own_http.get("/models/digits").json()["reload_error"] == "hash differs")
+
+
+def test_the_front_page_leads_to_the_documentation(http: httpx.Client) -> None:
+    answer = http.get("/")
+    assert answer.headers["Content-Type"].startswith("text/html")
+    assert 'href="/docs"' in answer.text
+    assert http.get("/docs").status_code == 200

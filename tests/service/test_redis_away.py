@@ -1,0 +1,97 @@
+"""What the gateway promises while Redis is away: 503 in time, nothing queued twice, back to work by itself."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.service.fake_worker import FakeWorker
+from tests.service.servers import ValkeyProcess
+
+BODY = {"steps": 10, "batch": 2}
+ANSWER_WITHIN_S = 2.0
+
+
+@pytest.fixture
+def fragile_valkey(valkey: ValkeyProcess) -> Iterator[ValkeyProcess]:
+    """It may be killed or frozen; the next test finds it running."""
+    yield valkey
+    valkey.thaw()
+    valkey.kill()
+    valkey.start()
+
+
+def assert_all_unavailable(http: httpx.Client, job_id: str) -> None:
+    for method, path in [
+        ("POST", "/generate"),
+        ("GET", f"/jobs/{job_id}"),
+        ("DELETE", f"/jobs/{job_id}"),
+        ("GET", f"/jobs/{job_id}/images/0"),
+        ("GET", "/readyz"),
+    ]:
+        began = time.monotonic()
+        answer = http.request(method, path, json=BODY if method == "POST" else None)
+        took_s = time.monotonic() - began
+        assert answer.status_code == 503, (path, answer.text)
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json()["code"] == "redis_unavailable"
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert took_s < ANSWER_WITHIN_S, path
+    assert http.get("/livez").status_code == 200
+
+
+def test_a_killed_redis_is_503_and_accepted_jobs_are_there_when_it_returns(
+    own_http: httpx.Client, worker: FakeWorker, fragile_valkey: ValkeyProcess
+) -> None:
+    job_id = own_http.post("/generate", json=BODY).json()["id"]
+    fragile_valkey.kill()
+    assert_all_unavailable(own_http, job_id)
+    fragile_valkey.start()
+    assert own_http.get(f"/jobs/{job_id}").json()["status"] == "queued"
+    assert own_http.post("/generate", json=BODY).status_code == 202
+    assert worker.queue_length() == 2
+
+
+def test_a_frozen_redis_is_503_and_a_lost_answer_queues_nothing_twice(
+    own_http: httpx.Client, worker: FakeWorker, fragile_valkey: ValkeyProcess
+) -> None:
+    key = {"Idempotency-Key": "once"}
+    job_id = own_http.post("/generate", json=BODY).json()["id"]
+    fragile_valkey.freeze()
+    assert own_http.post("/generate", json=BODY, headers=key).status_code == 503
+    assert_all_unavailable(own_http, job_id)
+    fragile_valkey.thaw()
+    answer = own_http.post("/generate", json=BODY, headers=key)
+    assert answer.status_code == 202
+    queued = [worker.take().id for _ in range(worker.queue_length())]
+    assert queued.count(answer.json()["id"]) == 1
+    assert len(queued) == len(set(queued))
+
+
+def test_a_client_that_waits_keeps_its_accepted_job(
+    own_http: httpx.Client, worker: FakeWorker, fragile_valkey: ValkeyProcess
+) -> None:
+    answers: list[httpx.Response] = []
+    client = threading.Thread(
+        target=lambda: answers.append(own_http.post("/generate", json=BODY, headers={"Prefer": "wait=20"}))
+    )
+    client.start()
+    while worker.queue_length() == 0:
+        assert client.is_alive()
+    fragile_valkey.kill()
+    client.join()
+    (answer,) = answers
+    assert answer.status_code == 202
+    fragile_valkey.start()
+    assert own_http.get(answer.headers["Location"]).json()["status"] == "queued"
+
+
+def test_a_restarted_redis_that_forgot_its_scripts_still_takes_jobs(
+    http: httpx.Client, worker: FakeWorker, valkey: ValkeyProcess
+) -> None:
+    http.post("/generate", json=BODY)
+    valkey.client.script_flush()
+    assert http.post("/generate", json=BODY).status_code == 202
+    assert worker.queue_length() == 2
