@@ -105,8 +105,9 @@ def train(
             group["lr"] = settings.learning_rate * learning_rate_factor(step, progress, settings.warmup_steps)
         batch = training_batch(data, schedule, settings.batch_size, settings.label_dropout, settings.seed, step)
         loss = eps_mse(network, batch)
-        if not torch.isfinite(loss):
-            raise TrainingError(f"the loss became {float(loss)} at step {step}; try a lower learning rate")
+        loss_value = float(loss.detach())
+        if not math.isfinite(loss_value):
+            raise TrainingError(f"the loss became {loss_value} at step {step}; try a lower learning rate")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(unet.parameters(), settings.max_grad_norm)
@@ -114,5 +115,5 @@ def train(
         step += 1
         ema.update(unet, step)
         progress = budget.progress(step, clock() - began)
-        after_step(StepReport(step=step, progress=progress, loss=float(loss.detach())), ema)
+        after_step(StepReport(step=step, progress=progress, loss=loss_value), ema)
     return ema, step

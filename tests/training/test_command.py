@@ -1,0 +1,118 @@
+"""`python -m training`, from arguments to a published directory that diffusers opens."""
+
+import base64
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMPipeline
+from PIL import Image
+
+from training.__main__ import main
+from training.publishing import noise_schedule
+from training.sampling import draw_images
+from worker.store import ModelStore
+
+QUICK = ["--steps", "3", "--width", "8", "--layers", "1", "--batch", "8"]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
+    """A store with one quickly trained digits model, two versions."""
+    root = tmp_path_factory.mktemp("training") / "store"
+    assert main(["--store", str(root), "--publish-every", "2", *QUICK]) == 0
+    return ModelStore(root)
+
+
+def test_the_command_publishes_on_the_way_and_at_the_end(store: ModelStore) -> None:
+    steps = [store.checkpoint("digits", version).manifest.step for version in store.versions("digits")]
+    assert steps == [2, 3]
+    assert store.checkpoint("digits").manifest.step == 3
+    for version in store.versions("digits"):
+        store.verify("digits", version)
+
+
+def test_the_manifest_says_how_good_and_how_made(store: ModelStore) -> None:
+    manifest = store.checkpoint("digits").manifest
+    assert manifest.labels == list("0123456789")
+    assert manifest.null_label == 10
+    assert set(manifest.metrics) == {"held_out_loss", "held_out_loss_zero", "held_out_loss_linear"}
+    assert manifest.recipe.command.startswith("python -m training --store ")
+    assert manifest.recipe.seed == 0
+    assert manifest.recipe.libraries["torch"] == torch.__version__
+
+
+def test_diffusers_opens_what_is_published(store: ModelStore) -> None:
+    checkpoint = store.checkpoint("digits")
+    pipeline = DDPMPipeline.from_pretrained(checkpoint.path, use_safetensors=True)
+    assert pipeline.unet.config.num_class_embeds == 11
+    ours = noise_schedule()
+    torch.testing.assert_close(pipeline.scheduler.alphas_cumprod.double(), ours.alphas_cumprod, rtol=1e-4, atol=0)
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+
+
+def test_the_golden_sample_is_drawn_again_from_the_published_files(store: ModelStore) -> None:
+    checkpoint = store.checkpoint("digits")
+    golden = checkpoint.manifest.golden
+    assert golden is not None
+    assert golden.class_label is not None
+    unet = DDPMPipeline.from_pretrained(checkpoint.path, use_safetensors=True).unet
+    again = draw_images(unet, noise_schedule(), (1, 8, 8), [golden.seed], [golden.class_label], steps=golden.steps)
+    drawn = torch.frombuffer(bytearray(base64.b64decode(golden.pixels_base64)), dtype=torch.uint8).view(8, 8, 1)
+    assert float((again[0].float() - drawn.float()).abs().mean()) < 0.1
+    assert len(drawn.unique()) > 4
+
+
+def test_a_folder_of_images_can_be_trained_on(tmp_path: Path) -> None:
+    for label in ("dark", "light"):
+        (tmp_path / "shades" / label).mkdir(parents=True)
+        for index in range(6):
+            shade = (40 if label == "dark" else 200) + index
+            Image.new("RGB", (20, 16), (shade, shade, 0)).save(tmp_path / "shades" / label / f"{index}.png")
+    arguments = ["--data", str(tmp_path / "shades"), "--size", "8", "--store", str(tmp_path / "store"), *QUICK]
+    assert main([*arguments, "--keep", "1"]) == 0
+    manifest = ModelStore(tmp_path / "store").checkpoint("shades").manifest
+    assert manifest.labels == ["dark", "light"]
+    assert (manifest.height, manifest.width, manifest.channels) == (8, 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--data", "no/such/folder"], "no/such/folder"),
+        (["--model", "../evil"], "../evil"),
+        (["--size", "16"], "--size is for folders"),
+        (["--steps", "0"], "budget above 0, got 0"),
+        (["--minutes", "-1"], "budget above 0, got -60"),
+        (["--batch", "0"], "at least 1, got 0"),
+        (["--width", "10"], "multiple of 8, got 10"),
+        (["--publish-every", "0"], "--publish-every of at least 1, got 0"),
+        (["--threads", "0"], "--threads of at least 1, got 0"),
+        (["--learning-rate", "7"], "got 7.0"),
+    ],
+)
+def test_a_bad_argument_is_one_clear_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    assert main(["--store", str(tmp_path), *arguments]) == 1
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("error: ")
+    assert reason in message
+    assert "\n" not in message
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_store_that_cannot_be_written_is_said_before_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--store", str(tmp_path / "file"), *QUICK]) == 1
+    assert "can't write to the store" in capsys.readouterr().err
+
+
+def test_an_unknown_option_ends_with_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["--stroe", "x"])
+    assert exit_.value.code == 2
+    assert "--store" in capsys.readouterr().err
