@@ -54,7 +54,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.gateway = Gateway(settings, redis, JobQueue(redis, settings), Catalogue(redis))
+    app.state.gateway = Gateway(settings, redis, JobQueue(redis, settings), Catalogue(redis, settings.redis_timeout_s))
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
     errors.install(app)
     for part in (generate, jobs, images, models, health, home):

@@ -1,5 +1,6 @@
 """What the workers say of themselves, read from Redis: which models there are, who is alive, how fast they are."""
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from service.errors import Unavailable
+from service.redis_deadline import redis_deadline
 from worker.contract import CATALOGUE_KEY, WORKER_KEY_PREFIX, ModelInfo, WorkerStatus
 
 log = logging.getLogger(__name__)
@@ -49,21 +51,28 @@ class Reading:
 
 
 class Catalogue:
-    def __init__(self, redis: Redis, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, redis: Redis, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._redis = redis
+        self._timeout_s = timeout_s
         self._clock = clock
         self._reading: Reading | None = None
+        self._refresh: asyncio.Task[Reading] | None = None
 
     async def read(self) -> Reading:
         """At most `FRESH_S` old."""
         reading = self._reading
-        if reading is None or self._clock() - reading.read_at > FRESH_S:
-            reading = self._reading = await self._read()
-        return reading
+        if reading is not None and self._clock() - reading.read_at <= FRESH_S:
+            return reading
+        # All requests that find it stale wait for one refresh; shielded, so that none of them cancels the others'.
+        if self._refresh is None or self._refresh.done():
+            self._refresh = asyncio.create_task(self._read())
+        self._reading = await asyncio.shield(self._refresh)
+        return self._reading
 
     async def _read(self) -> Reading:
-        keys = [key async for key in self._redis.scan_iter(WORKER_KEY_PREFIX + "*", count=SCAN_COUNT)]
-        announced, *live = await self._redis.mget([CATALOGUE_KEY, *keys])
+        async with redis_deadline(self._timeout_s):
+            keys = [key async for key in self._redis.scan_iter(WORKER_KEY_PREFIX + "*", count=SCAN_COUNT)]
+            announced, *live = await self._redis.mget([CATALOGUE_KEY, *keys])
         statuses = [status for raw in live if (status := _parse(raw)) is not None]
         return Reading(_parse(announced), tuple(statuses), self._clock())
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import re
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
@@ -25,6 +26,7 @@ from rq.serializers import DefaultSerializer, JSONSerializer
 from rq.utils import utcformat
 
 from service.queue_scripts import CANCEL, JOBS_AHEAD_FIELD, SUBMIT, WORK_AHEAD_FIELD, WORK_FIELD
+from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, image_key, progress_key
 
@@ -127,6 +129,9 @@ class JobQueue:
         job.enqueued_at = datetime.now(UTC)
         return job
 
+    def _deadline(self) -> AbstractAsyncContextManager[None]:
+        return redis_deadline(self._settings.redis_timeout_s)
+
     async def submit(self, job: RqJob, work: int, idempotency: Idempotency | None) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not."""
         settings = self._settings
@@ -139,14 +144,15 @@ class JobQueue:
             if value is not None:
                 args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
         args += [WORK_FIELD, work]
-        outcome, job_id, jobs, waiting = await self._submit(keys=keys, args=args)
+        async with self._deadline():
+            outcome, job_id, jobs, waiting = await self._submit(keys=keys, args=args)
         return Submitted(outcome.decode(), job_id.decode(), int(jobs), int(waiting))
 
     async def read(self, job_id: str) -> JobRecord | None:
         """Everything about one job in one round trip, and at one moment. None when there is none; UnreadableJob."""
         if not JOB_ID.fullmatch(job_id):
             return None
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
             pipe.hgetall(RqJob.key_for(job_id))
             pipe.xrevrange(RESULTS_KEY_PREFIX + job_id, count=1)
             pipe.get(progress_key(job_id))
@@ -181,26 +187,28 @@ class JobQueue:
 
     async def status(self, job_id: str) -> JobStatus | None:
         """None when there is no such job."""
-        status = await cast(Any, self._redis.hget(RqJob.key_for(job_id), "status"))
+        async with self._deadline():
+            status = await cast(Any, self._redis.hget(RqJob.key_for(job_id), "status"))
         return JobStatus(status.decode()) if status else None
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or runs; one that has ended, or is unknown, stays as it is."""
-        before = await self._cancel(
-            keys=[
-                RqJob.key_for(job_id),
-                self._queue.key,
-                self._started.key,
-                self._canceled.key,
-                ExecutionRegistry.key_template.format(job_id),
-            ],
-            args=[job_id, utcformat(datetime.now(UTC)), self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
-        )
+        async with self._deadline():
+            before = await self._cancel(
+                keys=[
+                    RqJob.key_for(job_id),
+                    self._queue.key,
+                    self._started.key,
+                    self._canceled.key,
+                    ExecutionRegistry.key_template.format(job_id),
+                ],
+                args=[job_id, utcformat(datetime.now(UTC)), self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
+            )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
 
     async def image(self, job_id: str, index: int) -> tuple[bytes | None, int]:
         """The encoded image and the milliseconds that it is still kept."""
-        async with self._redis.pipeline(transaction=True) as pipe:
+        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
             pipe.get(image_key(job_id, index))
             pipe.pttl(image_key(job_id, index))
             data, ttl_ms = await pipe.execute()

@@ -4,6 +4,7 @@ from fastapi import APIRouter, Response
 
 from service.errors import Unavailable, problem_responses
 from service.gateway import GatewayDep
+from service.redis_deadline import redis_deadline
 from service.schemas import Alive, Ready
 
 router = APIRouter(tags=["health"])
@@ -21,7 +22,8 @@ async def livez() -> Alive:
     responses=problem_responses(),
 )
 async def readyz(gateway: GatewayDep, response: Response) -> Ready:
-    await gateway.redis.ping()
+    async with redis_deadline(gateway.settings.redis_timeout_s):
+        await gateway.redis.ping()
     live = (await gateway.catalogue.read()).live
     if not live:
         raise Unavailable("no_worker", "Redis answers, but no worker is alive")

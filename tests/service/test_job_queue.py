@@ -1,0 +1,67 @@
+"""What the queue's scripts promise when a call is repeated, as it is when its answer was lost."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from redis.asyncio import Redis
+
+from service.app import connect
+from service.job_queue import Idempotency, JobQueue, Submitted
+from service.settings import Settings
+from tests.service.fake_worker import FakeWorker
+from tests.service.servers import ValkeyProcess
+from worker.contract import SamplingRequest
+
+REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=2)
+T = TypeVar("T")
+
+
+def with_queue(valkey: ValkeyProcess, use: Callable[[JobQueue], Awaitable[T]]) -> T:
+    async def run() -> T:
+        settings = Settings(redis_url=valkey.url)
+        redis: Redis = connect(settings)
+        async with redis:
+            return await use(JobQueue(redis, settings))
+
+    return asyncio.run(run())
+
+
+def test_submitting_the_same_job_again_queues_it_once(valkey: ValkeyProcess) -> None:
+    async def submit_thrice(queue: JobQueue) -> list[Submitted]:
+        job = queue.new_job("1" * 32, REQUEST, None)
+        return [await queue.submit(job, 20, None) for _ in range(3)]
+
+    answers = with_queue(valkey, submit_thrice)
+    assert {answer.outcome for answer in answers} == {"queued"}
+    assert FakeWorker(valkey.client).queue_length() == 1
+
+
+def test_submitting_again_does_not_revive_a_job_that_has_begun(valkey: ValkeyProcess) -> None:
+    worker = FakeWorker(valkey.client)
+
+    async def submit_around_the_start(queue: JobQueue) -> Submitted:
+        job = queue.new_job("1" * 32, REQUEST, None)
+        await queue.submit(job, 20, None)
+        worker.take()
+        return await queue.submit(job, 20, None)
+
+    assert with_queue(valkey, submit_around_the_start).outcome == "queued"
+    assert worker.queue_length() == 0
+    assert worker.leases() == 1
+
+
+def test_a_key_and_its_own_job_sent_again_is_that_job(valkey: ValkeyProcess) -> None:
+    async def submit_twice(queue: JobQueue) -> Submitted:
+        job = queue.new_job("1" * 32, REQUEST, None)
+        key = Idempotency("k", "ab" * 32)
+        await queue.submit(job, 20, key)
+        return await queue.submit(job, 20, key)
+
+    again = with_queue(valkey, submit_twice)
+    assert (again.outcome, again.job_id) == ("known", "1" * 32)
+
+
+def test_canceling_an_unknown_job_leaves_no_trace(valkey: ValkeyProcess) -> None:
+    with_queue(valkey, lambda queue: queue.cancel("2" * 32))
+    assert valkey.client.keys() == []
