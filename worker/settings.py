@@ -1,6 +1,7 @@
 """The settings of the worker process: environment variables with the prefix REVERIE_, read once and passed down."""
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -93,4 +94,6 @@ def read_settings(environment: Mapping[str, str] | None = None) -> WorkerSetting
         name = PREFIX + str(first["loc"][0]).upper()
         if first["type"] == "missing":
             raise SettingsError(f"{name} is not set: it is the address of the Redis that holds the queue") from None
-        raise SettingsError(f"{name}={first['input']!r}: {first['msg']}") from None
+        # An address may carry a password.
+        value = re.sub(r"//[^/]*@", "//***@", str(first["input"]))
+        raise SettingsError(f"{name}={value}: {first['msg'].removeprefix('Value error, ')}") from None

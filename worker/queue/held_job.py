@@ -177,13 +177,11 @@ class HeldJobs:
     def images(self) -> int:
         return sum(job.images for job in self.all())
 
-    def end_early(self, job: HeldJob, ending: Ending) -> bool:
+    def end_early(self, job: HeldJob, ending: Ending) -> None:
         """Note why the job is taken out of the engine; the first reason stands, but a lost lease overrides any."""
         with self._changed:
             if job.ending is None or ending is Ending.LOST:
                 job.ending = ending
-                return True
-            return False
 
     def wait_for_change(self, timeout_s: float) -> None:
         with self._changed:

@@ -173,10 +173,7 @@ class Leases:
         Safe to repeat. Answers 'failed', 'stopped', 'queued' or the status that stood against it."""
         ended_at = self._server_clock.now()
         text = error.model_dump_json()
-        job_fields = {
-            "ended_at": rq_overrides.time_text(ended_at),
-            "exc_info": rq_overrides.compressed_exc_info(text),
-        }
+        job_fields = {"ended_at": rq_overrides.time_text(ended_at)}
         result = rq_overrides.failure_fields(
             job.job_id, text, job.execution_id, self._worker, job.started_at, ended_at, stopped
         )
@@ -208,7 +205,6 @@ class Leases:
             keys=self._script_keys,
             args=[
                 *(STRANDED_KEY, stranded_s, self._default_ttl_s, rq_overrides.time_text(now)),
-                rq_overrides.compressed_exc_info(text),
                 *_flat(result),
             ],
         )

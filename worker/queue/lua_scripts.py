@@ -290,12 +290,11 @@ return returned
 RECOVER = (
     _PRELUDE
     + """
--- ARGV: key of first sightings, age in s at which an unclaimed job is stranded, default ttl, time text, exc_info,
+-- ARGV: key of first sightings, age in s at which an unclaimed job is stranded, default ttl, time text,
 -- then the fields of the result of a job that is lost for good.
 -- Returns {requeued...}, {failed...}, {unstranded...}
 local SEEN, stranded_s, default_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local time_text, exc_info = ARGV[4], ARGV[5]
-local result = slice(6, #ARGV - 5)
+local time_text, result = ARGV[4], slice(5, #ARGV - 4)
 local requeued, failed, unstranded = {}, {}, {}
 
 local function ttl_of(id)
@@ -322,7 +321,7 @@ for _, entry in ipairs(redis.call('ZREVRANGEBYSCORE', WIP, string.format('%.3f',
         redis.call('LPUSH', QUEUE, id)
         requeued[#requeued + 1] = id
       else
-        end_job(id, 'failed', FAILED, ttl_of(id), {'ended_at', time_text, 'exc_info', exc_info}, result)
+        end_job(id, 'failed', FAILED, ttl_of(id), {'ended_at', time_text}, result)
         failed[#failed + 1] = id
       end
     elseif status ~= 'gone' and status ~= 'queued' then

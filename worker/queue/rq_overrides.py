@@ -90,11 +90,6 @@ def time_text(moment: datetime) -> str:
     return utcformat(moment)
 
 
-def compressed_exc_info(text: str) -> bytes:
-    """The failure text as RQ writes it into a job's hash."""
-    return zlib.compress(text.encode())
-
-
 def success_fields(
     job_id: str, value: dict[str, Any], execution_id: str, worker: str, started_at: datetime, ended_at: datetime
 ) -> dict[str, Any]:

@@ -50,7 +50,7 @@ def configure_logging(level: str) -> None:
     """One line per event on stderr."""
     logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     # RQ tells of its own bookkeeping at INFO.
-    logging.getLogger("rq").setLevel(max(logging.WARNING, logging.getLogger().level))
+    logging.getLogger("rq.worker").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def open_store(settings: WorkerSettings) -> "ModelStore":
@@ -68,7 +68,7 @@ def open_store(settings: WorkerSettings) -> "ModelStore":
         if not store.models():
             raise CantStartError(f"{variable} {root} holds no model: train or import one first")
     except (StoreError, OSError) as error:
-        raise CantStartError(f"{variable} {root}: {error}") from error
+        raise CantStartError(f"{variable}: {error}") from error
     return store
 
 
@@ -92,12 +92,30 @@ def open_redis(settings: WorkerSettings) -> "redis.Redis":
 def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis") -> int:
     # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
     from worker.engine.engine import Engine
+    from worker.models.device import choose_device, choose_dtype
+    from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
-    from worker.queue.worker_process import WorkerProcess
+    from worker.queue.worker_process import Background, WorkerProcess
 
-    pool = ModelPool(store, settings.device, settings.dtype)
-    engine = Engine(pool, settings.max_batch)
-    return WorkerProcess(settings, client, engine, pool, device=str(pool.device), dtype=str(pool.dtype)).run()
+    try:
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+    except ValueError as error:
+        raise CantStartError(str(error)) from None
+    pool = ModelPool(store, lambda checkpoint: load_checkpoint(checkpoint, device, dtype))
+    # Once before anything is announced, so that a worker that says it is ready has its models.
+    pool.poll()
+    pool.load_wishes()
+    process = WorkerProcess(
+        settings,
+        client,
+        Engine(pool, settings.max_batch),
+        pool,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        background=[Background("models", pool.run, pool.wake)],
+    )
+    return process.run()
 
 
 def _end(message: str, code: int) -> NoReturn:

@@ -10,7 +10,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Protocol
@@ -47,6 +48,16 @@ class RunnableEngine(EnginePort, Protocol):
         """Step until `stop` is set."""
 
 
+@dataclass(frozen=True, slots=True)
+class Background:
+    """A thread that the engine needs beside it."""
+
+    name: str
+    run: Callable[[threading.Event], None]
+    wake: Callable[[], None]
+    """Lets `run` look at its stop event."""
+
+
 class WorkerProcess:
     """One worker from its registration to its end."""
 
@@ -59,11 +70,13 @@ class WorkerProcess:
         *,
         device: str,
         dtype: str,
+        background: Sequence[Background] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
         self._client = client
         self._engine = engine
+        self._background = background
         self._clock = clock
         self._signals = 0
         self._broken = False
@@ -155,6 +168,8 @@ class WorkerProcess:
                 "progress": self._progress.run,
             }.items()
         }
+        for background in self._background:
+            self._start(background.name, lambda run=background.run: run(self._engine_stop))  # type: ignore[misc]
         logger.info("worker %s is ready, batches of up to %d images", self.name, self._settings.max_batch)
         try:
             self._claimer.run()
@@ -193,6 +208,8 @@ class WorkerProcess:
             self._finish_within_grace()
         self._put_back_rest()
         self._engine_stop.set()
+        for background in self._background:
+            background.wake()
         self._dispatcher.stop()
         threads["dispatcher"].join(FORCED_END_S)
         self._finisher.stop()

@@ -74,7 +74,9 @@ def test_no_key_of_a_job_is_left_without_an_expiry(jobs: Jobs, workers: Workers,
         return [key for key in valkey.all_keys() if key not in PERMANENT_KEYS and valkey.client.ttl(key) == -1]
 
     wait_until(lambda: jobs.is_at_rest() and not lasting(), "every key of a job to have an expiry")
-    wait_until(lambda: not [key for key in valkey.all_keys() if key.startswith("rq:execution")], "executions to be gone")
+    wait_until(
+        lambda: not [key for key in valkey.all_keys() if key.startswith("rq:execution")], "executions to be gone"
+    )
 
 
 def test_progress_is_kept_and_published_while_a_job_runs(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
