@@ -44,6 +44,25 @@ def tiny_unet(weights_seed: int = 0, *, conditional: bool = True) -> UNet2DModel
         )
 
 
+def cifar_10_unet() -> UNet2DModel:
+    """The network of google/ddpm-cifar10-32 with random weights, [N, 3, 32, 32]."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return UNet2DModel(
+            sample_size=32,
+            layers_per_block=2,
+            block_out_channels=(128, 256, 256, 256),
+            norm_num_groups=32,
+            norm_eps=1e-6,
+            attention_head_dim=None,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        )
+
+
 def publish_tiny(
     store: ModelStore,
     model: str = TINY,

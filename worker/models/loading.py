@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from worker.models.batch_invariant import make_batch_invariant
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
+from worker.models.golden import check_golden_sample
 from worker.models.loaded_model import LoadedModel
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
@@ -35,7 +36,7 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
 
     Raises:
         UnsupportedModel: another kind of network or scheduler.
-        BrokenModel: weights missing, left over, of another shape or not finite.
+        BrokenModel: weights missing, left over, of another shape or not finite, or they draw another golden sample.
     """
     where = f"{checkpoint.model}/{checkpoint.version}"
     manifest = checkpoint.manifest
@@ -46,7 +47,7 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     _check_finite(unet, where)
     unet = unet.to(device)
     unet = make_batch_invariant(unet) if device.type == "cpu" else _in_channels_last(unet)
-    return LoadedModel(
+    model = LoadedModel(
         name=checkpoint.model,
         version=checkpoint.version,
         weights_sha256=manifest.weights_sha256,
@@ -62,6 +63,9 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
         created_at=manifest.created_at,
         metrics=dict(manifest.metrics),
     )
+    if manifest.golden is not None:
+        check_golden_sample(model, manifest.golden)
+    return model
 
 
 def _in_channels_last(unet: nn.Module) -> nn.Module:

@@ -1,0 +1,48 @@
+"""Draws the image that a checkpoint's publisher drew, to see that these weights still draw it here."""
+
+import base64
+
+import numpy as np
+import torch
+
+from worker.contract import SamplingRequest
+from worker.diffusion.noise import initial_noise, step_noise
+from worker.diffusion.update import apply_update
+from worker.models.errors import BrokenModel
+from worker.models.loaded_model import LoadedModel
+from worker.store.manifest import GoldenSample
+
+
+@torch.inference_mode()
+def check_golden_sample(model: LoadedModel, golden: GoldenSample) -> None:
+    """Raise BrokenModel when the mean absolute difference of the pixels, 0..255, is above the sample's tolerance."""
+    where = f"{model.name}/{model.version}"
+    C, H, W = model.shape
+    expected = np.frombuffer(base64.b64decode(golden.pixels_base64), dtype=np.uint8)
+    if expected.size != C * H * W:
+        raise BrokenModel(f"{where}: the golden sample has {expected.size} pixels, the model draws {C * H * W}")
+    drawn = _draw(model, golden)
+    difference = float(np.abs(drawn.reshape(-1) - expected.astype(np.float64)).mean())
+    if not difference <= golden.tolerance:  # `not <=`: nan is no pass
+        raise BrokenModel(
+            f"{where}: need the golden sample within {golden.tolerance:g} levels of 255, is off by {difference:.2f}"
+        )
+
+
+def _draw(model: LoadedModel, golden: GoldenSample) -> "np.ndarray[tuple[int, ...], np.dtype[np.float64]]":
+    """[H, W, C] in 0..255, not rounded."""
+    request = SamplingRequest(model=model.name, seed=golden.seed, steps=golden.steps, batch=1, sampler=golden.sampler)
+    plan = model.plan(request)
+    label = golden.class_label if golden.class_label is not None else model.null_label
+    labels = None if model.num_classes == 0 or label is None else torch.tensor([label], device=model.device)
+    seeds = torch.tensor([golden.seed], device=model.device)
+    x_t = initial_noise(seeds, model.shape)
+    x_0 = x_t
+    for step, t in enumerate(plan.timesteps):
+        output = model.denoise(x_t, torch.tensor([t], device=model.device), labels)
+        z = step_noise(seeds, torch.full_like(seeds, step), model.shape) if plan.is_noisy[step] else None
+        x_t, x_0 = apply_update(
+            x_t, output, x_0, z, plan.coefficients[step : step + 1].to(model.device), model.chain.clip
+        )
+    pixels = ((x_t[0].double() + 1) * 127.5).clamp(0, 255).permute(1, 2, 0)
+    return np.asarray(pixels.cpu().numpy(), dtype=np.float64)
