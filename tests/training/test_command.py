@@ -61,7 +61,7 @@ def test_the_golden_sample_is_drawn_again_from_the_published_files(store: ModelS
     again = draw_images(unet, noise_schedule(), (1, 8, 8), [golden.seed], [golden.class_label], steps=golden.steps)
     drawn = torch.frombuffer(bytearray(base64.b64decode(golden.pixels_base64)), dtype=torch.uint8).view(8, 8, 1)
     assert float((again[0].float() - drawn.float()).abs().mean()) < 0.1
-    assert len(drawn.unique()) > 4
+    assert len(set(drawn.flatten().tolist())) > 4
 
 
 def test_a_folder_of_images_can_be_trained_on(tmp_path: Path) -> None:

@@ -30,8 +30,7 @@ def test_a_split_is_disjoint_complete_and_repeatable() -> None:
     assert torch.equal(held_out.levels, again.levels)
     assert not torch.equal(held_out.levels, other.levels)
     both = torch.cat([train.levels, held_out.levels]).flatten(1)
-    assert torch.equal(both.unique(dim=0), digits.levels.flatten(1).unique(dim=0))
-    assert both.sum() == digits.levels.sum()
+    assert sorted(both.tolist()) == sorted(digits.levels.flatten(1).tolist())
 
 
 def test_a_split_with_an_empty_side_is_refused() -> None:
@@ -79,7 +78,7 @@ def test_a_size_makes_squares_of_all(tmp_path: Path) -> None:
     _save(tmp_path / "b.png", 100, (9, 50))
     data = load_image_folder(tmp_path, size_px=16)
     assert data.levels.shape == (2, 1, 16, 16)
-    assert set(data.levels.unique().tolist()) == {100}
+    assert set(data.levels.flatten().tolist()) == {100}
 
 
 def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:

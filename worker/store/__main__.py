@@ -1,0 +1,86 @@
+"""`python -m worker.store`: look after the checkpoints on disk. Needs no running service."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from worker.store.bundled import bundled_store_path
+from worker.store.errors import StoreError
+from worker.store.model_store import ModelStore
+from worker.store.pipeline_import import import_pipeline
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(prog="python -m worker.store", description="Look after the checkpoints on disk.")
+    result.add_argument("--store", type=Path, default=bundled_store_path(), help="default: the bundled models")
+    commands = result.add_subparsers(dest="command", required=True)
+    commands.add_parser("list", help="models and versions; * is current")
+    verify = commands.add_parser("verify", help="check every byte of one version, or of all")
+    verify.add_argument("model")
+    verify.add_argument("version", nargs="?")
+    promote = commands.add_parser("promote", help="make a version current, an older one too")
+    promote.add_argument("model")
+    promote.add_argument("version")
+    prune = commands.add_parser("prune", help="remove old versions, never the current one")
+    prune.add_argument("model")
+    prune.add_argument("--keep", type=int, required=True)
+    take = commands.add_parser("import", help="take a directory that diffusers saved")
+    take.add_argument("directory", type=Path)
+    take.add_argument("--name", required=True, help="model to publish it as")
+    take.add_argument("--labels", help="names of the classes, with commas between")
+    take.add_argument("--null-label", type=int, help='row of the class embedding that means "no class"')
+    take.add_argument("--step", type=int, default=0, help="training step of the weights")
+    return result
+
+
+def run(options: argparse.Namespace) -> None:
+    """Raises StoreError."""
+    store = ModelStore(options.store)
+    match options.command:
+        case "list":
+            for model in store.models():
+                try:
+                    current = store.current(model)
+                except StoreError as error:
+                    current = None
+                    print(f"{model}: {error}", file=sys.stderr)
+                for version in store.versions(model):
+                    print(f"{'*' if version == current else ' '} {model} {version}")
+        case "verify":
+            versions = [options.version] if options.version else store.versions(options.model)
+            for version in versions:
+                store.verify(options.model, version)
+                print(f"{options.model}/{version} is whole")
+        case "promote":
+            store.promote(options.model, options.version)
+            print(f"{options.model}/{options.version} is current")
+        case "prune":
+            if options.keep < 0:
+                raise StoreError(f"need --keep of at least 0, got {options.keep}")
+            for version in store.prune(options.model, options.keep):
+                print(f"removed {options.model}/{version}")
+        case "import":
+            checkpoint = import_pipeline(
+                store,
+                options.directory,
+                options.name,
+                labels=options.labels.split(",") if options.labels else None,
+                null_label=options.null_label,
+                step=options.step,
+            )
+            print(f"{checkpoint.model}/{checkpoint.version} is current")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status; 1 with one line of reason."""
+    try:
+        run(parser().parse_args(argv))
+    except StoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
