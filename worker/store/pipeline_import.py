@@ -1,7 +1,8 @@
 """Takes a directory that diffusers saved into the store, in today's layout and names, or says why it can't be served.
 
 Taken: `UNet2DModel` in `unet/` or at the root, weights as safetensors, a DDPM, DDIM, PNDM or DPM-Solver++ scheduler
-configuration. Old files name the attention's weights query, key, value and proj_attn (diffusers before 0.15); they get today's names.
+configuration. Old files name the attention's weights query, key, value and proj_attn (diffusers before 0.15); they get
+today's names.
 """
 
 import json
