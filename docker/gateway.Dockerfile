@@ -5,11 +5,14 @@ ARG BASE=python:3.12-slim
 FROM ${BASE} AS build
 WORKDIR /src
 RUN python3 -m venv /opt/reverie
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt docker/requirements.py ./
+RUN /opt/reverie/bin/python requirements.py service > requirements.txt \
+    && /opt/reverie/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+COPY README.md LICENSE ./
 COPY service service
 COPY worker worker
 COPY training training
-RUN /opt/reverie/bin/pip install --no-cache-dir --constraint constraints.txt ".[service]"
+RUN /opt/reverie/bin/pip install --no-cache-dir --no-deps .
 RUN /opt/reverie/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') and 'torch is in the gateway image')"
 
 FROM ${BASE}

@@ -1,22 +1,23 @@
-# The worker's image: torch, diffusers, the training package's code and the bundled model.
+# The worker's image: torch, diffusers and the bundled model.
 # BASE needs Python 3.11 or newer with venv, and useradd.
 ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build
 # Which build of torch: options for pip, for example "--extra-index-url https://download.pytorch.org/whl/cpu". As it is, pip's default.
 ARG TORCH_PIP_OPTIONS=""
-# worker, or worker,training for an image that can also train.
-ARG EXTRAS=worker
 WORKDIR /src
 RUN python3 -m venv /opt/reverie
 # torch goes first and alone: its layer is the large one and stays when the code changes.
 COPY constraints.txt ./
 RUN /opt/reverie/bin/pip install --no-cache-dir --constraint constraints.txt ${TORCH_PIP_OPTIONS} torch
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml docker/requirements.py ./
+RUN /opt/reverie/bin/python requirements.py worker > requirements.txt \
+    && /opt/reverie/bin/pip install --no-cache-dir --constraint constraints.txt --requirement requirements.txt
+COPY README.md LICENSE ./
 COPY service service
 COPY worker worker
 COPY training training
-RUN /opt/reverie/bin/pip install --no-cache-dir --constraint constraints.txt ".[${EXTRAS}]"
+RUN /opt/reverie/bin/pip install --no-cache-dir --no-deps .
 # A new named volume begins as a copy of what the image holds at its place: the store starts with the bundled model.
 RUN cp -r "$(/opt/reverie/bin/python -c 'from worker.store.bundled import bundled_store_path as path; print(path())')" /store
 

@@ -1,8 +1,13 @@
 """The `reverie` command and its client, against a fake gateway behind httpx's own transport seam."""
 
 import json
+import signal
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +16,7 @@ import pytest
 
 from service.command_errors import RemoteError
 from service.http_client import GatewayClient
+from tests.service.stand_ins.journal import PATIENCE_S, eventually
 
 JOB: dict[str, Any] = {
     "id": "0f3a1b2c4d5e",
@@ -55,7 +61,102 @@ def refusing(response: httpx.Response) -> GatewayClient:
 
 
 def reverie(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, timeout=240
+    )
+
+
+@contextmanager
+def listening(fake: FakeGateway) -> Iterator[str]:
+    """The fake behind a real socket, for the command in a process of its own; gives its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            response = fake(httpx.Request(self.command, f"http://gateway{self.path}", content=body))
+            self.send_response(response.status_code)
+            self.send_header("content-length", str(len(response.content)))
+            self.end_headers()
+            self.wfile.write(response.content)
+
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server looks for
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}"
+        server.shutdown()
+        thread.join()
+
+
+def test_generate_asks_for_what_was_typed_and_prints_the_paths(tmp_path: Path) -> None:
+    fake = FakeGateway(DONE)
+    options = [
+        "--label",
+        "3",
+        "--steps",
+        "20",
+        "--seed",
+        "7",
+        "--batch",
+        "2",
+        "--sampler",
+        "ddpm",
+        "--guidance-scale",
+        "2",
+    ]
+    with listening(fake) as url:
+        done = reverie("generate", "--url", url, *options, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert fake.requests[0][2] == {
+        "class_label": 3,
+        "steps": 20,
+        "seed": 7,
+        "batch": 2,
+        "sampler": "ddpm",
+        "guidance_scale": 2.0,
+    }
+    assert done.stdout.split() == [str(path) for path in sorted(tmp_path.iterdir())]
+
+
+def test_ctrl_c_cancels_the_job_that_generate_waits_for() -> None:
+    fake = FakeGateway(*[JOB] * 10_000)
+    with listening(fake) as url:
+        command = [sys.executable, "-m", "service.cli", "generate", "--url", url, "--label", "cat"]
+        process = subprocess.Popen(command, stderr=subprocess.PIPE)
+        eventually(lambda: len(fake.requests) > 2, "polling")
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 130
+    assert errors == b""
+    assert fake.requests[0] == ("POST", "/generate", {"class_label": "cat", "steps": 50, "batch": 1, "sampler": "ddim"})
+    assert fake.requests[-1] == ("DELETE", "/jobs/0f3a1b2c4d5e", None)
+
+
+def test_models_lists_what_can_be_drawn_with_and_why_a_version_is_not_served() -> None:
+    model = {
+        "name": "digits",
+        "version": None,
+        "width": 8,
+        "height": 8,
+        "labels": ["0", "1"],
+        "reload_error": "bad hash",
+    }
+    with listening(FakeGateway({"default": "digits", "models": [model]})) as url:
+        done = reverie("models", "--url", url)
+    assert done.stdout.splitlines() == [
+        "* digits  nothing loaded  8x8  labels: 0, 1",
+        "    not serving the current version: bad hash",
+    ]
+
+
+def test_train_hands_everything_on_to_the_training_package() -> None:
+    done = reverie("train", "--store")
+    assert done.returncode == 2
+    assert "python -m training: error: argument --store: expected one argument" in done.stderr
 
 
 def test_submit_wait_save(tmp_path: Path) -> None:

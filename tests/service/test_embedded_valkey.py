@@ -95,6 +95,15 @@ def test_the_directory_of_a_dead_owner_is_free_once_its_server_has_ended(tmp_pat
     DataDir.acquire(tmp_path, sleep=sleep).release()
 
 
+def test_a_server_that_outlives_its_owner_keeps_the_directory(tmp_path: Path) -> None:
+    owner = DataDir.acquire(tmp_path / "data")
+    with running(owner):
+        owner.release()
+        with pytest.raises(DataDirInUseError):
+            DataDir.acquire(tmp_path / "data")
+    DataDir.acquire(tmp_path / "data").release()
+
+
 def test_a_data_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(DataDirError, match="file/data: Not a directory; set REVERIE_DATA_DIR"):
