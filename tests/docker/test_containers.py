@@ -79,7 +79,7 @@ def extras_of(dockerfile: Path) -> list[str]:
 
 def required(*extras: str) -> list[str]:
     """What the build's own script asks pip for."""
-    command = [sys.executable, ROOT / "docker" / "requirements.py", *extras]
+    command = [sys.executable, str(ROOT / "docker" / "requirements.py"), *extras]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
 
 
