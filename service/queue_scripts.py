@@ -35,14 +35,19 @@ if redis.call('EXISTS', job_key) == 1 then
     return {'queued', job_id, jobs, tonumber(redis.call('GET', count_key) or '0')}
 end
 
--- Jobs leave the queue without telling, so the count is short-lived and then taken anew, for 1 % of the time at most.
+-- Jobs leave the queue without telling, so the count lives for half a second and is then taken anew. Up to 256 jobs are
+-- counted one by one; of more, one of each stretch stands for its stretch: asking all of 10,000 would stall Redis.
 local waiting = tonumber(redis.call('GET', count_key))
 if not waiting then
-    waiting = 0
-    for _, id in ipairs(redis.call('LRANGE', queue_key, 0, -1)) do
-        waiting = waiting + (tonumber(redis.call('HGET', prefix .. id, 'reverie_work')) or 1)
+    local stretch, asked, work_asked = math.max(1, math.ceil(jobs / 256)), 0, 0
+    math.randomseed(tonumber(redis.call('TIME')[2]))
+    for first = 0, jobs - 1, stretch do
+        local id = redis.call('LINDEX', queue_key, math.min(first + math.random(0, stretch - 1), jobs - 1))
+        asked = asked + 1
+        work_asked = work_asked + (tonumber(redis.call('HGET', prefix .. id, 'reverie_work')) or 1)
     end
-    redis.call('SET', count_key, waiting, 'PX', math.max(200, math.floor(jobs / 10)))
+    waiting = asked > 0 and math.floor(work_asked / asked * jobs) or 0
+    redis.call('SET', count_key, waiting, 'PX', 500)
 end
 -- An empty queue takes any job, however large.
 if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work) then

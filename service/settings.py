@@ -32,8 +32,8 @@ class Settings(BaseSettings):
     """How long an ended job and its images are kept."""
     job_timeout_s: int = Field(default=3600, ge=1)
     """Longest that a worker may compute one job."""
-    redis_timeout_s: float = Field(default=0.8, gt=0, le=30)
-    """Longest that one use of Redis may take, connecting included. A request answers 503 after twice that at most."""
+    redis_timeout_s: float = Field(default=1.2, gt=0, le=30)
+    """Longest that one use of Redis may take, connecting included. A request answers 503 after about as long."""
 
 
 def load_settings() -> Settings:

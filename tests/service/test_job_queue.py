@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import TypeVar
 
+import pytest
 from redis.asyncio import Redis
 
 from service.app import connect
-from service.job_queue import Idempotency, JobQueue, Submitted
+from service.job_queue import WAITING_WORK_KEY, Idempotency, JobQueue, Submitted
 from service.settings import Settings
 from tests.service.fake_worker import FakeWorker
 from tests.service.servers import ValkeyProcess
@@ -65,3 +67,22 @@ def test_a_key_and_its_own_job_sent_again_is_that_job(valkey: ValkeyProcess) -> 
 def test_canceling_an_unknown_job_leaves_no_trace(valkey: ValkeyProcess) -> None:
     with_queue(valkey, lambda queue: queue.cancel("2" * 32))
     assert valkey.client.keys() == []
+
+
+@pytest.mark.parametrize(("jobs", "tolerance"), [(200, 0.0), (1500, 0.35)])
+def test_the_waiting_work_is_counted_exactly_in_a_short_queue_and_well_in_a_long_one(
+    jobs: int, tolerance: float, valkey: ValkeyProcess
+) -> None:
+    async def fill_and_count(queue: JobQueue) -> Submitted:
+        # Every other job is large: a sample of every second job would miss half of them.
+        submits = (
+            queue.submit(queue.new_job(f"{i:032x}", REQUEST, None), 1 if i % 2 else 1000, None) for i in range(jobs)
+        )
+        while some := list(islice(submits, 50)):
+            await asyncio.gather(*some)
+        valkey.client.delete(WAITING_WORK_KEY)
+        return await queue.submit(queue.new_job("f" * 32, REQUEST, None), 1, None)
+
+    counted = with_queue(valkey, fill_and_count)
+    assert counted.jobs_ahead == jobs
+    assert counted.work_ahead == pytest.approx(jobs / 2 * 1001, rel=tolerance, abs=0)
