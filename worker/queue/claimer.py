@@ -75,7 +75,7 @@ class Claimer:
             except redis.exceptions.ResponseError:
                 # Keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
                 logger.exception("a claim was refused by Redis")
-                self._sleep(0.2)
+                self._sleep(1.0)
         self._give_back_alone()
 
     def _room(self) -> int:

@@ -70,6 +70,7 @@ class Heartbeat:
                     self._health.failed(error)
                 except redis.exceptions.RedisError:
                     logger.exception("a heartbeat was refused by Redis")
+                    next_beat = self._clock() + self._heartbeat_s
             self._stop.wait(min(WATCH_S, max(0.01, next_beat - self._clock())))
 
     def beat(self) -> None:

@@ -22,15 +22,16 @@ STRANDED_KEY = "reverie:stranded"
 class ServerClock:
     """The server's time of day, so that what one worker writes agrees with what another reads."""
 
-    def __init__(self) -> None:
+    def __init__(self, local: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
+        self._local = local
         self._offset = timedelta()
 
     def adjust(self, client: "redis.Redis") -> None:
         seconds, microseconds = client.time()
-        self._offset = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC) - datetime.now(UTC)
+        self._offset = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC) - self._local()
 
     def now(self) -> datetime:
-        return datetime.now(UTC) + self._offset
+        return self._local() + self._offset
 
 
 @dataclass(frozen=True, slots=True)

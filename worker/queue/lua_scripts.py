@@ -24,11 +24,12 @@ local function owns(id, execution)
 end
 
 local function lease(id, execution, lease_s)
+  -- The execution's hash outlives its entry there: RQ's cancel and delete raise when they meet an entry without a hash.
+  -- EXPIRE comes first: a full server refuses ZADD as a script's first write, but not as a later one.
+  redis.call('EXPIRE', execution_key(id, execution), math.ceil(lease_s + 120))
   redis.call('ZADD', WIP, string.format('%.3f', NOW + lease_s), id .. ':' .. execution)
   redis.call('ZADD', 'rq:executions:' .. id, string.format('%.3f', NOW + lease_s + 60), execution)
-  -- The execution's hash outlives its entry there: RQ's cancel and delete raise when they meet an entry without a hash.
   redis.call('EXPIRE', 'rq:executions:' .. id, math.ceil(lease_s + 60))
-  redis.call('EXPIRE', execution_key(id, execution), math.ceil(lease_s + 120))
 end
 
 local function drop_execution(id, execution)

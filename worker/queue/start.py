@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import redis
 
 from worker.queue import rq_overrides
-from worker.queue.connection import connect, shown, wait_until_ready
+from worker.queue.connection import REDIS_AWAY, connect, shown, wait_until_ready
 from worker.settings import SettingsError, WorkerSettings, read_settings
 
 if TYPE_CHECKING:
@@ -82,10 +82,9 @@ def open_redis(settings: WorkerSettings) -> "redis.Redis":
     try:
         wait_until_ready(client, settings.redis_url, settings.redis_wait_s)
     except redis.exceptions.RedisError as error:
-        address, waited = shown(settings.redis_url), settings.redis_wait_s
-        raise CantStartError(
-            f"Redis at REVERIE_REDIS_URL={address} did not answer within {waited:g} s: {error}"
-        ) from None
+        waited = isinstance(error, REDIS_AWAY) and not isinstance(error, redis.exceptions.AuthenticationError)
+        what = f"did not answer within {settings.redis_wait_s:g} s" if waited else "refused"
+        raise CantStartError(f"Redis at REVERIE_REDIS_URL={shown(settings.redis_url)} {what}: {error}") from None
     return client
 
 
@@ -115,7 +114,10 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
         dtype=str(dtype).removeprefix("torch."),
         background=[Background("models", pool.run, pool.wake)],
     )
-    return process.run()
+    try:
+        return process.run()
+    except redis.exceptions.RedisError as error:
+        raise CantStartError(f"Redis went away while the worker signed on: {error}") from None
 
 
 def _end(message: str, code: int) -> NoReturn:

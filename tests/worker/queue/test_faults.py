@@ -144,6 +144,26 @@ def test_results_reach_a_server_that_was_away_when_they_were_ready(
     assert jobs.wait([later]) == ["finished"]
 
 
+def test_a_server_that_stalls_loses_nothing_and_nothing_runs_twice(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    assert valkey.process is not None
+    worker = workers.start(step_ms=5, lease_s=60, heartbeat_s=1)
+    job_ids = [jobs.add(seed, steps=100) for seed in range(40)]
+    wait_until(lambda: "succeeded" in worker.text(), "the first job to end")
+    valkey.process.send_signal(signal.SIGSTOP)
+    try:
+        wait_until(lambda: "Redis is away" in worker.text(), "the worker's patience to end")
+    finally:
+        valkey.process.send_signal(signal.SIGCONT)
+    assert jobs.wait(job_ids) == ["finished"] * 40
+    for seed, job_id in enumerate(job_ids):
+        assert jobs.outcome(job_id).images[0].sha256 == pixels_sha256(seed)
+        assert jobs.fetch(job_id).retries_left == 3
+        assert worker.text().count(f"job {job_id} succeeded") == 1
+    wait_until(jobs.is_at_rest, "the queue to be empty")
+
+
 def test_a_job_that_kills_its_workers_fails_alone(jobs: Jobs, workers: Workers) -> None:
     poison = jobs.add(KILLS_ITS_PROCESS, steps=50)
     mates = [jobs.add(seed, steps=50) for seed in range(5)]

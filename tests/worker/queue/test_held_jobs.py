@@ -1,14 +1,16 @@
 """What a claimed row becomes, and what the worker reads off its jobs and its clock."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.conftest import ValkeyHandle
 from tests.worker.queue.test_wire_safety import REQUEST, packed
 from worker.contract import FUNCTION_NAME, EngineCounters, ProgressSnapshot
 from worker.queue.held_job import Ending, HeldJob, HeldJobs, read_claimed_row
+from worker.queue.leases import ServerClock
 from worker.queue.redis_health import RedisHealth
 from worker.queue.status import SpeedMeter
 
@@ -100,3 +102,10 @@ def test_redis_is_steady_only_a_while_after_its_last_failure() -> None:
     health.failed(ConnectionError("away"))
     assert not health.steady_for(15)
     assert health.steady_for(15)
+
+
+def test_a_worker_whose_clock_is_wrong_writes_the_servers_time(valkey: ValkeyHandle) -> None:
+    for hours in (-1, 1):
+        clock = ServerClock(lambda hours=hours: datetime.now(UTC) + timedelta(hours=hours))  # type: ignore[misc]
+        clock.adjust(valkey.client)
+        assert abs(clock.now() - datetime.now(UTC)) < timedelta(minutes=1)

@@ -114,8 +114,8 @@ def worker(valkey: ValkeyHandle, tmp_path: Path) -> Iterator["subprocess.Popen[b
         process.wait()
 
 
-def test_the_whole_worker_draws_and_the_same_seed_gives_the_same_pixels_in_any_company(
-    worker: "subprocess.Popen[bytes]", jobs: Jobs, valkey: ValkeyHandle
+def test_the_whole_worker_draws_the_same_pixels_in_any_company_and_takes_up_a_new_version(
+    worker: "subprocess.Popen[bytes]", jobs: Jobs, valkey: ValkeyHandle, tmp_path: Path
 ) -> None:
     alone = jobs.add(5, steps=8, batch=2)
     assert jobs.wait([alone]) == ["finished"]
@@ -141,5 +141,13 @@ def test_the_whole_worker_draws_and_the_same_seed_gives_the_same_pixels_in_any_c
     assert status().models[0].version == first.version
     wait_until(lambda: status().counters.requests_in_batch_max >= 2, "the status to show shared batches")
     assert status().image_steps_per_s
+
+    published = publish_tiny(ModelStore(tmp_path / "store"), MODEL, weights_seed=1, step=2)
+    wait_until(lambda: status().models[0].version == published.version, "the status to show the new version")
+    newer = jobs.add(5, steps=8, batch=2)
+    assert jobs.wait([newer]) == ["finished"]
+    assert jobs.outcome(newer).version == published.version
+    assert jobs.outcome(newer).images[0].sha256 != first.images[0].sha256
+
     worker.send_signal(signal.SIGTERM)
     assert worker.wait(60) == 0
