@@ -182,7 +182,7 @@ def test_a_checkpoint_without_permission_is_refused_with_the_reason() -> None:
         (version.path / WEIGHTS_PATH).chmod(0)
         here, there = multiprocessing.Pipe()
         child = multiprocessing.get_context("spawn").Process(
-            target=_verify_without_rights, args=(root, version.version, there)
+            daemon=True, target=_verify_without_rights, args=(root, version.version, there)
         )
         child.start()
         assert here.poll(60)

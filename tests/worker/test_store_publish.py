@@ -15,6 +15,7 @@ from worker.store import ModelStore, PublishFailed
 from worker.store.staging import DELETED_PREFIX, STAGING_PREFIX
 
 SPAWN = multiprocessing.get_context("spawn")
+# Every child is a daemon: a test that fails must not wait for a child that hangs on purpose.
 
 
 def _leftovers(root: Path) -> list[str]:
@@ -36,7 +37,7 @@ def test_concurrent_publishers_all_succeed_and_readers_see_whole_versions_only(t
     store = ModelStore(tmp_path)
     publish_tiny(store, step=1)
     # Ranges overlap, so that some publish the same version at the same time.
-    publishers = [SPAWN.Process(target=_publish_many, args=(tmp_path, range(1, 9 + n))) for n in range(3)]
+    publishers = [SPAWN.Process(daemon=True, target=_publish_many, args=(tmp_path, range(1, 9 + n))) for n in range(3)]
     for publisher in publishers:
         publisher.start()
     reads = 0
@@ -64,7 +65,7 @@ def test_a_publisher_killed_in_the_middle_leaves_nothing_visible_and_is_swept_la
     store = ModelStore(tmp_path)
     before = publish_tiny(store, step=1)
     here, there = SPAWN.Pipe()
-    publisher = SPAWN.Process(target=_publish_and_hang, args=(tmp_path, there))
+    publisher = SPAWN.Process(daemon=True, target=_publish_and_hang, args=(tmp_path, there))
     publisher.start()
     assert here.poll(60)
     # Alive, it keeps its folder even if somebody's clock is far ahead.
@@ -84,8 +85,8 @@ def test_kill_9_at_any_moment_leaves_whole_versions_and_a_whole_current(tmp_path
     store = ModelStore(tmp_path)
     publish_tiny(store, step=1)
     for round_ in range(4):
-        first = 100 * (round_ + 1)
-        publisher = SPAWN.Process(target=_publish_many, args=(tmp_path, range(first, first + 100)))
+        first = 100_000 * (round_ + 1)
+        publisher = SPAWN.Process(daemon=True, target=_publish_many, args=(tmp_path, range(first, first + 50_000)))
         publisher.start()
         deadline = time.monotonic() + 60
         # A different moment of the publisher's cycle in each round.
@@ -96,7 +97,7 @@ def test_kill_9_at_any_moment_leaves_whole_versions_and_a_whole_current(tmp_path
         publisher.join()
         assert publisher.exitcode == -signal.SIGKILL
         _all_whole(store)
-        publish_tiny(store, step=first + 100)  # nobody is locked out by the dead
+        publish_tiny(store, step=first + 50_000)  # nobody is locked out by the dead
 
 
 def _publish_on_a_full_disk(root: Path, answer: Connection) -> None:
@@ -122,7 +123,7 @@ def test_a_full_disk_fails_the_publish_and_changes_nothing(tmp_path: Path) -> No
     store = ModelStore(tmp_path)
     before = publish_tiny(store, step=1)
     here, there = SPAWN.Pipe()
-    publisher = SPAWN.Process(target=_publish_on_a_full_disk, args=(tmp_path, there))
+    publisher = SPAWN.Process(daemon=True, target=_publish_on_a_full_disk, args=(tmp_path, there))
     publisher.start()
     assert here.poll(60)
     assert "File too large" in here.recv()
