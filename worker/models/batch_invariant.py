@@ -33,6 +33,8 @@ class FixedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] → [N, C', H', W']."""
+        # Some operations return a batch of one in another memory format, for which oneDNN sums in another order.
+        x = x.contiguous(memory_format=torch.channels_last)
         return cast(
             Tensor,
             torch.ops.mkldnn._convolution_pointwise(
