@@ -182,6 +182,7 @@ def test_what_does_one_thing_and_ends_is_not_started_again(supervised: Supervise
     supervised.start(supervised.service("steady"), supervised.service("once", "exit=3", restart=False))
     steady = supervised.journal.wait_for_start("steady")
     eventually(lambda: "once ended with exit code 3" in supervised.output, "the end of what runs once")
+    assert "once ended with exit code 3" in supervised.output.splitlines(), "nothing about starting it again"
     os.kill(steady, signal.SIGKILL)
     supervised.journal.wait_for_start("steady", times=2)
     assert len(supervised.journal.pids("once")) == 1
