@@ -160,14 +160,20 @@ def test_other_seeds_give_other_pixels(alone: Alone) -> None:
 
 
 @pytest.mark.slow
-def test_a_step_is_bitwise_the_same_in_every_batch_size_on_the_cifar_10_configuration() -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_step_is_bitwise_the_same_in_every_batch_size_on_the_cifar_10_configuration(threads: int) -> None:
     """35,746,307 parameters, attention at 16x16, one head: other shapes, so other kernels, than the tiny model."""
-    unet = cifar_10_unet()
+    unet = cifar_10_unet().eval()
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
     denoise = UNetDenoiser(make_batch_invariant(unet), torch.float32)
-    x_t = initial_noise(torch.arange(9), (3, 32, 32))
-    timesteps = torch.linspace(0, 999, 9).long()
-    with torch.inference_mode():
-        together = denoise(x_t, timesteps, None)
-        for rows in ([4], [0, 8], [7, 3, 1, 5, 2]):
-            assert torch.equal(denoise(x_t[rows], timesteps[rows], None), together[rows]), rows
+    x_t = initial_noise(torch.arange(6), (3, 32, 32))
+    timesteps = torch.linspace(0, 999, 6).long()
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.inference_mode():
+            together = denoise(x_t, timesteps, None)
+            for rows in ([4], [5, 3, 1]):
+                assert torch.equal(denoise(x_t[rows], timesteps[rows], None), together[rows]), rows
+    finally:
+        torch.set_num_threads(before)

@@ -1,6 +1,7 @@
 """From a checkpoint's folder to a model in memory: diffusers builds the U-Net, this checks it and makes it ready."""
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from worker.models.batch_invariant import make_batch_invariant
+from worker.models.batch_invariant import OneByOne, is_batch_invariant, make_batch_invariant
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden_sample
-from worker.models.loaded_model import LoadedModel
+from worker.models.loaded_model import Denoiser, LoadedModel
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +50,15 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     _check_finite(unet, where)
     unet = unet.to(device)
     unet = make_batch_invariant(unet) if device.type == "cpu" else _in_channels_last(unet)
+    shape = (manifest.channels, manifest.height, manifest.width)
+    denoise = _exact(UNetDenoiser(unet, dtype), config, shape, num_classes, device, where)
     model = LoadedModel(
         name=checkpoint.model,
         version=checkpoint.version,
         weights_sha256=manifest.weights_sha256,
-        denoise=UNetDenoiser(unet, dtype),
+        denoise=denoise,
         chain=chain,
-        shape=(manifest.channels, manifest.height, manifest.width),
+        shape=shape,
         labels=tuple(manifest.labels),
         num_classes=num_classes,
         null_label=manifest.null_label,
@@ -66,6 +71,33 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     if manifest.golden is not None:
         check_golden_sample(model, manifest.golden)
     return model
+
+
+_exact_kinds: dict[str, bool] = {}  # a reload of the same network on the same threads need not be probed again
+
+
+def _exact(
+    denoise: UNetDenoiser,
+    config: dict[str, Any],
+    shape: tuple[int, int, int],
+    num_classes: int,
+    device: torch.device,
+    where: str,
+) -> Denoiser:
+    """The denoiser itself if a row does not depend on the batch it is in, else one that is asked row by row.
+
+    On a GPU the answer is only logged: there a batch row by row would cost more than it is worth.
+    """
+    kind = json.dumps([config, shape, str(device), str(denoise.dtype), torch.get_num_threads()], sort_keys=True)
+    if kind not in _exact_kinds:
+        _exact_kinds[kind] = is_batch_invariant(denoise, shape, num_classes, device)
+    if _exact_kinds[kind]:
+        return denoise
+    if device.type != "cpu":
+        log.warning("%s: an image's last bits depend on its batch on %s", where, device)
+        return denoise
+    log.warning("%s: batches are not exact on this processor, images are run one by one", where)
+    return OneByOne(denoise)
 
 
 def _in_channels_last(unet: nn.Module) -> nn.Module:
