@@ -12,6 +12,7 @@ import pytest
 
 from tests.worker.tiny_checkpoint import RECIPE, publish_tiny, write_tiny
 from worker.store import ModelStore, PublishFailed
+from worker.store.manifest import WEIGHTS_PATH
 from worker.store.staging import DELETED_PREFIX, STAGING_PREFIX
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -145,3 +146,18 @@ def test_what_the_writer_raises_comes_out_and_nothing_is_left(tmp_path: Path) ->
         store.publish("digits", write, step=2, labels=[], null_label=None, metrics={}, recipe=RECIPE)
     assert store.versions("digits") == [before.version]
     assert _leftovers(tmp_path) == []
+
+
+def test_other_users_can_read_what_is_published_whoever_wrote_it(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        write_tiny(folder)
+        (folder / WEIGHTS_PATH).chmod(0o600)  # as the safetensors library leaves it
+
+    before = os.umask(0o022)
+    try:
+        version = ModelStore(tmp_path).publish(
+            "digits", write, step=1, labels=[], null_label=None, metrics={}, recipe=RECIPE
+        )
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in version.path.rglob("*") if path.is_file()} == {0o644}

@@ -45,6 +45,17 @@ def fsync_tree(folder: Path) -> None:
         fsync_path(Path(parent))
 
 
+def share_like(example: Path, folder: Path) -> None:
+    """Give every file below `folder` the mode of `example`, a file made as the process's umask says.
+
+    Some writers (safetensors) make files that only their owner reads; a worker may run as another user.
+    """
+    mode = example.stat().st_mode & 0o666
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            Path(parent, name).chmod(mode)
+
+
 def replace_file(path: Path, text: str) -> None:
     """Put `text` at `path` so that a reader, at any moment, sees the old text or the new one and nothing between."""
     temporary = path.with_name(f".{path.name}-{os.urandom(6).hex()}")

@@ -18,7 +18,14 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker.contract import MODEL_NAME_PATTERN, VERSION_PATTERN
-from worker.store.durable_files import exclusive_lock, fsync_path, fsync_tree, hash_file, replace_file
+from worker.store.durable_files import (
+    exclusive_lock,
+    fsync_path,
+    fsync_tree,
+    hash_file,
+    replace_file,
+    share_with_readers,
+)
 from worker.store.errors import BadCheckpoint, ModelNotFound, PublishFailed, StoreError, StoreNotFound, VersionNotFound
 from worker.store.inspection import (
     check_structure,
@@ -153,6 +160,7 @@ class ModelStore:
                     golden=golden,
                 )
                 (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+                share_like(staging / MANIFEST_NAME, staging)
                 fsync_tree(staging)
                 with self._locked(folder):
                     version_folder = self._place(staging, folder, manifest)
