@@ -24,7 +24,7 @@ from worker.store.durable_files import (
     fsync_tree,
     hash_file,
     replace_file,
-    share_with_readers,
+    share_like,
 )
 from worker.store.errors import BadCheckpoint, ModelNotFound, PublishFailed, StoreError, StoreNotFound, VersionNotFound
 from worker.store.inspection import (
