@@ -23,8 +23,9 @@ MAX_CONNECTIONS = 64
 
 
 def connect(settings: Settings) -> Redis:
-    """A client that gives up soon, so that a request can still answer 503 in time."""
-    timeout_s = settings.redis_timeout_s
+    """A client for use within `redis_deadline`s."""
+    # Only a backstop: timers of the client that run out together with the deadline keep it from ending the use.
+    timeout_s = 2 * settings.redis_timeout_s
     return Redis.from_pool(
         BlockingConnectionPool.from_url(
             settings.redis_url,

@@ -1,37 +1,19 @@
-"""A real Valkey and a real gateway for each test of the gateway."""
+"""A real gateway for the tests of the gateway, and what stands at the other end of its queue."""
 
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import httpx
 import pytest
 
 from service.settings import Settings
+from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
-from tests.service.servers import RunningGateway, ValkeyProcess
-
-
-@pytest.fixture(scope="session")
-def shared_valkey() -> Iterator[ValkeyProcess]:
-    # Not pytest's tmp_path: a unix socket's path may have 107 characters at most.
-    with tempfile.TemporaryDirectory(prefix="reverie-") as folder:
-        valkey = ValkeyProcess(Path(folder))
-        valkey.start()
-        yield valkey
-        valkey.kill()
+from tests.service.servers import RunningGateway
 
 
 @pytest.fixture
-def valkey(shared_valkey: ValkeyProcess) -> ValkeyProcess:
-    """Running and empty."""
-    shared_valkey.client.flushall()
-    return shared_valkey
-
-
-@pytest.fixture
-def start_gateway(valkey: ValkeyProcess) -> Iterator[Callable[..., httpx.Client]]:
+def start_gateway(valkey: ValkeyHandle) -> Iterator[Callable[..., httpx.Client]]:
     """Starts gateways with the settings given and answers a client of each."""
     with ExitStack() as stack:
 
@@ -44,7 +26,7 @@ def start_gateway(valkey: ValkeyProcess) -> Iterator[Callable[..., httpx.Client]
 
 
 @pytest.fixture
-def worker(valkey: ValkeyProcess) -> FakeWorker:
+def worker(valkey: ValkeyHandle) -> FakeWorker:
     """A worker that has announced its models and takes jobs when the test says so."""
     worker = FakeWorker(valkey.client)
     worker.announce()
@@ -52,8 +34,8 @@ def worker(valkey: ValkeyProcess) -> FakeWorker:
 
 
 @pytest.fixture(scope="session")
-def shared_gateway(shared_valkey: ValkeyProcess) -> Iterator[httpx.Client]:
-    gateway = RunningGateway(Settings(redis_url=shared_valkey.url))
+def shared_gateway(valkey_session: ValkeyHandle) -> Iterator[httpx.Client]:
+    gateway = RunningGateway(Settings(redis_url=valkey_session.url))
     with gateway, httpx.Client(base_url=gateway.url, timeout=30) as client:
         yield client
 

@@ -7,8 +7,8 @@ import httpx
 from redis import Redis
 from rq.job import Job
 
+from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import DIGITS, VERSION, FakeWorker, request_of
-from tests.service.servers import ValkeyProcess
 from worker.contract import FUNCTION_NAME, MAX_SEED, ImageFormat, SamplerName, SamplingRequest, Spacing
 
 
@@ -107,7 +107,7 @@ def test_a_preference_that_is_not_understood_is_ignored(http: httpx.Client) -> N
     assert "Preference-Applied" not in answer.headers
 
 
-def test_a_waiting_job_has_no_expiry_and_rq_sees_it(http: httpx.Client, valkey: ValkeyProcess) -> None:
+def test_a_waiting_job_has_no_expiry_and_rq_sees_it(http: httpx.Client, valkey: ValkeyHandle) -> None:
     job_id = http.post("/generate", json={"steps": 3, "batch": 1}).json()["id"]
     client: Redis = valkey.client
     assert client.ttl(Job.key_for(job_id)) == -1

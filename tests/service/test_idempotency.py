@@ -5,8 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
-from tests.service.servers import ValkeyProcess
 
 BODY = {"steps": 10, "batch": 2}
 KEY = {"Idempotency-Key": "order-66"}
@@ -56,9 +56,7 @@ def test_the_key_of_an_ended_job_still_gives_it(http: httpx.Client, worker: Fake
     assert worker.queue_length() == 0
 
 
-def test_the_key_of_a_forgotten_job_is_free_again(
-    http: httpx.Client, worker: FakeWorker, valkey: ValkeyProcess
-) -> None:
+def test_the_key_of_a_forgotten_job_is_free_again(http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle) -> None:
     job_id = http.post("/generate", json=BODY, headers=KEY).json()["id"]
     worker.succeed(worker.take())
     valkey.client.delete(f"rq:job:{job_id}")

@@ -6,8 +6,8 @@ from email.utils import parsedate_to_datetime
 import httpx
 import pytest
 
+from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
-from tests.service.servers import ValkeyProcess
 from worker.contract import image_key
 
 
@@ -75,9 +75,7 @@ def test_an_index_that_the_job_does_not_have_is_404(index: int, http: httpx.Clie
     assert "0 to 1" in answer.json()["detail"]
 
 
-def test_an_image_that_went_before_its_job_is_410(
-    http: httpx.Client, worker: FakeWorker, valkey: ValkeyProcess
-) -> None:
+def test_an_image_that_went_before_its_job_is_410(http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle) -> None:
     job_id = submit(http)
     worker.succeed(worker.take())
     valkey.client.delete(image_key(job_id, 0))

@@ -1,25 +1,27 @@
 """What the queue's scripts promise when a call is repeated, as it is when its answer was lost."""
 
 import asyncio
+import signal
 from collections.abc import Awaitable, Callable
 from itertools import islice
 from typing import TypeVar
 
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from service.app import connect
-from service.job_queue import WAITING_WORK_KEY, Idempotency, JobQueue, Submitted
+from service.app import MAX_CONNECTIONS, connect
+from service.job_queue import WAITING_WORK_KEY, Idempotency, JobQueue, JobRecord, Submitted
 from service.settings import Settings
+from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
-from tests.service.servers import ValkeyProcess
 from worker.contract import SamplingRequest
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=2)
 T = TypeVar("T")
 
 
-def with_queue(valkey: ValkeyProcess, use: Callable[[JobQueue], Awaitable[T]]) -> T:
+def with_queue(valkey: ValkeyHandle, use: Callable[[JobQueue], Awaitable[T]]) -> T:
     async def run() -> T:
         settings = Settings(redis_url=valkey.url)
         redis: Redis = connect(settings)
@@ -29,7 +31,7 @@ def with_queue(valkey: ValkeyProcess, use: Callable[[JobQueue], Awaitable[T]]) -
     return asyncio.run(run())
 
 
-def test_submitting_the_same_job_again_queues_it_once(valkey: ValkeyProcess) -> None:
+def test_submitting_the_same_job_again_queues_it_once(valkey: ValkeyHandle) -> None:
     async def submit_thrice(queue: JobQueue) -> list[Submitted]:
         job = queue.new_job("1" * 32, REQUEST, None)
         return [await queue.submit(job, 20, None) for _ in range(3)]
@@ -39,7 +41,7 @@ def test_submitting_the_same_job_again_queues_it_once(valkey: ValkeyProcess) -> 
     assert FakeWorker(valkey.client).queue_length() == 1
 
 
-def test_submitting_again_does_not_revive_a_job_that_has_begun(valkey: ValkeyProcess) -> None:
+def test_submitting_again_does_not_revive_a_job_that_has_begun(valkey: ValkeyHandle) -> None:
     worker = FakeWorker(valkey.client)
 
     async def submit_around_the_start(queue: JobQueue) -> Submitted:
@@ -53,7 +55,7 @@ def test_submitting_again_does_not_revive_a_job_that_has_begun(valkey: ValkeyPro
     assert worker.leases() == 1
 
 
-def test_a_key_and_its_own_job_sent_again_is_that_job(valkey: ValkeyProcess) -> None:
+def test_a_key_and_its_own_job_sent_again_is_that_job(valkey: ValkeyHandle) -> None:
     async def submit_twice(queue: JobQueue) -> Submitted:
         job = queue.new_job("1" * 32, REQUEST, None)
         key = Idempotency("k", "ab" * 32)
@@ -64,14 +66,14 @@ def test_a_key_and_its_own_job_sent_again_is_that_job(valkey: ValkeyProcess) -> 
     assert (again.outcome, again.job_id) == ("known", "1" * 32)
 
 
-def test_canceling_an_unknown_job_leaves_no_trace(valkey: ValkeyProcess) -> None:
+def test_canceling_an_unknown_job_leaves_no_trace(valkey: ValkeyHandle) -> None:
     with_queue(valkey, lambda queue: queue.cancel("2" * 32))
     assert valkey.client.keys() == []
 
 
 @pytest.mark.parametrize(("jobs", "tolerance"), [(200, 0.0), (1500, 0.35)])
 def test_the_waiting_work_is_counted_exactly_in_a_short_queue_and_well_in_a_long_one(
-    jobs: int, tolerance: float, valkey: ValkeyProcess
+    jobs: int, tolerance: float, valkey: ValkeyHandle
 ) -> None:
     async def fill_and_count(queue: JobQueue) -> Submitted:
         # Every other job is large: a sample of every second job would miss half of them.
@@ -86,3 +88,22 @@ def test_the_waiting_work_is_counted_exactly_in_a_short_queue_and_well_in_a_long
     counted = with_queue(valkey, fill_and_count)
     assert counted.jobs_ahead == jobs
     assert counted.work_ahead == pytest.approx(jobs / 2 * 1001, rel=tolerance, abs=0)
+
+
+def test_a_use_of_redis_ends_in_time_however_many_wait_for_it(valkey: ValkeyHandle) -> None:
+    timeout_s, many = 1.0, 5 * MAX_CONNECTIONS
+    assert valkey.process is not None
+
+    async def read_all() -> list[BaseException | JobRecord | None]:
+        settings = Settings(redis_url=valkey.url, redis_timeout_s=timeout_s)
+        async with connect(settings) as redis:
+            queue = JobQueue(redis, settings)
+            async with asyncio.timeout(3 * timeout_s):
+                return await asyncio.gather(*(queue.read("1" * 32) for _ in range(many)), return_exceptions=True)
+
+    valkey.process.send_signal(signal.SIGSTOP)
+    try:
+        answers = asyncio.run(read_all())
+    finally:
+        valkey.process.send_signal(signal.SIGCONT)
+    assert {type(answer) for answer in answers} == {RedisTimeoutError}

@@ -10,8 +10,8 @@ from rq.job import Job
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
+from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import NAME, OUT_OF_MEMORY, VERSION, WEIGHTS, FakeWorker
-from tests.service.servers import ValkeyProcess
 from worker.contract import FUNCTION_NAME, QUEUE_NAME
 
 BODY = {"seed": 100, "steps": 10, "batch": 2, "class_label": "two"}
@@ -97,7 +97,7 @@ def test_canceling_a_queued_job_takes_it_off_the_queue(http: httpx.Client, worke
 
 
 def test_canceling_a_running_job_takes_its_lease_and_tells_its_worker(
-    http: httpx.Client, worker: FakeWorker, valkey: ValkeyProcess
+    http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
 ) -> None:
     client: Redis = valkey.client
     job_id = submit(http)
@@ -142,7 +142,7 @@ def test_canceling_one_job_leaves_its_neighbours(http: httpx.Client, worker: Fak
 
 
 def test_nothing_of_an_ended_job_is_kept_without_an_expiry(
-    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyProcess
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyHandle
 ) -> None:
     http = start_gateway(result_ttl_s=100)
     client: Redis = valkey.client
@@ -160,7 +160,7 @@ def test_nothing_of_an_ended_job_is_kept_without_an_expiry(
 
 
 def test_an_expired_job_is_404(
-    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyProcess
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyHandle
 ) -> None:
     http = start_gateway(result_ttl_s=1)
     job_id = submit(http)
@@ -168,12 +168,13 @@ def test_an_expired_job_is_404(
     poll(lambda: http.get(f"/jobs/{job_id}").status_code == 404)
 
 
-def test_a_job_that_another_program_wrote_is_404_and_hurts_nothing(http: httpx.Client, valkey: ValkeyProcess) -> None:
+def test_a_job_that_another_program_wrote_is_404_and_hurts_nothing(http: httpx.Client, valkey: ValkeyHandle) -> None:
     client: Redis = valkey.client
     pickled = b"\x80\x04\x95\x1d\x00\x00\x00\x00\x00\x00\x00\x8c\x05posix"
-    foreign = Job.create("os.system", args=["true"], connection=client, serializer=JSONSerializer, origin="other")
+    good = [{"model": "digits", "seed": 1, "steps": 1, "batch": 1}]
+    foreign = Job.create(FUNCTION_NAME, args=good, connection=client, serializer=JSONSerializer, origin="other")
     named_os_system = Job.create(
-        "os.system", args=["true"], connection=client, serializer=JSONSerializer, origin=QUEUE_NAME
+        "os.system", args=good, connection=client, serializer=JSONSerializer, origin=QUEUE_NAME
     )
     wrong_argument = Job.create(
         FUNCTION_NAME, args=[{"steps": 0}], connection=client, serializer=JSONSerializer, origin=QUEUE_NAME
@@ -193,7 +194,7 @@ def test_a_job_that_another_program_wrote_is_404_and_hurts_nothing(http: httpx.C
 
 
 def test_a_defect_is_a_500_problem_that_tells_nothing_of_the_inside(
-    http: httpx.Client, worker: FakeWorker, valkey: ValkeyProcess
+    http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
 ) -> None:
     job_id = submit(http)
     job = worker.take()

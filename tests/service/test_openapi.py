@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
 
-EXAMPLES = 25
+EXAMPLES = 12
 
 
 @pytest.fixture
