@@ -47,7 +47,10 @@ class Answers(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        self._answer(202 if self.path == "/generate" else 404, body)
+        if self.headers["content-type"] != "application/json":
+            self._answer(415, {})
+        else:
+            self._answer(202 if self.path == "/generate" else 404, body)
 
     def _answer(self, status: int, body: object) -> None:
         content = json.dumps(body).encode()
