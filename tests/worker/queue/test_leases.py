@@ -1,0 +1,168 @@
+"""One worker owns a job at a time: the scripts themselves, two workers' hands on one real queue."""
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.conftest import ValkeyHandle
+from tests.worker.queue.conftest import Jobs, wait_until
+from worker.contract import QUEUE_NAME, JobError, JobOutcome, image_key
+from worker.queue.held_job import HeldJob
+from worker.queue.leases import Leases, ServerClock
+
+LEASE_S = 0.2
+OUTCOME = JobOutcome(model="digits", version="v", weights_sha256="ab", images=[], media_type="image/png")
+ERROR = JobError(code="not_finite", detail="image 0")
+
+
+@pytest.fixture
+def worker_of(valkey: ValkeyHandle) -> Callable[..., Leases]:
+    def make(name: str, lease_s: float = LEASE_S) -> Leases:
+        return Leases(
+            valkey.client,
+            QUEUE_NAME,
+            name,
+            f"rq:worker:{name}",
+            lease_s=lease_s,
+            default_ttl_s=3600,
+            max_job_images=64,
+            server_clock=ServerClock(),
+        )
+
+    return make
+
+
+def claim_one(leases: Leases) -> HeldJob:
+    (job,) = leases.claim(None, 1).jobs
+    return job
+
+
+def taken_over(jobs: Jobs, first: Leases, second: Leases) -> tuple[HeldJob, HeldJob]:
+    """The first's execution of a job, which lost its lease, and the second's, which runs."""
+    jobs.add(1)
+    before = claim_one(first)
+    wait_until(lambda: second.recover(stranded_s=60).requeued == [before.job_id], "the lease to run out")
+    return before, claim_one(second)
+
+
+def test_who_lost_a_job_can_neither_store_nor_end_it_while_another_runs_it(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    first, second = worker_of("first"), worker_of("second")
+    before, now = taken_over(jobs, first, second)
+    assert not first.store_image(before, image_key(before.job_id, 0), b"old")
+    assert first.finish(before, OUTCOME) == "lost"
+    assert first.fail(before, ERROR, may_retry=True) == "lost"
+    assert first.release([before]) == []
+    assert first.renew([before]) == ["lost"]
+    assert jobs.status(now.job_id) == "started"
+    second.renew([now])
+    assert second.store_image(now, image_key(now.job_id, 0), b"new")
+    assert second.finish(now, OUTCOME) == "finished"
+    assert valkey.client.get(image_key(now.job_id, 0)) == b"new"
+    assert len(jobs.results(now.job_id)) == 1
+
+
+def test_an_end_that_is_told_twice_is_written_once(jobs: Jobs, worker_of: Callable[..., Leases]) -> None:
+    leases = worker_of("a")
+    succeeded, failed = jobs.add(1), jobs.add(2)
+    first, second = leases.claim(None, 2).jobs
+    assert [leases.finish(first, OUTCOME) for _ in range(2)] == ["finished"] * 2
+    assert [leases.fail(second, ERROR, may_retry=False) for _ in range(2)] == ["failed"] * 2
+    assert (first.job_id, second.job_id) == (succeeded, failed)
+    assert [len(jobs.results(id_)) for id_ in (succeeded, failed)] == [1, 1]
+
+
+def test_a_terminal_status_never_changes(jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle) -> None:
+    leases = worker_of("a")
+    for status in ("canceled", "finished", "failed", "stopped"):
+        jobs.add(1)
+        job = claim_one(leases)
+        valkey.client.hset(f"rq:job:{job.job_id}", "status", status)
+        answers = [leases.finish(job, OUTCOME), leases.fail(job, ERROR, may_retry=True)]
+        assert answers[0] == status
+        assert leases.release([job]) == []
+        assert jobs.status(job.job_id) == status
+        assert jobs.results(job.job_id) == []
+        assert valkey.client.ttl(f"rq:job:{job.job_id}") > 0
+        valkey.client.rpush(jobs.queue.key, job.job_id)
+        claim = leases.claim(None, 1)
+        assert (claim.jobs, claim.dropped) == ([], [(job.job_id, status)])
+
+
+def test_a_live_lease_is_left_alone_and_renewing_prolongs_it(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases = worker_of("a", lease_s=600)
+    jobs.add(1)
+    job = claim_one(leases)
+    before = valkey.client.zrange(leases.keys.started, 0, -1, withscores=True)[0][1]
+    assert leases.recover(stranded_s=0).requeued == []
+    wait_until(
+        lambda: (
+            leases.renew([job]) == ["started"]
+            and valkey.client.zrange(leases.keys.started, 0, -1, withscores=True)[0][1] > before
+        ),
+        "the lease to be prolonged",
+    )
+
+
+def test_a_job_that_runs_is_not_claimed_again(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    first, second = worker_of("first"), worker_of("second")
+    job_id = jobs.add(1)
+    claim_one(first)
+    valkey.client.rpush(jobs.queue.key, job_id)
+    claim = second.claim(None, 1)
+    assert (claim.jobs, claim.dropped) == ([], [(job_id, "runs already")])
+
+
+def test_a_moved_job_that_maintenance_took_back_is_not_claimed_by_the_late_mover(
+    jobs: Jobs, worker_of: Callable[..., Leases]
+) -> None:
+    late, other = worker_of("late"), worker_of("other")
+    job_id = jobs.add(1)
+    assert late.wait_for_job(1) == job_id
+    other.recover(stranded_s=0)
+    assert other.recover(stranded_s=0).unstranded == [job_id]
+    assert claim_one(other).job_id == job_id
+    assert late.claim(job_id, 1).jobs == []
+
+
+def test_a_job_put_back_before_its_claim_is_first_again(jobs: Jobs, worker_of: Callable[..., Leases]) -> None:
+    leases = worker_of("a")
+    ids = [jobs.add(seed) for seed in range(3)]
+    moved = leases.wait_for_job(1)
+    assert moved == ids[0]
+    leases.put_back_moved(moved)
+    assert jobs.queue.get_job_ids() == ids
+
+
+def test_a_job_is_lost_for_good_when_its_retries_are_used_up(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases = worker_of("a")
+    job_id = jobs.add(1)
+    for left in (2, 1, 0):
+        claim_one(leases)
+        wait_until(lambda: leases.recover(stranded_s=60).requeued, "the lease to run out")
+        assert jobs.fetch(job_id).retries_left == left
+    assert claim_one(leases).must_run_alone
+    wait_until(lambda: leases.recover(stranded_s=60).failed == [job_id], "the last lease to run out")
+    assert jobs.error(job_id).code == "worker_lost"
+    assert valkey.client.ttl(f"rq:job:{job_id}") > 0
+
+
+def test_a_full_server_still_renews_leases_and_ends_jobs(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases = worker_of("a")
+    jobs.add(1)
+    job = claim_one(leases)
+    valkey.client.config_set("maxmemory", 1)
+    try:
+        assert leases.renew([job]) == ["started"]
+        assert leases.finish(job, OUTCOME) == "finished"
+    finally:
+        valkey.client.config_set("maxmemory", 0)
