@@ -154,8 +154,8 @@ def _open_unet(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
             output_loading_info=True,
         )
     except (OSError, ValueError, RuntimeError, TypeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BrokenModel(f"{where}: diffusers can't open it: {first_line}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise BrokenModel(f"{where}: diffusers can't open it: {reason[:300]}") from error
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(problem):
             raise BrokenModel(f"{where}: {problem.replace('_', ' ')}: {list(info[problem])[:3]}")

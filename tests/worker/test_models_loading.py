@@ -1,0 +1,143 @@
+"""What a checkpoint must be to be served, and what its configuration means."""
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.worker.engine_harness import CPU, ask, draw, filled_pool, load_float32
+from tests.worker.tiny_models import CHAIN_CONFIG, TINY, publish_tiny
+from worker.contract import SamplerName
+from worker.diffusion.prediction import PredictionType
+from worker.diffusion.spacing import Spacing
+from worker.models.chain_config import read_chain_config
+from worker.models.device import choose_device, choose_dtype
+from worker.models.errors import BrokenModel, UnsupportedModel
+from worker.models.golden import check_golden_sample
+from worker.store.manifest import GoldenSample
+from worker.store.model_store import Checkpoint, ModelStore
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Checkpoint:
+    return publish_tiny(ModelStore(tmp_path))
+
+
+def edit_config(checkpoint: Checkpoint, file: str, **changes: object) -> None:
+    path = checkpoint.path / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def edit_weights(checkpoint: Checkpoint, name: str, value: torch.Tensor | None) -> None:
+    path = checkpoint.path / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    if value is None:
+        del weights[name]
+    else:
+        weights[name] = value
+    save_file(weights, path, metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (torch.full((16,), torch.nan), "conv_in.bias is not finite"),
+        (torch.zeros(3), "conv_in.bias"),
+        (None, "missing keys.*conv_in.bias"),
+    ],
+)
+def test_weights_that_are_not_whole_are_refused(checkpoint: Checkpoint, value: torch.Tensor | None, text: str) -> None:
+    edit_weights(checkpoint, "conv_in.bias", value)
+    with pytest.raises(BrokenModel, match=text):
+        load_float32(checkpoint)
+
+
+def test_weights_that_the_network_does_not_have_are_refused(checkpoint: Checkpoint) -> None:
+    edit_weights(checkpoint, "extra.weight", torch.zeros(1))
+    with pytest.raises(BrokenModel, match=r"unexpected keys.*extra.weight"):
+        load_float32(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"_class_name": "UNet2DConditionModel"}, "need _class_name 'UNet2DModel'"),
+        ({"class_embed_type": "timestep"}, "need class_embed_type None"),
+        ({"time_embedding_type": "fourier"}, "need time_embedding_type 'positional'"),
+        ({"out_channels": 2}, "need out_channels 1, got 2"),
+    ],
+)
+def test_networks_that_the_engine_cannot_call_are_refused(
+    checkpoint: Checkpoint, changes: dict[str, object], text: str
+) -> None:
+    edit_config(checkpoint, "unet/config.json", **changes)
+    with pytest.raises(UnsupportedModel, match=text):
+        load_float32(checkpoint)
+
+
+def test_the_scheduler_configuration_is_read_as_diffusers_means_it() -> None:
+    chain = read_chain_config(
+        {
+            **CHAIN_CONFIG,
+            "beta_schedule": "squaredcos_cap_v2",
+            "num_train_timesteps": 400,
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+            "steps_offset": 1,
+            "clip_sample": False,
+            "rescale_betas_zero_snr": True,
+        },
+        "here",
+    )
+    assert (chain.prediction_type, chain.spacing, chain.steps_offset) == (PredictionType.V, Spacing.TRAILING, 1)
+    assert (chain.schedule.num_train_timesteps, chain.clip.clip_sample) == (400, False)
+    assert chain.schedule.has_zero_terminal_snr
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"_class_name": "EulerDiscreteScheduler"}, "got EulerDiscreteScheduler"),
+        ({"beta_schedule": "sigmoid"}, "'sigmoid'"),
+        ({"prediction_type": "flow"}, "flow"),
+        ({"beta_start": 0.5}, "beta_start < beta_end"),
+        ({"beta_start": "small"}, "need a number for beta_start"),
+        ({"rescale_betas_zero_snr": True}, "zero-terminal-SNR"),
+        ({"trained_betas": "some"}, "trained_betas"),
+    ],
+)
+def test_what_is_not_supported_is_refused_with_its_reason(changes: dict[str, object], text: str) -> None:
+    with pytest.raises(UnsupportedModel, match=text):
+        read_chain_config({**CHAIN_CONFIG, **changes}, "here")
+
+
+@pytest.mark.parametrize("sampler", [SamplerName.DDIM, SamplerName.DDPM])
+def test_the_golden_sample_is_drawn_again_and_compared(tiny_store: ModelStore, sampler: SamplerName) -> None:
+    """What the engine draws is what the check draws, and another picture is refused."""
+    model = load_float32(tiny_store.checkpoint(TINY))
+    (image,) = draw(filled_pool(tiny_store), ask(seed=9, steps=4, class_label=1, sampler=sampler))
+
+    def golden(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> GoldenSample:
+        text = base64.b64encode(pixels.tobytes()).decode()
+        return GoldenSample(seed=9, steps=4, sampler=sampler, class_label=1, pixels_base64=text, tolerance=0.5)
+
+    check_golden_sample(model, golden(image))
+    with pytest.raises(BrokenModel, match="golden sample"):
+        check_golden_sample(model, golden(255 - image))
+    with pytest.raises(BrokenModel, match="32 pixels"):
+        check_golden_sample(model, golden(image[:4]))
+
+
+def test_devices_and_number_formats_are_checked() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_dtype("float32", CPU) == torch.float32
+    assert choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
+    for wanted in ("tpu", "mps"):
+        with pytest.raises(ValueError, match=wanted):
+            choose_device(wanted)
+    with pytest.raises(ValueError, match="float8"):
+        choose_dtype("float8", CPU)
