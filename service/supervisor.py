@@ -221,7 +221,10 @@ class Supervisor:
         def note(number: int, _frame: FrameType | None) -> None:
             self._signals.put(number)  # SimpleQueue.put may be called from a signal handler
 
-        before = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, signal.SIGCHLD)}
+        taken = [*STOP_SIGNALS, signal.SIGCHLD]
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup: it is meant to outlive its terminal
+            taken.remove(signal.SIGHUP)
+        before = {number: signal.signal(number, note) for number in taken}
         try:
             yield
         finally:

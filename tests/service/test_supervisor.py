@@ -26,11 +26,11 @@ class Supervised:
         self._output = directory / "output"
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self, *services: dict[str, Any], ready: bool = True) -> None:
+    def start(self, *services: dict[str, Any], ready: bool = True, under: tuple[str, ...] = ()) -> None:
         self._specification.write_text(json.dumps(services))
         with self._output.open("wb") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "tests.service.stand_ins.run_supervisor", str(self._specification)],
+                [*under, sys.executable, "-m", "tests.service.stand_ins.run_supervisor", str(self._specification)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
             )
@@ -89,6 +89,16 @@ def test_a_stop_signal_ends_all_children_the_last_started_first(supervised: Supe
     asked = [name for name, event in supervised.journal.entries() if event == "asked-to-end"]
     assert asked == ["gateway", "worker", "valkey"]
     supervised.assert_nothing_left()
+
+
+def test_under_nohup_a_hangup_ends_nothing(supervised: Supervised) -> None:
+    supervised.start(supervised.service("a"), under=("nohup",))
+    first = supervised.journal.wait_for_start("a")
+    supervised.process.send_signal(signal.SIGHUP)
+    os.kill(first, signal.SIGKILL)
+    supervised.journal.wait_for_start("a", times=2)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.end() == 0
 
 
 def test_a_child_that_outlives_its_grace_is_killed(supervised: Supervised) -> None:
