@@ -1,0 +1,78 @@
+"""The promise of the product, kept by real processes over real HTTP."""
+
+import hashlib
+import io
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+from sklearn.datasets import load_digits
+from sklearn.svm import SVC
+
+from tests.e2e.conftest import Stack
+
+pytestmark = pytest.mark.slow
+
+
+def pixels(png: bytes) -> NDArray[np.uint8]:
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        image.load()
+        return np.asarray(image, dtype=np.uint8)
+
+
+def test_ten_digits_by_label_come_back_as_png_and_again_with_the_same_pixels(stack: Stack) -> None:
+    def draw_all() -> list[bytes]:
+        ids = [stack.generate(seed=7, steps=50, batch=1, class_label=digit) for digit in range(10)]
+        return [png for job_id in ids for png in stack.images(stack.finished(job_id))]
+
+    first, again = draw_all(), draw_all()
+    assert len(first) == 10
+    assert all(pixels(png).shape == (8, 8) for png in first)
+    assert [pixels(png).tobytes() for png in first] == [pixels(png).tobytes() for png in again]
+    assert len({pixels(png).tobytes() for png in first}) == 10, "ten labels gave fewer than ten different images"
+
+
+def test_the_job_names_the_hash_of_the_pixels_that_it_serves(stack: Stack) -> None:
+    job = stack.finished(stack.generate(seed=40, steps=10, batch=3, class_label=3))
+    records = job["images"]
+    assert isinstance(records, list)
+    for record, png in zip(records, stack.images(job), strict=True):
+        assert hashlib.sha256(pixels(png).tobytes()).hexdigest() == record["sha256"]
+    assert [record["seed"] for record in records] == [40, 41, 42]
+
+
+def test_a_classifier_of_real_digits_reads_what_was_asked_for(stack: Stack) -> None:
+    digits = load_digits()
+    classifier = SVC(gamma="scale").fit(digits.data, digits.target)
+    with ThreadPoolExecutor(10) as pool:
+        jobs = pool.map(
+            lambda d: stack.finished(stack.generate(seed=1000, steps=50, batch=20, class_label=d)), range(10)
+        )
+    right = 0
+    for digit, job in enumerate(jobs):
+        drawn = np.stack([pixels(png) for png in stack.images(job)]).reshape(20, 64)
+        right += int((classifier.predict(drawn / 255.0 * 16.0) == digit).sum())
+    assert right >= 180, f"{right} of 200 images were read as asked"
+
+
+def test_requests_of_different_length_and_sampler_share_a_batch_and_keep_their_pixels(stack: Stack) -> None:
+    bodies: list[dict[str, object]] = [
+        {"seed": 5, "steps": 400, "batch": 3, "sampler": "ddpm", "class_label": 4},
+        {"seed": 90, "steps": 300, "batch": 2, "sampler": "ddim", "class_label": 8},
+        {"seed": 17, "steps": 250, "batch": 1, "sampler": "dpmpp_2m"},
+    ]
+    alone = [stack.finished(stack.generate(**body)) for body in bodies]
+    together = [stack.finished(job_id) for job_id in [stack.generate(**body) for body in bodies]]
+    for one, other in zip(alone, together, strict=True):
+        assert [pixels(p).tobytes() for p in stack.images(one)] == [pixels(p).tobytes() for p in stack.images(other)]
+
+    deadline = time.monotonic() + 30  # counters travel with the worker's next heartbeat
+    while (seen := stack.worker_status().counters).samplers_in_batch_max < 2 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert seen.requests_in_batch_max >= 2
+    assert seen.step_counts_in_batch_max >= 2
+    assert seen.samplers_in_batch_max >= 2
