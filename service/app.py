@@ -6,6 +6,7 @@ from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -48,7 +49,9 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         yield
         await redis.aclose()
 
-    app = FastAPI(
+    # Its documentation page carries its own scripts: a GPU host often has no way out to a CDN.
+    app = FastAPIOffline(
+        redoc_url=None,
         title="Reverie",
         version=version("reverie"),
         summary="Draws images with a diffusion model: same seed, same pixels.",
