@@ -96,13 +96,16 @@ def test_a_live_lease_is_left_alone_and_renewing_prolongs_it(
     leases = worker_of("a", lease_s=600)
     jobs.add(1)
     job = claim_one(leases)
-    before = valkey.client.zrange(leases.keys.started, 0, -1, withscores=True)[0][1]
+
+    def ends_at() -> float:
+        score = valkey.client.zscore(leases.keys.started, f"{job.job_id}:{job.execution_id}")
+        assert isinstance(score, float)
+        return score
+
+    before = ends_at()
     assert leases.recover(stranded_s=0).requeued == []
     wait_until(
-        lambda: (
-            leases.renew([job]) == ["started"]
-            and valkey.client.zrange(leases.keys.started, 0, -1, withscores=True)[0][1] > before
-        ),
+        lambda: leases.renew([job]) == ["started"] and ends_at() > before,
         "the lease to be prolonged",
     )
 
