@@ -20,7 +20,7 @@ class StepResult:
 
     Attributes:
         x_t, x_0: [N, C, H, W] float32.
-        finite: per row, whether the model's output and the new state are numbers.
+        finite: per row, whether the new state holds numbers only; it does not if the model's output did not.
     """
 
     rows: Sequence[Trajectory]
@@ -53,7 +53,8 @@ def run_step(rows: Sequence[Trajectory], max_unet_rows: int) -> StepResult:
     )
     coefficients = torch.stack([row.coefficients for row in rows]).to(model.device)
     x_next, x_0 = apply_update(x_t, model_output, x_0_previous, _noise(rows, model), coefficients, model.chain.clip)
-    finite = torch.isfinite(model_output).flatten(1).all(dim=1) & torch.isfinite(x_next).flatten(1).all(dim=1)
+    # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
+    finite = torch.isfinite(x_next).flatten(1).all(dim=1)
     return StepResult(rows, x_next, x_0, tuple(finite.tolist()))
 
 
