@@ -20,6 +20,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_SETTINGS_WRONG = 2
 """A child that ends with this code has said that its settings are wrong; starting it again would change nothing."""
 EXIT_FORCED = 130
+ONE_PRESS_S = 0.5
+"""Stop signals this close together are one wish: `timeout` and other wrappers pass on what the terminal sent to all."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -86,6 +88,7 @@ class Supervisor:
         self._clock = clock
         self._signals: SimpleQueue[int] = SimpleQueue()
         self._started = False
+        self._stopped = False
 
     def run(
         self,
@@ -195,6 +198,8 @@ class Supervisor:
     def _stop(self) -> int:
         """End the children one by one, the last started first; on another signal all at once."""
         forced = False
+        asked_s = self._clock()
+        self._stopped = True
         for child in reversed(self._children):
             if child.process is None:
                 continue
@@ -202,7 +207,8 @@ class Supervisor:
                 child.process.send_signal(signal.SIGTERM)
                 deadline = self._clock() + child.service.stop_grace_s
                 while not forced and child.process.poll() is None and (left_s := deadline - self._clock()) > 0:
-                    forced = self._next_signal(min(left_s, 0.5)) in STOP_SIGNALS
+                    again = self._next_signal(min(left_s, 0.5)) in STOP_SIGNALS
+                    forced = again and self._clock() - asked_s >= ONE_PRESS_S
                 if not forced and child.process.poll() is None:
                     self._say(f"{child.service.name} did not end within {child.service.stop_grace_s:g} s; killing it")
             if forced or child.process.poll() is None:
@@ -229,7 +235,9 @@ class Supervisor:
             yield
         finally:
             for number, handler in before.items():
-                signal.signal(number, handler)
+                # All that is left after a stop is to exit: the late twin of a signal must not turn that into a death.
+                late = self._stopped and number in STOP_SIGNALS
+                signal.signal(number, signal.SIG_IGN if late else handler)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> None:

@@ -115,9 +115,23 @@ def test_a_second_ctrl_c_ends_everything_now(supervised: Supervised) -> None:
     supervised.journal.wait_for_start("deaf")
     supervised.process.send_signal(signal.SIGINT)
     eventually(lambda: ("deaf", "asked-to-end") in supervised.journal.entries(), "the first Ctrl-C")
-    supervised.process.send_signal(signal.SIGINT)
+
+    def pressed_again() -> bool:
+        supervised.process.send_signal(signal.SIGINT)
+        return supervised.process.poll() is not None
+
+    eventually(pressed_again, "the end, by a press that is long enough after the first")
     assert supervised.end() == 130
     supervised.assert_nothing_left()
+
+
+def test_a_ctrl_c_that_arrives_twice_at_once_is_one(supervised: Supervised) -> None:
+    supervised.start(supervised.service("a"))
+    supervised.journal.wait_for_start("a")
+    supervised.process.send_signal(signal.SIGINT)
+    supervised.process.send_signal(signal.SIGTERM)
+    assert supervised.end() == 0
+    assert ("a", "asked-to-end") in supervised.journal.entries()
 
 
 def test_a_ctrl_c_in_the_terminal_reaches_the_supervisor_alone(supervised: Supervised) -> None:
