@@ -1,0 +1,91 @@
+"""The networks that are measured, with random weights, published into a temporary store."""
+
+import base64
+import functools
+
+import torch
+from diffusers import UNet2DModel
+
+from training.publishing import noise_schedule, write_pipeline
+from training.sampling import draw_images
+from worker.contract import SamplerName
+from worker.store.manifest import GoldenSample, Recipe
+from worker.store.model_store import Checkpoint, ModelStore
+
+CIFAR_10 = "cifar10"
+CIFAR_10_PARAMETERS = 35_746_307
+QUARTER = "quarter"
+DIGITS = "digits"
+
+SHAPES = {CIFAR_10: (3, 32, 32), QUARTER: (3, 32, 32), DIGITS: (1, 8, 8)}
+TITLES = {
+    CIFAR_10: "CIFAR-10 configuration (35.7 M)",
+    QUARTER: "CIFAR-10 configuration at a quarter of its width (2.2 M)",
+    DIGITS: "digits 8x8 (1.1 M)",
+}
+
+
+def build(model: str, weights_seed: int = 0) -> UNet2DModel:
+    """The network `model` with the weights that `weights_seed` draws."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(weights_seed)
+        if model == DIGITS:
+            return UNet2DModel(
+                sample_size=8,
+                in_channels=1,
+                out_channels=1,
+                block_out_channels=(64, 128),
+                layers_per_block=2,
+                norm_num_groups=8,
+                down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+                up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+                attention_head_dim=None,
+            )
+        # google/ddpm-cifar10-32: attention at 16x16.
+        width = {CIFAR_10: 128, QUARTER: 32}[model]
+        unet = UNet2DModel(
+            sample_size=32,
+            layers_per_block=2,
+            block_out_channels=(width, 2 * width, 2 * width, 2 * width),
+            norm_num_groups=32,
+            norm_eps=1e-6,
+            attention_head_dim=None,
+            downsample_padding=0,
+            flip_sin_to_cos=False,
+            freq_shift=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        )
+    parameters = sum(p.numel() for p in unet.parameters())
+    if model == CIFAR_10 and parameters != CIFAR_10_PARAMETERS:
+        raise AssertionError(f"the CIFAR-10 configuration has {CIFAR_10_PARAMETERS} parameters, got {parameters}")
+    return unet
+
+
+def publish(store: ModelStore, model: str, weights_seed: int = 0, *, make_current: bool = True) -> Checkpoint:
+    """Publish `model` as training does, golden sample included; its step is the seed plus 1."""
+    unet = build(model, weights_seed)
+    return store.publish(
+        model,
+        functools.partial(write_pipeline, unet=unet, schedule=noise_schedule()),
+        step=weights_seed + 1,
+        labels=(),
+        null_label=None,
+        metrics={},
+        recipe=Recipe(command="python -m tests.bench", data="none: random weights", seed=weights_seed),
+        golden=_golden(unet, SHAPES[model]),
+        make_current=make_current,
+    )
+
+
+def _golden(unet: UNet2DModel, shape: tuple[int, int, int]) -> GoldenSample:
+    seed, steps = 0, 5
+    pixels = draw_images(unet, noise_schedule(), shape, [seed], None, steps=steps)
+    return GoldenSample(
+        seed=seed,
+        steps=steps,
+        sampler=SamplerName.DDIM,
+        class_label=None,
+        pixels_base64=base64.b64encode(pixels[0].numpy().tobytes()).decode(),
+        tolerance=12.0,
+    )

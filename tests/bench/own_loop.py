@@ -1,0 +1,77 @@
+"""Reverie's engine by itself, in this process and without a queue: what it draws in how much time."""
+
+import queue
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+from worker.contract import SamplerName, SamplingRequest
+from worker.engine.engine import Engine
+from worker.engine.messages import EngineRequest, Failed, Succeeded
+from worker.models.loaded_model import LoadedModel
+from worker.models.loading import load_checkpoint
+from worker.models.pool import ModelPool
+from worker.store.model_store import Checkpoint, ModelStore
+
+
+class RequestFailed(Exception):
+    """The engine could not draw what the benchmark asked for."""
+
+
+def loader(device: torch.device, dtype: torch.dtype) -> Callable[[Checkpoint], LoadedModel]:
+    return lambda checkpoint: load_checkpoint(checkpoint, device, dtype)
+
+
+def filled_pool(store: ModelStore, load: Callable[[Checkpoint], LoadedModel], model: str) -> ModelPool:
+    """A pool that has loaded the current version of `model`."""
+    pool = ModelPool(store, load)
+    pool.acquire(model)
+    pool.load_wishes()
+    return pool
+
+
+def request_for(
+    model: str, steps: int, images: int, seed: int = 0, sampler: SamplerName = SamplerName.DDIM
+) -> SamplingRequest:
+    return SamplingRequest(model=model, seed=seed, steps=steps, batch=images, sampler=sampler)
+
+
+def draw_all(
+    engine: Engine, requests: Sequence[SamplingRequest], on_step: Callable[[float], None] | None = None
+) -> float:
+    """Draw the requests, all of them submitted at once; returns the seconds it took.
+
+    Raises:
+        RequestFailed: one of them.
+    """
+    began = time.perf_counter()
+    for number, request in enumerate(requests):
+        engine.submit(EngineRequest(f"job-{number}", request))
+    left = len(requests)
+    while left:
+        step_began = time.perf_counter()
+        engine.take_messages()
+        ran = engine.step()
+        if ran and on_step is not None:
+            on_step(time.perf_counter() - step_began)
+        left -= count_succeeded(engine)
+    return time.perf_counter() - began
+
+
+def count_succeeded(engine: Engine) -> int:
+    """Take the engine's events; how many requests have ended since."""
+    succeeded = 0
+    while True:
+        try:
+            event = engine.outbox.get_nowait()
+        except queue.Empty:
+            return succeeded
+        if isinstance(event, Failed):
+            raise RequestFailed(f"{event.job_id}: {event.code}: {event.detail}")
+        succeeded += isinstance(event, Succeeded)
+
+
+def image_steps_per_s(pool: ModelPool, model: str, batch: int, steps: int) -> float:
+    """Speed of one full batch that begins and ends together."""
+    return batch * steps / draw_all(Engine(pool, batch), [request_for(model, steps, batch)])

@@ -1,0 +1,1 @@
+"""What others serve diffusion models with, each set up as its users would, as processes of their own."""

@@ -1,0 +1,79 @@
+"""What all parts of one run share: the device, the number formats, how long they may take, and a temporary store."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from tests.bench import networks
+from tests.bench.machine import dtype_name
+from tests.bench.own_loop import filled_pool, loader
+from worker.models.device import choose_dtype
+from worker.models.pool import ModelPool
+from worker.store.model_store import Checkpoint, ModelStore
+
+
+@dataclass
+class Session:
+    """One run of the benchmark.
+
+    Attributes:
+        quick: the smallest sizes: to see that everything works, not to measure.
+        folder: temporary.
+        now: names this run's file.
+    """
+
+    quick: bool
+    device: torch.device
+    folder: Path
+    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True)
+    _checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
+    _pools: dict[str, ModelPool] = field(default_factory=dict)
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What Reverie chooses by itself; servers are compared in the same."""
+        return choose_dtype("auto", self.device)
+
+    @property
+    def dtype_name(self) -> str:
+        return dtype_name(self.dtype)
+
+    @property
+    def serving_model(self) -> str:
+        """The network whose serving is measured: small enough on a CPU that a trace of many requests ends."""
+        if self.quick:
+            return networks.DIGITS
+        return networks.CIFAR_10 if self.on_gpu else networks.QUARTER
+
+    @property
+    def large_model(self) -> str:
+        return networks.DIGITS if self.quick else networks.CIFAR_10
+
+    @property
+    def max_batch(self) -> int:
+        return 64 if self.on_gpu else 16
+
+    def store(self, model: str) -> ModelStore:
+        """A store that holds this model alone."""
+        self.checkpoint(model)
+        return ModelStore(self.folder / "stores" / model)
+
+    def checkpoint(self, model: str) -> Checkpoint:
+        """The published version of `model`, made when first asked for."""
+        if model not in self._checkpoints:
+            self.say(f"  publishing {networks.TITLES[model]}")
+            self._checkpoints[model] = networks.publish(ModelStore(self.folder / "stores" / model), model)
+        return self._checkpoints[model]
+
+    def pool(self, model: str) -> ModelPool:
+        """`model` in memory, as the worker loads it."""
+        if model not in self._pools:
+            self._pools[model] = filled_pool(self.store(model), loader(self.device, self.dtype), model)
+        return self._pools[model]
