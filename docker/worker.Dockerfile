@@ -3,7 +3,7 @@
 ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build
-# Which build of torch: options for pip, for example "--extra-index-url https://download.pytorch.org/whl/cpu". As it is, pip's default.
+# Which build of torch: options for pip, such as an index of CPU-only builds. As it is, the default of pip.
 ARG TORCH_PIP_OPTIONS=""
 WORKDIR /src
 RUN python3 -m venv /opt/reverie
