@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 EXIT_OK = 0
 EXIT_BROKEN = 1
 EXIT_HUNG = 3
+ONE_REQUEST_S = 1.0
+"""Signals that come closer together than this count as one."""
 FORCED_END_S = 2.0
 """How long the end may take after a second SIGTERM."""
 
@@ -79,6 +81,7 @@ class WorkerProcess:
         self._background = background
         self._clock = clock
         self._signals = 0
+        self._signaled_at = 0.0
         self._broken = False
         self._hung = False
         # A new name for every process: RQ refuses a name that a killed worker still seems to hold.
@@ -181,7 +184,10 @@ class WorkerProcess:
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         # A plain count: a lock taken here could be one that the interrupted main thread holds.
-        self._signals += 1
+        # Ctrl-C reaches the whole process group, and a supervisor's SIGTERM follows it: together they are one request.
+        if self._signals == 0 or time.monotonic() - self._signaled_at > ONE_REQUEST_S:
+            self._signals += 1
+            self._signaled_at = time.monotonic()
 
     def _start(self, name: str, target: Callable[[], None]) -> threading.Thread:
         thread = threading.Thread(target=self._guarded, args=(name, target), name=name, daemon=True)
