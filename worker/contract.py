@@ -155,6 +155,8 @@ class ModelInfo(Message):
     samplers: list[SamplerName]
     reload_error: str | None = None
     """Why the version that `current` names is not the one being served."""
+    load_failures: int = 0
+    """How often this worker could not load a version of the model, since its process began."""
 
 
 class EngineCounters(Message):

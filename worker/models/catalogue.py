@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 from worker.contract import ModelInfo, SamplerName, VersionInfo
@@ -30,6 +31,7 @@ class Catalogue:
         self._store = store
         self._lock = threading.Lock()
         self._facts: dict[tuple[str, str], _Facts] = {}
+        self._names: dict[str, frozenset[str]] = {}
         self._versions: dict[str, list[str]] = {}
         self._currents: dict[str, str | StoreError] = {}
 
@@ -39,12 +41,16 @@ class Catalogue:
         Raises:
             StoreError: the store itself can't be read.
         """
+        names: dict[str, frozenset[str]] = {}
         versions: dict[str, list[str]] = {}
         currents: dict[str, str | StoreError] = {}
         facts: dict[tuple[str, str], _Facts] = {}
         for model in self._store.models():
             try:
-                versions[model] = self._store.versions(model)
+                names[model] = self._store.version_names(model)
+                # Their order is in their manifests: read again only when a version has come or gone.
+                known_order = self._versions[model] if names[model] == self._names.get(model) else None
+                versions[model] = known_order or self._store.versions(model)
             except StoreError as error:
                 versions[model], currents[model] = [], error
                 continue
@@ -57,16 +63,27 @@ class Catalogue:
                 if known is not None:
                     facts[model, version] = known
         with self._lock:
-            self._versions, self._currents, self._facts = versions, currents, facts
+            self._names, self._versions, self._currents, self._facts = names, versions, currents, facts
         return currents
 
-    def describe(self, serving: Mapping[str, str], reload_errors: Mapping[str, str]) -> list[ModelInfo]:
-        """One entry for each model of which at least one version can be read."""
+    def versions(self) -> dict[str, list[str]]:
+        """Each model's versions, oldest first, as of the last `refresh`."""
+        with self._lock:
+            return dict(self._versions)
+
+    def describe(
+        self,
+        serving: Mapping[str, str],
+        reload_errors: Mapping[str, str],
+        load_failures: Mapping[str, int],
+        retired: AbstractSet[tuple[str, str]] = frozenset(),
+    ) -> list[ModelInfo]:
+        """One entry for each model of which at least one version can be read; the retired ones are not offered."""
         with self._lock:
             versions, currents, facts = self._versions, self._currents, self._facts
         models = []
         for model, names in versions.items():
-            readable = {name: facts[model, name] for name in names if (model, name) in facts}
+            readable = {name: facts[model, name] for name in names if (model, name) in facts.keys() - retired}
             if not readable:
                 continue
             current = currents.get(model)
@@ -85,6 +102,7 @@ class Catalogue:
                     prediction_type=readable[str(shown)].prediction_type,
                     samplers=list(SamplerName),
                     reload_error=reload_errors.get(model),
+                    load_failures=load_failures.get(model, 0),
                 )
             )
         return models

@@ -3,20 +3,21 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
 
 from worker.contract import ModelInfo
 from worker.models.catalogue import Catalogue
-from worker.models.errors import BrokenModel, ModelError, ModelUnavailable
+from worker.models.errors import BrokenModel
+from worker.models.failures import Failure, may_pass, reason_of
 from worker.models.loaded_model import LoadedModel
-from worker.store.errors import ModelNotFound, StoreError, StoreNotFound, VersionNotFound
+from worker.models.retirement import Key, Retirement
+from worker.store.errors import StoreError
 from worker.store.model_store import Checkpoint, ModelStore
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, str]
-"""(model, version)"""
 
 Wish = tuple[str, str | None]
 """(model, version), or the model's current version."""
@@ -36,30 +37,22 @@ class _Resident:
     """When it was last acquired."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Failure:
-    """Why a wish was not granted, and when."""
-
-    error: ModelError
-    version: str | None
-    """Which version could not be loaded; None when it was not even known which."""
-    at: float
-
-
 class ModelPool:
     """Models in memory. All methods are safe from any thread; only `work` and `run` read the disk or load.
 
     A request that names no version gets the one that serves when it asks: the last current version that loaded
-    whole. A bad version leaves the older one serving and is told in `describe`. A version is dropped when nothing
-    runs on it and it does not serve any more, and, least recently used first, when the budget is exceeded. Never one
-    that rows run on: with those alone the budget may be exceeded until they are done.
+    whole. A bad version leaves the older one serving, is told in `describe`, and is tried again when its files change.
+    A version is dropped from memory when nothing runs on it and it does not serve any more, and, least recently used
+    first, when the budget is exceeded. Never one that rows run on: with those alone the budget may be exceeded until
+    they are done.
 
     Args:
         store: where the checkpoints are.
         load: makes a model of a checkpoint whose files were verified; raises ModelError.
         memory_budget_bytes: of weights; None: all that the store holds.
+        keep_versions: of each model, offer these many newest versions and delete the rest, see `prune`; None: all.
         poll_interval_s: how often `current` is looked at.
-        retry_after_s: a load that failed is not tried again before.
+        retry_after_s: a load that failed for want of memory or of the file system is tried again after so long.
         clock: monotonic seconds.
     """
 
@@ -69,6 +62,7 @@ class ModelPool:
         load: Callable[[Checkpoint], LoadedModel],
         *,
         memory_budget_bytes: int | None = None,
+        keep_versions: int | None = None,
         poll_interval_s: float = 1.0,
         retry_after_s: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
@@ -83,7 +77,9 @@ class ModelPool:
         self._residents: dict[Key, _Resident] = {}
         self._serving: dict[str, str] = {}
         self._wishes: list[Wish] = []
-        self._failures: dict[Wish, _Failure] = {}
+        self._failures: dict[Wish, Failure] = {}
+        self._failure_counts: Counter[str] = Counter()
+        self._retirement = Retirement(keep_versions, clock)
         self._listeners: list[Callable[[], None]] = []
         self._catalogue = Catalogue(store)
 
@@ -105,7 +101,7 @@ class ModelPool:
                 return resident.model
             failure = self._failures.get(wish)
             if wish not in self._wishes:
-                if failure is not None and self._clock() < failure.at + self._retry_after_s:
+                if failure is not None and not self._is_over(failure):
                     raise failure.error
                 self._wishes.append(wish)
                 self._changed.notify_all()
@@ -128,9 +124,10 @@ class ModelPool:
     def describe(self) -> list[ModelInfo]:
         """Every model of the store, as this worker sees it; reads memory only, as of the last poll."""
         with self._changed:
-            serving = dict(self._serving)
+            serving, counts = dict(self._serving), dict(self._failure_counts)
             errors = {wish[0]: str(failure.error) for wish, failure in self._failures.items() if wish[1] is None}
-        return self._catalogue.describe(serving, errors)
+            retired = self._retirement.retired()
+        return self._catalogue.describe(serving, errors, counts, retired)
 
     def resident(self) -> list[Key]:
         """(model, version) of what is in memory."""
@@ -141,6 +138,29 @@ class ModelPool:
         """(model, version) of what rows run on."""
         with self._changed:
             return {key for key, resident in self._residents.items() if resident.pins}
+
+    def has_versions_to_prune(self) -> bool:
+        """Whether `prune` would look for something to delete."""
+        with self._changed:
+            return bool(self._retirement.due())
+
+    def prune(self, named: AbstractSet[Key]) -> list[Key]:
+        """Delete versions that have not been offered for a while, none that is `named` and none that rows run on.
+
+        Args:
+            named: every (model, version) that a job in the queue or on any worker is bound to.
+
+        Raises:
+            StoreError: the store can't be written.
+        """
+        with self._changed:
+            due = self._retirement.due()
+            spared = named | {key for key, resident in self._residents.items() if resident.pins}
+        doomed, removed = due - spared, []
+        for model in sorted({model for model, _ in doomed}):
+            stay = {version for version in self._store.versions(model) if (model, version) not in doomed}
+            removed += [(model, version) for version in self._store.prune(model, self._retirement.keep or 0, stay)]
+        return removed
 
     def run(self, stop: threading.Event) -> None:
         """The loading thread's loop, until `stop` is set and `wake` is called."""
@@ -166,23 +186,26 @@ class ModelPool:
         except StoreError as error:
             log.error("can't read the store: %s", error)
             return
+        self._forget_what_changed()
         now = self._clock()
         with self._changed:
             for model, current in currents.items():
                 wish: Wish = (model, None)
                 failure = self._failures.get(wish)
                 if isinstance(current, StoreError):
-                    self._failures[wish] = _Failure(BrokenModel(str(current)), None, now)
+                    self._note(wish, Failure(BrokenModel(str(current)), None, None, now))
                 elif self._serving.get(model) == current:
                     self._failures.pop(wish, None)  # somebody set `current` back to what serves
-                elif failure is not None and failure.version == current and now < failure.at + self._retry_after_s:
-                    pass  # the same bad version, tried a moment ago
+                elif failure is not None and failure.version == current and not self._is_over(failure):
+                    pass  # the same bad version
                 elif wish not in self._wishes and (model in self._serving or self._has_room()):
                     self._wishes.append(wish)
             for wish, failure in list(self._failures.items()):
                 of_the_store = wish[1] is None and wish[0] in currents
-                if not of_the_store and now >= failure.at + self._retry_after_s:
+                if not of_the_store and self._is_over(failure):
                     del self._failures[wish]
+            serving = {(model, current) for model, current in currents.items() if isinstance(current, str)}
+            self._retirement.update(self._catalogue.versions(), serving | set(self._serving.items()))
             self._drop_the_unneeded()
 
     def load_wishes(self) -> None:
@@ -198,41 +221,55 @@ class ModelPool:
                 if failure is None:
                     self._failures.pop(wish, None)
                 else:
-                    self._failures[wish] = failure
+                    self._note(wish, failure)
                 self._drop_the_unneeded()
                 listeners = list(self._listeners)
             for listener in listeners:
                 listener()
 
-    def _grant(self, wish: Wish) -> _Failure | None:
+    def _grant(self, wish: Wish) -> Failure | None:
         """Load one checkpoint aside; what serves is not touched before the new one is whole."""
         model, version = wish
-        resolved = version
+        resolved, files = version, None
         try:
-            checkpoint = self._store.checkpoint(model, version)
-            resolved = checkpoint.version
-            self._make_resident(checkpoint)
-        except (ModelNotFound, StoreNotFound):  # their texts name a folder, which is nobody's business outside
-            failure = _Failure(ModelUnavailable(f"there is no model {model}"), resolved, self._clock())
-        except VersionNotFound as error:
-            failure = _Failure(ModelUnavailable(str(error)), resolved, self._clock())
-        except StoreError as error:
-            failure = _Failure(BrokenModel(str(error)), resolved, self._clock())
-        except ModelError as error:
-            failure = _Failure(error, resolved, self._clock())
+            resolved = self._store.current(model) if version is None else version
+            # Before the first look inside: what changes during the load is a change.
+            files = self._store.fingerprint(model, resolved)
+            self._make_resident(self._store.checkpoint(model, resolved))
         except Exception as error:  # whatever a strange file makes a library raise: it must not end the thread
-            log.exception("loading %s/%s", model, resolved)
-            reason = BrokenModel(f"{model}/{resolved}: {type(error).__name__}: {error}")
-            failure = _Failure(reason, resolved, self._clock())
+            reason = reason_of(error, model, resolved)
+            failure = Failure(reason, resolved, files, self._clock(), may_pass(error))
         else:
             if version is None:
                 with self._changed:
-                    self._serving[model] = checkpoint.version
+                    self._serving[model] = resolved
             return None
-        log.error("can't load a model: %s", failure.error)
         if version is None:
             self._bring_back_what_served(model)
         return failure
+
+    def _note(self, wish: Wish, failure: Failure) -> None:
+        """Keep a failure; what is not known yet is logged and counted. Called with the lock held."""
+        known = self._failures.get(wish)
+        self._failures[wish] = failure
+        if failure.version is None and known is not None and str(known.error) == str(failure.error):
+            return  # `current` is as unreadable as it was at the last poll
+        self._failure_counts[wish[0]] += 1
+        log.error("can't load a model: %s", failure.error)
+
+    def _is_over(self, failure: Failure) -> bool:
+        """Whether a load may be tried again although no file has changed."""
+        return not failure.depends_on_files and self._clock() >= failure.at + self._retry_after_s
+
+    def _forget_what_changed(self) -> None:
+        """Forget failures of versions whose files are not what they were: `poll` and requests try them again."""
+        with self._changed:
+            failures = {wish: failure for wish, failure in self._failures.items() if failure.version is not None}
+        for wish, failure in failures.items():
+            if self._store.fingerprint(wish[0], str(failure.version)) != failure.files:
+                with self._changed:
+                    if self._failures.get(wish) is failure:
+                        self._failures[wish] = replace(failure, files=None, at=float("-inf"))
 
     def _make_resident(self, checkpoint: Checkpoint) -> None:
         key = (checkpoint.model, checkpoint.version)
@@ -253,7 +290,7 @@ class ModelPool:
             return
         try:
             self._make_resident(self._store.checkpoint(model, version))
-        except (StoreError, ModelError) as error:
+        except Exception as error:  # as above
             log.error("can't load %s/%s again: %s", model, version, error)
             with self._changed:
                 del self._serving[model]

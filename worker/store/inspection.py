@@ -18,6 +18,9 @@ UNSAFE_SUFFIXES = frozenset(
 
 MAX_MANIFEST_BYTES = 16_000_000
 
+Fingerprint = frozenset[tuple[str, tuple[int, ...]]]
+"""(path, what the file system says of it) of everything in a folder."""
+
 
 def read_manifest(folder: Path, model: str, version: str) -> Manifest:
     """The manifest of one version, checked to be about that version. Hashes nothing."""
@@ -120,6 +123,21 @@ def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
     if not (isinstance(height, int) and isinstance(width, int) and isinstance(channels, int)):
         raise BadCheckpoint(f"{where}: {UNET_CONFIG_PATH} lacks sample_size or out_channels: {size!r}, {channels!r}")
     return height, width, channels
+
+
+def folder_fingerprint(folder: Path) -> Fingerprint:
+    """Inode, size, rights and times of everything below `folder`; what can't be looked at is left out."""
+    seen = []
+    for parent, folders, names in os.walk(folder):
+        for path in (Path(parent), *(Path(parent, name) for name in [*folders, *names])):
+            try:
+                stat = path.lstat()
+            except OSError:
+                continue
+            # st_ctime moves with the rights and can't be set back, as st_mtime can.
+            facts = (stat.st_ino, stat.st_size, stat.st_mode, stat.st_mtime_ns, stat.st_ctime_ns)
+            seen.append((path.relative_to(folder).as_posix(), facts))
+    return frozenset(seen)
 
 
 def _raise(error: OSError) -> None:

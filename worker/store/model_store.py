@@ -28,9 +28,11 @@ from worker.store.durable_files import (
 )
 from worker.store.errors import BadCheckpoint, ModelNotFound, PublishFailed, StoreError, StoreNotFound, VersionNotFound
 from worker.store.inspection import (
+    Fingerprint,
     check_structure,
     files_below,
     first_problem,
+    folder_fingerprint,
     image_shape,
     read_manifest,
     verify_files,
@@ -93,6 +95,10 @@ class ModelStore:
         names = self._version_folders(folder)
         return sorted(names, key=lambda version: (self._created_at(folder, model, version), version))
 
+    def version_names(self, model: str) -> frozenset[str]:
+        """The names of all versions of a model; one look at its folder and nothing read."""
+        return frozenset(self._version_folders(self._model_folder(model)))
+
     def current(self, model: str) -> str:
         """The version that is to be served."""
         folder = self._model_folder(model)
@@ -121,6 +127,16 @@ class ModelStore:
         """Raise BadCheckpoint unless every byte of the version is what its manifest says."""
         checkpoint = self.checkpoint(model, version)
         verify_files(checkpoint.path, checkpoint.manifest)
+
+    def fingerprint(self, model: str, version: str) -> Fingerprint | None:
+        """Changes whenever a file of the version is written, replaced, removed or given other rights; reads no file.
+
+        None: there is no such version.
+        """
+        try:
+            return folder_fingerprint(self._version_folder(model, version))
+        except StoreError:
+            return None
 
     def publish(
         self,
