@@ -49,7 +49,6 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--publish-every", type=int, metavar="STEPS", help="publish on the way too, not only at the end"
     )
-    result.add_argument("--keep", type=int, metavar="N", help="remove all but the newest N versions after publishing")
     result.add_argument("--seed", type=int, default=defaults.seed, help="of everything random (default: %(default)s)")
     result.add_argument("--batch", type=int, default=defaults.batch_size, help="images per step (default: %(default)s)")
     result.add_argument(
@@ -96,7 +95,7 @@ def run(arguments: argparse.Namespace, command: str) -> None:
     model = arguments.model or ("digits" if arguments.data == "digits" else Path(arguments.data).resolve().name.lower())
     if not is_model_name(model):
         raise SettingsError(f"need a model name that matches {MODEL_NAME_PATTERN} (--model), got {model!r}")
-    for option in ("publish_every", "keep", "threads"):
+    for option in ("publish_every", "threads"):
         if (value := getattr(arguments, option)) is not None and value < 1:
             raise SettingsError(f"need --{option.replace('_', '-')} of at least 1, got {value}")
     settings = TrainingSettings(seed=arguments.seed, batch_size=arguments.batch, learning_rate=arguments.learning_rate)
@@ -141,8 +140,6 @@ def run(arguments: argparse.Namespace, command: str) -> None:
             recipe=recipe,
         )
         tqdm.write(f"published {model}/{checkpoint.version}  held-out loss {loss:.4f}")
-        if arguments.keep is not None:
-            store.prune(model, keep=arguments.keep)
 
     with tqdm(total=100, unit="%", bar_format="{l_bar}{bar}| {elapsed}<{remaining}{postfix}") as bar:
 

@@ -30,6 +30,10 @@ class WorkerSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_batch: int = Field(default=16, ge=1, le=4096)
     """Images in one U-Net call."""
+    model_budget_bytes: int | None = Field(default=None, ge=1)
+    """Memory for weights; the models used least recently leave it first. None: all models of the store at once."""
+    keep_versions: int | None = Field(default=None, ge=1)
+    """Of each model, offer the newest versions up to this count and delete older ones that no job needs. None: all."""
     default_model: str | None = None
     """The model for requests that name none; None takes the first by name."""
     max_job_images: int = Field(default=1024, ge=1)

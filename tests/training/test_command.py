@@ -71,7 +71,7 @@ def test_a_folder_of_images_can_be_trained_on(tmp_path: Path) -> None:
             shade = (40 if label == "dark" else 200) + index
             Image.new("RGB", (20, 16), (shade, shade, 0)).save(tmp_path / "shades" / label / f"{index}.png")
     arguments = ["--data", str(tmp_path / "shades"), "--size", "8", "--store", str(tmp_path / "store"), *QUICK]
-    assert main([*arguments, "--keep", "1"]) == 0
+    assert main(arguments) == 0
     manifest = ModelStore(tmp_path / "store").checkpoint("shades").manifest
     assert manifest.labels == ["dark", "light"]
     assert (manifest.height, manifest.width, manifest.channels) == (8, 8, 3)

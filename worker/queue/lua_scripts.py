@@ -5,6 +5,9 @@ A worker owns a job as long as its entry `<job>:<execution>` is in that registry
 asks for it first. All keys that RQ reads (job hash, registries, executions, results) are left as RQ itself leaves them.
 """
 
+ADMITTED_FIELD = "reverie_admitted"
+"""Field of the hash of a job that was put back: its last progress, which names the version that it stays on."""
+
 _PRELUDE = """
 local QUEUE, INTERMEDIATE, WIP = KEYS[1], KEYS[2], KEYS[3]
 local FINISHED, FAILED, CANCELED = KEYS[4], KEYS[5], KEYS[6]
@@ -46,6 +49,9 @@ local function add_to_registry(registry, id, ttl)
 end
 
 local function requeue(id)
+  -- The progress expires; the job waits as long as it must.
+  local progress = redis.call('GET', 'reverie:progress:' .. id)
+  if progress then redis.call('HSET', job_key(id), 'reverie_admitted', progress) end
   redis.call('HSET', job_key(id), 'status', 'queued', 'started_at', '', 'worker_name', '')
 end
 
@@ -131,7 +137,7 @@ local function take(id, execution)
   lease(id, execution, lease_s)
   local row = redis.call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl', 'retries_left',
     'reverie_lost', 'enqueued_at')
-  table.insert(row, redis.call('GET', 'reverie:progress:' .. id))
+  table.insert(row, redis.call('GET', 'reverie:progress:' .. id) or redis.call('HGET', key, 'reverie_admitted'))
   table.insert(row, 1, execution)
   table.insert(row, 1, id)
   claimed[#claimed + 1] = row

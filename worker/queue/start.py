@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import redis
 
+from worker.contract import QUEUE_NAME
 from worker.queue import rq_overrides
 from worker.queue.connection import REDIS_AWAY, connect, shown, wait_until_ready
 from worker.settings import SettingsError, WorkerSettings, read_settings
@@ -15,6 +16,7 @@ from worker.settings import SettingsError, WorkerSettings, read_settings
 if TYPE_CHECKING:
     from worker.store.model_store import ModelStore
 
+SWITCH_INTERVAL_S = 0.0005
 EXIT_CANT_START = 1
 EXIT_BAD_SETTINGS = 2
 
@@ -94,6 +96,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     from worker.models.device import choose_device, choose_dtype
     from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
+    from worker.queue.retention import Retention
     from worker.queue.worker_process import Background, WorkerProcess
 
     try:
@@ -101,10 +104,19 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
         dtype = choose_dtype(settings.dtype, device)
     except ValueError as error:
         raise CantStartError(str(error)) from None
-    pool = ModelPool(store, lambda checkpoint: load_checkpoint(checkpoint, device, dtype))
+    # A thread that loads a model is busy in Python for tens of milliseconds. The engine gives the interpreter away at
+    # each of the hundreds of operations of a step, and would wait this long to get it back every time.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    pool = ModelPool(
+        store,
+        lambda checkpoint: load_checkpoint(checkpoint, device, dtype),
+        memory_budget_bytes=settings.model_budget_bytes,
+        keep_versions=settings.keep_versions,
+    )
     # Once before anything is announced, so that a worker that says it is ready has its models.
     pool.poll()
     pool.load_wishes()
+    retention = Retention(client, rq_overrides.QueueKeys.of(QUEUE_NAME), pool, settings.max_job_images)
     process = WorkerProcess(
         settings,
         client,
@@ -112,7 +124,10 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
         pool,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),
-        background=[Background("models", pool.run, pool.wake)],
+        background=[
+            Background("models", pool.run, pool.wake),
+            Background("retention", retention.run, lambda: None),
+        ],
     )
     try:
         return process.run()
