@@ -174,6 +174,10 @@ class EngineCounters(Message):
     requests_succeeded: int = 0
     requests_failed: int = 0
     requests_canceled: int = 0
+    requests_resumed: int = 0
+    """Taken over in the middle of their chain."""
+    image_steps_spared: int = 0
+    """Rows that those had behind them already."""
     busy_s: float = 0.0
 
 
@@ -213,6 +217,11 @@ def image_key(job_id: str, index: int) -> str:
 def progress_key(job_id: str) -> str:
     """Where a job's `ProgressSnapshot` is."""
     return f"reverie:progress:{job_id}"
+
+
+def chain_key(job_id: str) -> str:
+    """Where the state of a long running job is, for the worker that takes it over."""
+    return f"reverie:chain:{job_id}"
 
 
 def events_channel(job_id: str) -> str:

@@ -13,8 +13,9 @@ from worker.contract import EngineCounters
 from worker.engine.admission import RequestRefused, trajectories
 from worker.engine.batcher import Batcher
 from worker.engine.generation import Generation
-from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed
+from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed, SavedChain
 from worker.engine.runner import StepResult, run_step, to_pixels
+from worker.engine.saving import ChainSaver, set_back
 from worker.engine.tally import Tally
 from worker.engine.trajectory import Trajectory
 from worker.models.errors import ModelError
@@ -45,6 +46,8 @@ class Engine:
         clock: monotonic seconds.
         progress_interval_s: a request tells its first step at once, then once in this time at most.
         ageing_rate: see `Batcher`.
+        save_interval_s: a request's state is told once in this time, for whoever has to take it over.
+        save_max_bytes: larger states are not told.
     """
 
     def __init__(
@@ -55,6 +58,8 @@ class Engine:
         clock: Callable[[], float] = time.monotonic,
         progress_interval_s: float = 0.25,
         ageing_rate: float = 1.0,
+        save_interval_s: float = 5.0,
+        save_max_bytes: int = 8 * 2**20,
     ) -> None:
         self.outbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self._pool = pool
@@ -64,6 +69,7 @@ class Engine:
         self._batcher: Batcher[Trajectory] = Batcher(max_batch, ageing_rate=ageing_rate)
         self._waiting: dict[str, EngineRequest] = {}  # by job id: for their model to be loaded
         self._generations: dict[str, Generation] = {}  # by job id
+        self._saver = ChainSaver(save_interval_s, save_max_bytes)
         self._tally = Tally()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
@@ -119,6 +125,7 @@ class Engine:
         for result in results:
             self._count(result.rows, self._last_step_at - began)
             self._post_process(result)
+        self._save()
         return bool(rows)
 
     def _take(self, message: EngineRequest | _Cancel | _ModelsChanged) -> None:
@@ -157,10 +164,36 @@ class Engine:
             self._pool.release(model)
             self._tell_failure(job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
             return
-        self._generations[job_id] = Generation(job_id, request.request, model, rows)
+        generation = Generation(job_id, request.request, model, rows, saved_at=self._clock())
+        if request.resume is not None:
+            self._resume(generation, request.resume)
+        self._generations[job_id] = generation
         for row in rows:
-            self._batcher.add(row)
+            if not row.finished:
+                self._batcher.add(row)
         self.outbox.put(Admitted(job_id, model.name, model.version, model.weights_sha256))
+
+    def _resume(self, generation: Generation, chain: SavedChain) -> None:
+        """Let the request go on where an earlier engine left it, if that is the same request on the same weights."""
+        job_id, rows = generation.job_id, generation.rows
+        reason = set_back(chain, rows, generation.model)
+        if reason is not None:
+            log.warning("job %s begins anew, its saved state does not fit: %s", job_id, reason)
+            return
+        for row in rows:
+            if row.finished and row.x_t is not None:
+                generation.images[row.index] = to_pixels(row.x_t)
+        self._tally.resumed(sum(row.step for row in rows))
+        log.info("job %s goes on at step %d of %d", job_id, generation.slowest_step, generation.request.steps)
+
+    def _save(self) -> None:
+        """Tell the states that have reached the host, and start on the next when it is time."""
+        began = self._clock()
+        if self._saver.begin(self._generations.values(), began):
+            self._saver.took(began, self._clock())
+        for saved in self._saver.arrived():
+            if saved.job_id in self._generations:
+                self.outbox.put(saved)
 
     def _cancel(self, job_id: str) -> None:
         known = self._waiting.pop(job_id, None) is not None

@@ -22,6 +22,8 @@ class Generation:
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     told_at: float = float("-inf")
     told_step: int = 0
+    saved_at: float = float("inf")
+    """When its state was last saved, or it was admitted; never while infinite."""
 
     @property
     def slowest_step(self) -> int:

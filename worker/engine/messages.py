@@ -16,11 +16,38 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
+class SavedImage:
+    """One image between two of its steps; the noise of the steps to come is a function of its seed.
+
+    Attributes:
+        step: steps behind it.
+        x_t: [C, H, W] float32; the image itself when all steps are behind it, None before the first.
+        x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
+    """
+
+    step: int
+    x_t: "NDArray[np.float32] | None"
+    x_0_previous: "NDArray[np.float32] | None"
+
+
+@dataclass(frozen=True, slots=True)
+class SavedChain:
+    """A request between two steps: all that another engine needs to go on to the same pixels. Images in order."""
+
+    model: str
+    version: str
+    weights_sha256: str
+    images: tuple[SavedImage, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class EngineRequest:
     """A claimed job, ready to be sampled."""
 
     job_id: str
     request: SamplingRequest
+    resume: SavedChain | None = None
+    """Where an earlier engine left it; ignored, with a log line, when it does not belong to this request and model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +67,14 @@ class Progressed:
     job_id: str
     step: int
     steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A long request's state a moment ago, to be kept for whoever takes the job over."""
+
+    job_id: str
+    chain: SavedChain
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +105,7 @@ class Canceled:
     job_id: str
 
 
-EngineEvent = Admitted | Progressed | Succeeded | Failed | Canceled
+EngineEvent = Admitted | Progressed | Saved | Succeeded | Failed | Canceled
 
 
 class EnginePort(Protocol):
@@ -80,7 +115,7 @@ class EnginePort(Protocol):
 
     def submit(self, request: EngineRequest) -> None:
         """Take a request. Everything after that, errors included, is told in the outbox: each request gets any
-        number of `Admitted` and `Progressed`, then exactly one of `Succeeded`, `Failed`, `Canceled`."""
+        number of `Admitted`, `Progressed` and `Saved`, then exactly one of `Succeeded`, `Failed`, `Canceled`."""
 
     def cancel(self, job_id: str) -> None:
         """Drop the request at the next step boundary; unknown or ended ids are ignored."""

@@ -41,6 +41,11 @@ class Tally:
     def canceled(self) -> None:
         self._update(requests_canceled=self.snapshot().requests_canceled + 1)
 
+    def resumed(self, image_steps: int) -> None:
+        """A request goes on with this many rows behind it."""
+        c = self.snapshot()
+        self._update(requests_resumed=c.requests_resumed + 1, image_steps_spared=c.image_steps_spared + image_steps)
+
     def _update(self, **changes: int | float) -> None:
         with self._lock:
             self._counters = self._counters.model_copy(update=changes)

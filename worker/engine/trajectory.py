@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from worker.diffusion.samplers import SamplerPlan
+from worker.diffusion.update import Column
 from worker.models.loaded_model import LoadedModel
 
 
@@ -73,6 +74,11 @@ class Trajectory:
     def coefficients(self) -> Tensor:
         """[7] float32: the next step's numbers of the update rule."""
         return self.plan.coefficients[self.step]
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the next step reads the last one's x_0."""
+        return not self.finished and bool(self.coefficients[Column.X_0_PREVIOUS] != 0)
 
     def advance(self, x_t: Tensor, x_0: Tensor) -> None:
         """One more step is behind the image."""
