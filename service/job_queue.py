@@ -23,7 +23,6 @@ from rq.job import JobStatus
 from rq.registry import CanceledJobRegistry, StartedJobRegistry
 from rq.results import Result
 from rq.serializers import DefaultSerializer, JSONSerializer
-from rq.utils import utcformat
 
 from service.queue_scripts import CANCEL, JOBS_AHEAD_FIELD, SUBMIT, WORK_AHEAD_FIELD, WORK_FIELD
 from service.redis_deadline import redis_deadline
@@ -76,6 +75,8 @@ class Submitted:
     jobs_ahead: int
     work_ahead: int
     """Image-steps waiting in front of it."""
+    queued_at: datetime | None
+    """By the server's clock; None when this call queued nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +92,8 @@ class JobRecord:
     """Mean image-steps of the jobs that were ahead of it when it was queued."""
     ttl_ms: int
     """Milliseconds that the job is still kept; negative when it has no expiry."""
+    read_at: datetime
+    """By the server's clock."""
 
 
 class UnreadableJob(Exception):
@@ -145,8 +148,11 @@ class JobQueue:
                 args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
         args += [WORK_FIELD, work]
         async with self._deadline():
-            outcome, job_id, jobs, waiting = await self._submit(keys=keys, args=args)
-        return Submitted(outcome.decode(), job_id.decode(), int(jobs), int(waiting))
+            outcome, job_id, jobs, waiting, queued_at = await self._submit(keys=keys, args=args)
+        return Submitted(
+            *(outcome.decode(), job_id.decode(), int(jobs), int(waiting)),
+            datetime.fromisoformat(queued_at.decode()) if queued_at else None,
+        )
 
     async def read(self, job_id: str) -> JobRecord | None:
         """Everything about one job in one round trip, and at one moment. None when there is none; UnreadableJob."""
@@ -158,8 +164,9 @@ class JobQueue:
             pipe.get(progress_key(job_id))
             pipe.lpos(self._queue.key, job_id)
             pipe.pttl(RqJob.key_for(job_id))
+            pipe.time()
             try:
-                raw, results, progress, position, ttl_ms = await pipe.execute()
+                raw, results, progress, position, ttl_ms, (seconds, microseconds) = await pipe.execute()
             except ResponseError as error:
                 if "WRONGTYPE" not in str(error):
                     raise
@@ -177,7 +184,8 @@ class JobQueue:
             raise UnreadableJob(f"job {job_id}: {error!r}") from error
         if job.origin != QUEUE_NAME:
             return None
-        return JobRecord(job, result, progress, position, work_per_job, ttl_ms)
+        read_at = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC)
+        return JobRecord(job, result, progress, position, work_per_job, ttl_ms, read_at)
 
     def _restore_result(self, job_id: str, entries: list[Any]) -> Result | None:
         if not entries:
@@ -202,7 +210,7 @@ class JobQueue:
                     self._canceled.key,
                     ExecutionRegistry.key_template.format(job_id),
                 ],
-                args=[job_id, utcformat(datetime.now(UTC)), self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
+                args=[job_id, self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
             )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
 

@@ -89,7 +89,7 @@ def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
         created_at=_utc(job.created_at),
         started_at=_utc(job.started_at) if job.started_at and not waiting else None,
         finished_at=_utc(job.ended_at) if job.ended_at and state.is_terminal else None,
-        expires_at=_expiry(record.ttl_ms) if state.is_terminal else None,
+        expires_at=_expiry(record) if state.is_terminal else None,
         position=position,
         estimated_wait_s=_wait_s(record, position, image_steps_per_s),
         progress=Progress(step=done, steps=request.steps),
@@ -115,8 +115,8 @@ def _wait_s(record: JobRecord, position: int | None, image_steps_per_s: float | 
     return round(record.work_per_job_ahead * position / image_steps_per_s, 1)
 
 
-def _expiry(ttl_ms: int) -> datetime | None:
-    return datetime.now(UTC) + timedelta(milliseconds=ttl_ms) if ttl_ms >= 0 else None
+def _expiry(record: JobRecord) -> datetime | None:
+    return record.read_at + timedelta(milliseconds=record.ttl_ms) if record.ttl_ms >= 0 else None
 
 
 def _utc(moment: datetime) -> datetime:

@@ -7,11 +7,34 @@ JOBS_AHEAD_FIELD = "reverie_jobs_ahead"
 WORK_AHEAD_FIELD = "reverie_work_ahead"
 """Field of a job's hash: the image-steps of those jobs."""
 
+# The server's time as RQ writes times, so that no process's own clock shows in a job: days to civil date, era by era.
+_SERVER_TIME = """
+local TIME = redis.call('TIME')
+local function time_text()
+    local seconds = tonumber(TIME[1])
+    local days = math.floor(seconds / 86400) + 719468
+    local era = math.floor(days / 146097)
+    local day_of_era = days - era * 146097
+    local year_of_era = math.floor((day_of_era - math.floor(day_of_era / 1460) + math.floor(day_of_era / 36524)
+        - math.floor(day_of_era / 146096)) / 365)
+    local day_of_year = day_of_era
+        - (365 * year_of_era + math.floor(year_of_era / 4) - math.floor(year_of_era / 100))
+    local month_from_march = math.floor((5 * day_of_year + 2) / 153)
+    local day = day_of_year - math.floor((153 * month_from_march + 2) / 5) + 1
+    local month = month_from_march < 10 and month_from_march + 3 or month_from_march - 9
+    local year = year_of_era + era * 400 + (month <= 2 and 1 or 0)
+    return string.format('%04d-%02d-%02dT%02d:%02d:%02d.%06dZ', year, month, day, math.floor(seconds / 3600) % 24,
+        math.floor(seconds / 60) % 60, seconds % 60, tonumber(TIME[2]))
+end
+"""
+
 # KEYS: job hash, queue, RQ's set of queues, count of the waiting work, [idempotency record]
 # ARGV: job id, prefix of job keys, its work, most work, most jobs, [fingerprint, record's seconds], then the pairs
 # of the hash
-# Answers {outcome, job id, jobs ahead, work ahead}; outcome is queued, known, mismatch or full.
-SUBMIT = """
+# Answers {outcome, job id, jobs ahead, work ahead, when it was queued}; outcome is queued, known, mismatch or full.
+SUBMIT = (
+    _SERVER_TIME
+    + """
 local job_key, queue_key, queues_key, count_key, record_key = unpack(KEYS)
 local job_id, prefix = ARGV[1], ARGV[2]
 local work, max_work, max_jobs = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
@@ -24,7 +47,7 @@ if record_key then
         local fingerprint, known_id = string.match(record, '^(%x+):(.+)$')
         -- A record whose job is forgotten is as good as none.
         if known_id and redis.call('EXISTS', prefix .. known_id) == 1 then
-            return {fingerprint == ARGV[6] and 'known' or 'mismatch', known_id, 0, 0}
+            return {fingerprint == ARGV[6] and 'known' or 'mismatch', known_id, 0, 0, ''}
         end
     end
 end
@@ -32,7 +55,8 @@ end
 local jobs = redis.call('LLEN', queue_key)
 -- Our own id is there: an earlier attempt got through and only its answer was lost.
 if redis.call('EXISTS', job_key) == 1 then
-    return {'queued', job_id, jobs, tonumber(redis.call('GET', count_key) or '0')}
+    return {'queued', job_id, jobs, tonumber(redis.call('GET', count_key) or '0'),
+        redis.call('HGET', job_key, 'created_at') or time_text()}
 end
 
 -- Jobs leave the queue without telling, so the count lives for half a second and is then taken anew. Up to 256 jobs are
@@ -51,26 +75,30 @@ if not waiting then
 end
 -- An empty queue takes any job, however large.
 if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work) then
-    return {'full', job_id, jobs, waiting}
+    return {'full', job_id, jobs, waiting, ''}
 end
 
 redis.call('HSET', job_key, unpack(ARGV, first_pair))
-redis.call('HSET', job_key, 'reverie_jobs_ahead', jobs, 'reverie_work_ahead', waiting)
+redis.call('HSET', job_key, 'reverie_jobs_ahead', jobs, 'reverie_work_ahead', waiting, 'created_at', time_text(),
+    'enqueued_at', time_text(), 'reverie_queued_at', TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
 redis.call('RPUSH', queue_key, job_id)
 redis.call('SADD', queues_key, queue_key)
 redis.call('INCRBY', count_key, work)
 if record_key then
     redis.call('SET', record_key, ARGV[6] .. ':' .. job_id, 'EX', ARGV[7])
 end
-return {'queued', job_id, jobs, waiting}
+return {'queued', job_id, jobs, waiting, time_text()}
 """
+)
 
 # KEYS: job hash, queue, started registry, canceled registry, the job's executions
-# ARGV: job id, time now as RQ writes it, seconds to keep it, prefix of the workers' command channels
+# ARGV: job id, seconds to keep it, prefix of the workers' command channels
 # Answers the status that the job had: nil when there is no such job.
-CANCEL = """
+CANCEL = (
+    _SERVER_TIME
+    + """
 local job_key, queue_key, started_key, canceled_key, executions_key = unpack(KEYS)
-local job_id, ended_at, keep_s = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local job_id, keep_s = ARGV[1], tonumber(ARGV[2])
 
 local status = redis.call('HGET', job_key, 'status')
 if not status or status == 'finished' or status == 'failed' or status == 'canceled' or status == 'stopped' then
@@ -83,16 +111,18 @@ for _, execution_id in ipairs(redis.call('ZRANGE', executions_key, 0, -1)) do
     redis.call('DEL', 'rq:execution:' .. job_id .. ':' .. execution_id)
 end
 redis.call('DEL', executions_key)
-redis.call('HSET', job_key, 'status', 'canceled', 'ended_at', ended_at)
+redis.call('DEL', 'reverie:chain:' .. job_id)
+redis.call('HSET', job_key, 'status', 'canceled', 'ended_at', time_text())
 redis.call('EXPIRE', job_key, keep_s)
 -- RQ never empties this registry.
-local now_s = tonumber(redis.call('TIME')[1])
+local now_s = tonumber(TIME[1])
 redis.call('ZREMRANGEBYSCORE', canceled_key, '-inf', now_s - keep_s)
 redis.call('ZADD', canceled_key, now_s, job_id)
 redis.call('EXPIRE', canceled_key, keep_s)
 local worker = redis.call('HGET', job_key, 'worker_name')
 if worker and worker ~= '' then
-    redis.call('PUBLISH', ARGV[4] .. worker, cjson.encode({command = 'stop-job', job_id = job_id}))
+    redis.call('PUBLISH', ARGV[3] .. worker, cjson.encode({command = 'stop-job', job_id = job_id}))
 end
 return status
 """
+)

@@ -50,6 +50,12 @@ class WorkerSettings(BaseSettings):
     worker_ttl_s: int = Field(default=30, ge=2)
     watchdog_s: float = Field(default=120.0, gt=0)
     """No engine step for this long while work waits: the process gives up."""
+    load_watchdog_s: float = Field(default=600.0, gt=0)
+    """A model that a job waits for is still being loaded after this long: the process gives up."""
+    save_interval_s: float = Field(default=5.0, gt=0)
+    """How often the state of a job that runs longer is saved, for the worker that takes it over."""
+    save_max_bytes: int = Field(default=8 * 2**20, ge=0)
+    """Larger states are not saved: such a job begins anew. 0 saves none."""
     redis_wait_s: float = Field(default=30.0, ge=0)
     """How long a starting worker waits for Redis to answer."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"

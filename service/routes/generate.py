@@ -98,6 +98,8 @@ async def _submit(
         case "known":
             return await require_job(gateway, submitted.job_id)
     log.info("job %s: queued behind %d jobs", rq_job.id, submitted.jobs_ahead)
+    assert submitted.queued_at is not None  # it was queued just now
+    rq_job.created_at = rq_job.enqueued_at = submitted.queued_at
     record = JobRecord(
         job=rq_job,
         result=None,
@@ -105,6 +107,7 @@ async def _submit(
         position=submitted.jobs_ahead,
         work_per_job_ahead=submitted.work_ahead / max(submitted.jobs_ahead, 1),
         ttl_ms=-1,
+        read_at=submitted.queued_at,
     )
     return job_document(record, image_steps_per_s)
 

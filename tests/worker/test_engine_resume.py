@@ -30,10 +30,10 @@ class Ticking(HandClock):
         return self.now
 
 
-def saving_driver(pool: ModelPool, max_batch: int = 4, **settings: float) -> Driver:
+def saving_driver(pool: ModelPool, max_batch: int = 4, *, interval_s: float = 0.0, max_bytes: int = 2**20) -> Driver:
     """Saves whenever it may; the clock stands still, so saving costs nothing."""
     driver = Driver(pool, max_batch)
-    driver.engine = Engine(pool, max_batch, clock=driver.clock, **{"save_interval_s": 0.0, **settings})  # type: ignore[arg-type]
+    driver.engine = Engine(pool, max_batch, clock=driver.clock, save_interval_s=interval_s, save_max_bytes=max_bytes)
     return driver
 
 
@@ -94,7 +94,7 @@ def test_a_state_of_another_request_or_model_is_ignored_and_the_pixels_are_right
         "step 6 of 5": replace(chain, images=(replace(first, step=6), second)),
         "step -1 of 5": replace(chain, images=(replace(first, step=-1), second)),
         "the model draws": replace(chain, images=(replace(first, x_t=first.x_t[:, :1]), second)),
-        "float64": replace(chain, images=(replace(first, x_t=first.x_t.astype(np.float64)), second)),  # type: ignore[arg-type]
+        "float64": replace(chain, images=(replace(first, x_t=first.x_t.astype(np.float64)), second)),
         "state is missing": replace(chain, images=(replace(first, x_t=None), second)),
         "lacks the history": replace(chain, images=(first, replace(second, x_0_previous=None))),
         "nothing is left": replace(chain, images=(replace(first, step=5), replace(second, step=5))),
@@ -123,7 +123,7 @@ def test_a_chain_stays_on_the_version_that_it_was_saved_on(pool: ModelPool, tiny
 
 
 def test_a_short_request_is_never_saved_and_a_large_one_neither(pool: ModelPool) -> None:
-    for driver in (saving_driver(pool, save_interval_s=5.0), saving_driver(pool, save_max_bytes=1)):
+    for driver in (saving_driver(pool, interval_s=5.0), saving_driver(pool, max_bytes=1)):
         driver.submit("a", ask(steps=20))
         driver.finish()
         assert driver.told(Saved) == []

@@ -32,7 +32,7 @@ class _Copy:
 
     @property
     def is_here(self) -> bool:
-        return self.arrived is None or bool(self.arrived.query())
+        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]  # torch has no types there
 
     def chain(self) -> SavedChain:
         rows = iter(self.x.numpy())
@@ -104,7 +104,7 @@ def _copy(generation: Generation) -> _Copy:
     if device.type == "cuda":
         # Into pinned memory: the engine goes on with the next step while the bytes travel.
         x = torch.empty(x.shape, pin_memory=True).copy_(x, non_blocking=True)
-        arrived = torch.cuda.Event()
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
         arrived.record(torch.cuda.current_stream(device))
     else:
         x = x.cpu()
@@ -124,7 +124,8 @@ def misfit(chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) ->
             if x is not None and (x.shape != model.shape or x.dtype != np.float32):
                 return f"image {row.index} is {x.dtype} {list(x.shape)}, the model draws float32 {list(model.shape)}"
         if (image.step > 0) != (image.x_t is not None):
-            return f"image {row.index} is at step {image.step} and its state is {'there' if image.step == 0 else 'missing'}"
+            there = "there" if image.step == 0 else "missing"
+            return f"image {row.index} is at step {image.step} and its state is {there}"
     if all(image.step == row.steps for row, image in zip(rows, chain.images, strict=True)):
         return "nothing is left to do in it"
     return None

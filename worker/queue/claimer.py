@@ -14,6 +14,7 @@ from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
+from worker.queue.saved_chains import SavedChains
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Claimer:
         engine: EnginePort,
         held: HeldJobs,
         finisher: Finisher,
+        chains: SavedChains,
         health: RedisHealth,
         max_batch: int,
         stopping: Callable[[], bool],
@@ -43,6 +45,7 @@ class Claimer:
         self._engine = engine
         self._held = held
         self._finisher = finisher
+        self._chains = chains
         self._health = health
         self._max_batch = max_batch
         self._stopping = stopping
@@ -143,5 +146,11 @@ class Claimer:
     def _submit(self, job: HeldJob) -> None:
         assert job.request is not None
         logger.debug("job %s claimed", job.job_id)
-        job.in_engine = True
-        self._engine.submit(EngineRequest(job.job_id, job.request))
+        try:
+            chain = self._chains.read(job)
+        except redis.exceptions.RedisError as error:
+            # It is only time that is lost.
+            logger.warning("job %s begins anew, its saved state can't be read: %s", job.job_id, error)
+            chain = None
+        self._held.enter_engine(job)
+        self._engine.submit(EngineRequest(job.job_id, job.request, chain))

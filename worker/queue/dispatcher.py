@@ -4,9 +4,10 @@ import logging
 import queue
 
 from worker.contract import ProgressSnapshot
-from worker.engine.messages import Admitted, EngineEvent, EnginePort, Progressed, Succeeded
+from worker.engine.messages import Admitted, EngineEvent, EnginePort, Progressed, Saved, Succeeded
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
+from worker.queue.saved_chains import SavedChains
 
 logger = logging.getLogger(__name__)
 
@@ -15,10 +16,11 @@ POLL_S = 0.2
 
 
 class Dispatcher:
-    def __init__(self, engine: EnginePort, held: HeldJobs, finisher: Finisher) -> None:
+    def __init__(self, engine: EnginePort, held: HeldJobs, finisher: Finisher, chains: SavedChains) -> None:
         self._engine = engine
         self._held = held
         self._finisher = finisher
+        self._chains = chains
         self._stop = False
 
     def stop(self) -> None:
@@ -53,6 +55,8 @@ class Dispatcher:
         elif isinstance(event, Progressed):
             if job.progress is not None:
                 job.progress = job.progress.model_copy(update={"step": event.step, "steps": event.steps})
+        elif isinstance(event, Saved):
+            self._chains.keep(job, event.chain)
         else:
             job.in_engine = False
             if isinstance(event, Succeeded):

@@ -134,7 +134,7 @@ class Finisher:
         assert request is not None
         images = drawn.encoded.result()
         for index, image in enumerate(images):
-            if not self._leases.store_image(job, image_key(job.job_id, index), image.data):
+            if not self._leases.store(job, image_key(job.job_id, index), image.data):
                 break  # `finish` tells why
         outcome = JobOutcome(
             model=event.model,

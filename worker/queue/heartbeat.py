@@ -35,6 +35,7 @@ class Heartbeat:
         *,
         heartbeat_s: float,
         watchdog_s: float,
+        load_watchdog_s: float,
         on_hang: Callable[[], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -48,6 +49,7 @@ class Heartbeat:
         self._server_clock = server_clock
         self._heartbeat_s = heartbeat_s
         self._watchdog_s = watchdog_s
+        self._load_watchdog_s = load_watchdog_s
         self._on_hang = on_hang
         self._clock = clock
         self._stop = threading.Event()
@@ -98,11 +100,15 @@ class Heartbeat:
         self._engine.cancel(job.job_id)
 
     def is_hung(self) -> bool:
-        """Work is in the engine and it has made no step for too long."""
-        waiting_since = [job.claimed_clock for job in self._held.all() if job.in_engine]
-        if not waiting_since:
+        """Work is in the engine and it has made no step, or has been loading a model for it, for too long."""
+        inside = [job for job in self._held.all() if job.in_engine]
+        if not inside:
             return False
-        return self._clock() - max(self._engine.last_step_at(), min(waiting_since)) > self._watchdog_s
+        now = self._clock()
+        # An engine that waits for a model is idle, and looks alive: its jobs are the sign that a load never ends.
+        if any(job.progress is None and now - job.entered_clock > self._load_watchdog_s for job in inside):
+            return True
+        return now - max(self._engine.last_step_at(), min(job.entered_clock for job in inside)) > self._watchdog_s
 
     def _end_overdue(self) -> None:
         clock = self._clock()

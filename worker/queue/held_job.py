@@ -49,7 +49,11 @@ class HeldJob:
     started_at: datetime
     waited_s: float | None
     claimed_clock: float
+    has_saved_chain: bool = False
+    """An earlier execution left a state to go on from."""
     in_engine: bool = False
+    entered_clock: float = 0.0
+    """When the engine got it."""
     ending: Ending | None = None
     progress: ProgressSnapshot | None = None
     progress_sent: ProgressSnapshot | None = None
@@ -67,6 +71,15 @@ def _whole(value: bytes | None) -> int | None:
         return int(value) if value else None
     except ValueError:
         return None
+
+
+def _seconds(value: bytes | None) -> float | None:
+    """A display value; None for what is no duration."""
+    try:
+        seconds = float(value) if value else None
+    except ValueError:
+        return None
+    return seconds if seconds is not None and 0 <= seconds < float("inf") else None
 
 
 def read_request(data: bytes | None, max_images: int) -> SamplingRequest:
@@ -116,7 +129,7 @@ def read_claimed_row(
     default_ttl_s: int,
 ) -> HeldJob:
     """One row of the claim script's answer. Never raises: a job that can't be read is held as one that can't be run."""
-    job_id, execution_id, data, timeout, result_ttl, failure_ttl, retries_left, lost, enqueued_at, progress = row
+    job_id, execution_id, data, timeout, result_ttl, failure_ttl, retries_left, lost, waited, progress, saved = row
     request, problem = None, ""
     try:
         request = read_request(data, max_images)
@@ -125,12 +138,6 @@ def read_claimed_row(
     if request and progress:
         request = _pinned(request, progress)
     ttl_s, failure_ttl_s, timeout_s = _whole(result_ttl), _whole(failure_ttl), _whole(timeout)
-    waited_s = None
-    if enqueued_at:
-        try:
-            waited_s = (now - datetime.fromisoformat(enqueued_at.decode())).total_seconds()
-        except ValueError:
-            waited_s = None  # a display value only
     return HeldJob(
         job_id=job_id.decode(),
         execution_id=execution_id.decode(),
@@ -142,8 +149,9 @@ def read_claimed_row(
         timeout_s=timeout_s if timeout_s and timeout_s > 0 else None,
         must_run_alone=(_whole(lost) or 0) > 0 and (_whole(retries_left) or 0) <= 1,
         started_at=now,
-        waited_s=waited_s,
+        waited_s=_seconds(waited),
         claimed_clock=clock,
+        has_saved_chain=bool(saved),
     )
 
 
@@ -176,6 +184,11 @@ class HeldJobs:
 
     def images(self) -> int:
         return sum(job.images for job in self.all())
+
+    def enter_engine(self, job: HeldJob) -> None:
+        """Note that the engine gets it now."""
+        with self._changed:
+            job.in_engine, job.entered_clock = True, self._clock()
 
     def end_early(self, job: HeldJob, ending: Ending) -> None:
         """Note why the job is taken out of the engine; the first reason stands, but a lost lease overrides any."""

@@ -22,8 +22,8 @@ STRANDED_KEY = "reverie:stranded"
 class ServerClock:
     """The server's time of day, so that what one worker writes agrees with what another reads."""
 
-    def __init__(self, local: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._local = local
+    def __init__(self, local: Callable[[], datetime] | None = None) -> None:
+        self._local = local or _steady_time_of_day()
         self._offset = timedelta()
 
     def adjust(self, client: "redis.Redis") -> None:
@@ -32,6 +32,12 @@ class ServerClock:
 
     def now(self) -> datetime:
         return self._local() + self._offset
+
+
+def _steady_time_of_day() -> Callable[[], datetime]:
+    """The time of day as it was set when this was called: who sets the machine's clock later changes nothing here."""
+    began, began_at = time.monotonic(), datetime.now(UTC)
+    return lambda: began_at + timedelta(seconds=time.monotonic() - began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,7 @@ class Leases:
         self._claim = client.register_script(lua_scripts.CLAIM)
         self._unheard_claim = client.register_script(lua_scripts.UNHEARD)
         self._renew = client.register_script(lua_scripts.RENEW)
-        self._store_image = client.register_script(lua_scripts.STORE_IMAGE)
+        self._store = client.register_script(lua_scripts.STORE)
         self._finish = client.register_script(lua_scripts.FINISH)
         self._fail = client.register_script(lua_scripts.FAIL)
         self._release = client.register_script(lua_scripts.RELEASE)
@@ -146,11 +152,9 @@ class Leases:
         text = rq_overrides.time_text(self._server_clock.now())
         return [answer.decode() for answer in self._renew(keys=self._script_keys, args=[self._lease_s, text, *pairs])]
 
-    def store_image(self, job: HeldJob, key: str, data: bytes) -> bool:
-        """Keep an image until the job's expiry; False when the lease is lost."""
-        return bool(
-            self._store_image(keys=self._script_keys, args=[job.job_id, job.execution_id, key, job.ttl_s, data])
-        )
+    def store(self, job: HeldJob, key: str, data: bytes) -> bool:
+        """Keep bytes of the job until its expiry; False when the lease is lost."""
+        return bool(self._store(keys=self._script_keys, args=[job.job_id, job.execution_id, key, job.ttl_s, data]))
 
     def finish(self, job: HeldJob, outcome: JobOutcome) -> str:
         """End the job as succeeded. Safe to repeat. Answers 'finished' or the status that stood against it."""

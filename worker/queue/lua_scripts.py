@@ -56,6 +56,7 @@ local function requeue(id)
 end
 
 local function end_job(id, status, registry, ttl, fields, result)
+  redis.call('DEL', 'reverie:chain:' .. id)
   redis.call('HSET', job_key(id), 'status', status, unpack(fields))
   redis.call('EXPIRE', job_key(id), ttl)
   redis.call('XADD', 'rq:results:' .. id, 'MAXLEN', 10, '*', unpack(result))
@@ -95,8 +96,8 @@ CLAIM = (
 -- ARGV: worker name, lease in s, time text, ttl for what is dropped,
 -- job id moved to the intermediate list or '', execution ids...
 -- Takes that job and then jobs from the queue, one for each execution id.
--- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, enqueued_at, progress}...},
--- {{job, reason}...}
+-- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, seconds waited, progress,
+-- whether its chain was saved}...}, {{job, reason}...}
 local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local claimed, dropped = {}, {}
 
@@ -136,8 +137,11 @@ local function take(id, execution)
     'created_at', string.format('%.6f', NOW), 'last_heartbeat', string.format('%.6f', NOW))
   lease(id, execution, lease_s)
   local row = redis.call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl', 'retries_left',
-    'reverie_lost', 'enqueued_at')
+    'reverie_lost')
+  local queued_at = tonumber(redis.call('HGET', key, 'reverie_queued_at') or '')
+  table.insert(row, queued_at and string.format('%.3f', NOW - queued_at) or false)
   table.insert(row, redis.call('GET', 'reverie:progress:' .. id) or redis.call('HGET', key, 'reverie_admitted'))
+  table.insert(row, redis.call('EXISTS', 'reverie:chain:' .. id))
   table.insert(row, 1, execution)
   table.insert(row, 1, id)
   claimed[#claimed + 1] = row
@@ -208,11 +212,11 @@ return answers
 """
 )
 
-STORE_IMAGE = (
+STORE = (
     _PRELUDE
     + """
--- ARGV: job, execution, image key, ttl in s, bytes.
--- Only the lease's owner writes: a taken-over job's images stay its new owner's.
+-- ARGV: job, execution, key, ttl in s, bytes.
+-- Only the lease's owner writes: a taken-over job's images and saved state stay its new owner's.
 if not owns(ARGV[1], ARGV[2]) then return 0 end
 redis.call('SET', ARGV[3], ARGV[5], 'EX', ARGV[4])
 return 1

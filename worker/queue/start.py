@@ -120,7 +120,12 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     process = WorkerProcess(
         settings,
         client,
-        Engine(pool, settings.max_batch),
+        Engine(
+            pool,
+            settings.max_batch,
+            save_interval_s=settings.save_interval_s,
+            save_max_bytes=settings.save_max_bytes,
+        ),
         pool,
         device=str(device),
         dtype=str(dtype).removeprefix("torch."),

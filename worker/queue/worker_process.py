@@ -1,7 +1,8 @@
 """The worker's threads, its signals, and how it ends.
 
 main: claims · engine: steps, and never touches Redis · dispatcher: reads the engine's outbox · finisher and encoders:
-results · heartbeat · maintenance · progress · RQ's command channel.
+results · heartbeat · maintenance · progress · saved chains · RQ's
+command channel.
 """
 
 import logging
@@ -31,6 +32,7 @@ from worker.queue.leases import Leases, ServerClock
 from worker.queue.maintenance import Maintenance
 from worker.queue.redis_health import RedisHealth
 from worker.queue.rq_overrides import RqWorker
+from worker.queue.saved_chains import SavedChains
 from worker.queue.status import Catalogue, ProgressReporter, StatusPublisher
 from worker.settings import WorkerSettings
 
@@ -118,13 +120,15 @@ class WorkerProcess:
             ttl_s=settings.worker_ttl_s,
         )
         self._finisher = Finisher(client, self._leases, self._held, self._health, clock=clock)
-        self._dispatcher = Dispatcher(engine, self._held, self._finisher)
+        self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
+        self._dispatcher = Dispatcher(engine, self._held, self._finisher, self._chains)
         self._claimer = Claimer(
             client,
             self._leases,
             engine,
             self._held,
             self._finisher,
+            self._chains,
             self._health,
             settings.max_batch,
             stopping=lambda: self._signals > 0 or self._broken or self._hung,
@@ -140,6 +144,7 @@ class WorkerProcess:
             server_clock,
             heartbeat_s=settings.heartbeat_s,
             watchdog_s=settings.watchdog_s,
+            load_watchdog_s=settings.load_watchdog_s,
             on_hang=self._end_hung,
             clock=clock,
         )
@@ -169,6 +174,7 @@ class WorkerProcess:
                 "heartbeat": self._heartbeat.run,
                 "maintenance": self._maintenance.run,
                 "progress": self._progress.run,
+                "saved chains": self._chains.run,
             }.items()
         }
         for background in self._background:
@@ -202,7 +208,7 @@ class WorkerProcess:
             self._broken = True
 
     def _end_hung(self) -> None:
-        logger.critical("the engine made no step for %g s while work waits: ending", self._settings.watchdog_s)
+        logger.critical("the engine made no step for too long while work waits: ending")
         logging.shutdown()
         # No lease is renewed any more: the jobs go to another worker. A hung kernel can't be joined.
         os._exit(EXIT_HUNG)
@@ -224,8 +230,9 @@ class WorkerProcess:
         self._heartbeat.stop()
         self._maintenance.stop()
         self._progress.stop()
+        self._chains.stop()
         # Joined before signing off: a heartbeat after it would sign on again.
-        for name in ("heartbeat", "maintenance", "progress", "engine"):
+        for name in ("heartbeat", "maintenance", "progress", "saved chains", "engine"):
             threads[name].join(FORCED_END_S / 2)
         try:
             self._status.withdraw()

@@ -50,14 +50,14 @@ def test_who_lost_a_job_can_neither_store_nor_end_it_while_another_runs_it(
 ) -> None:
     first, second = worker_of("first"), worker_of("second")
     before, now = taken_over(jobs, first, second)
-    assert not first.store_image(before, image_key(before.job_id, 0), b"old")
+    assert not first.store(before, image_key(before.job_id, 0), b"old")
     assert first.finish(before, OUTCOME) == "lost"
     assert first.fail(before, ERROR, may_retry=True) == "lost"
     assert first.release([before]) == []
     assert first.renew([before]) == ["lost"]
     assert jobs.status(now.job_id) == "started"
     second.renew([now])
-    assert second.store_image(now, image_key(now.job_id, 0), b"new")
+    assert second.store(now, image_key(now.job_id, 0), b"new")
     assert second.finish(now, OUTCOME) == "finished"
     assert valkey.client.get(image_key(now.job_id, 0)) == b"new"
     assert len(jobs.results(now.job_id)) == 1
