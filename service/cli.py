@@ -13,6 +13,11 @@ from service.http_client import GatewayClient
 from service.up import PYTHON, UpSettings, read_settings, up
 from worker.contract import SamplerName
 
+STORE_COMMANDS = {
+    "import": "take a directory that diffusers saved into the store",
+    "promote": "make a version of the store current, an older one too",
+    "verify": "check every byte of a model's versions in the store",
+}
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 
@@ -20,9 +25,11 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A failure is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    # Before argparse: every option of these, --help too, belongs to the package that does the work.
     if arguments[:1] == ["train"]:
-        # Before argparse: every option after it, --help too, belongs to the training package.
         os.execv(PYTHON, [PYTHON, "-m", "training", *arguments[1:]])
+    if arguments[:1] and arguments[0] in STORE_COMMANDS:
+        os.execv(PYTHON, [PYTHON, "-m", "worker.store", *arguments])
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
@@ -58,6 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     draw = commands.add_parser("generate", help="draw images with a running gateway and save them")
     _add_url(draw)
     draw.add_argument("--model", help="default: the gateway's default model")
+    draw.add_argument("--version", help="default: the model's current version; see `reverie models NAME`")
     draw.add_argument("--label", help="name or index of the class to draw (default: any)")
     draw.add_argument("--steps", type=int, default=50, help="U-Net runs for each image (default 50)")
     draw.add_argument("--seed", type=int, help="seed of the first image (default: the gateway draws one)")
@@ -69,9 +77,12 @@ def _parser() -> argparse.ArgumentParser:
 
     models = commands.add_parser("models", help="list what a running gateway can draw with")
     _add_url(models)
+    models.add_argument("name", nargs="?", help="list this model's versions, oldest first; * serves")
     models.set_defaults(run=_models)
 
     commands.add_parser("train", add_help=False, help="train a model and publish it; see `reverie train --help`")
+    for name, what in STORE_COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=what)
     return parser
 
 
@@ -90,6 +101,7 @@ def _up(options: argparse.Namespace) -> int:
 def _generate(options: argparse.Namespace) -> int:
     request = {
         "model": options.model,
+        "version": options.version,
         # A label made of digits goes as an index, anything else as a name.
         "class_label": int(options.label) if (options.label or "").isdecimal() else options.label,
         "steps": options.steps,
@@ -125,6 +137,9 @@ def _end_progress() -> None:
 
 def _models(options: argparse.Namespace) -> int:
     with GatewayClient(options.url) as gateway:
+        if options.name is not None:
+            _show_versions(gateway.model(options.name))
+            return 0
         catalogue = gateway.models()
     for model in catalogue["models"]:
         mark = "*" if model["name"] == catalogue.get("default") else " "
@@ -133,6 +148,15 @@ def _models(options: argparse.Namespace) -> int:
         if model.get("reload_error"):
             print(f"    not serving the current version: {model['reload_error']}")
     return 0
+
+
+def _show_versions(model: Mapping[str, Any]) -> None:
+    for each in model["versions"]:
+        mark = "*" if each["version"] == model["version"] else " "
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in sorted(each["metrics"].items()))
+        print(f"{mark} {each['version']}  {each['created_at']}  {metrics}".rstrip())
+    if model.get("reload_error"):
+        print(f"    not serving the current version: {model['reload_error']}")
 
 
 def _labels(labels: Sequence[str]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 
@@ -88,6 +88,10 @@ class GatewayClient:
     def models(self) -> dict[str, Any]:
         """GET /models."""
         return self._object(self._call("GET", "/models"))
+
+    def model(self, name: str) -> dict[str, Any]:
+        """GET /models/{name}."""
+        return self._object(self._call("GET", f"/models/{quote(name, safe='')}"))
 
     def _call(self, method: str, path: str, **options: Any) -> httpx.Response:
         try:

@@ -109,6 +109,8 @@ def test_generate_asks_for_what_was_typed_and_prints_the_paths(tmp_path: Path) -
         "ddpm",
         "--guidance-scale",
         "2",
+        "--version",
+        "000000001-abababab",
     ]
     with listening(fake) as url:
         done = reverie("generate", "--url", url, *options, "--out", str(tmp_path))
@@ -120,6 +122,7 @@ def test_generate_asks_for_what_was_typed_and_prints_the_paths(tmp_path: Path) -
         "batch": 2,
         "sampler": "ddpm",
         "guidance_scale": 2.0,
+        "version": "000000001-abababab",
     }
     assert done.stdout.split() == [str(path) for path in sorted(tmp_path.iterdir())]
 
@@ -153,6 +156,30 @@ def test_models_lists_what_can_be_drawn_with_and_why_a_version_is_not_served() -
         "* digits  nothing loaded  8x8  labels: 0, 1",
         "    not serving the current version: bad hash",
     ]
+
+
+def test_one_models_versions_are_listed_with_what_serves_and_how_good_they_are() -> None:
+    versions = [
+        {"version": f"00000000{step}-abababab", "created_at": "2026-01-01T00:00:00Z", "metrics": metrics}
+        for step, metrics in ((1, {"held_out_loss": 0.5}), (2, {}))
+    ]
+    model = {"name": "digits", "version": "000000001-abababab", "versions": versions, "reload_error": "bad hash"}
+    fake = FakeGateway(model)
+    with listening(fake) as url:
+        done = reverie("models", "digits", "--url", url)
+    assert fake.requests[0][1] == "/models/digits"
+    assert done.stdout.splitlines() == [
+        "* 000000001-abababab  2026-01-01T00:00:00Z  held_out_loss 0.5",
+        "  000000002-abababab  2026-01-01T00:00:00Z",
+        "    not serving the current version: bad hash",
+    ]
+
+
+@pytest.mark.parametrize("command", ["import", "promote", "verify"])
+def test_commands_on_the_store_are_handed_on_to_the_store(command: str) -> None:
+    done = reverie(command, "--store")
+    assert done.returncode == 2
+    assert f"python -m worker.store {command}: error: argument --store: expected one argument" in done.stderr
 
 
 def test_train_hands_everything_on_to_the_training_package() -> None:

@@ -203,3 +203,19 @@ def test_the_command_imports_lists_promotes_and_verifies(
     assert ModelStore(Path(root)).versions("m") == [first.version]
     assert main(["--store", root, "verify", "cats"]) == 1
     assert "error: no model cats" in capsys.readouterr().err
+
+
+def test_the_store_is_named_by_option_or_environment_and_the_bundled_one_is_only_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ModelStore(tmp_path / "store")
+    first, second = publish_tiny(store, "m", step=1), publish_tiny(store, "m", step=2)
+    assert main(["promote", "m", first.version], {"REVERIE_STORE": str(store.root)}) == 0
+    assert store.current("m") == first.version
+    assert main(["promote", "--store", str(store.root), "m", second.version], {}) == 0
+    assert store.current("m") == second.version
+    assert main(["verify", "digits"], {}) == 0
+    for command in (["promote", "digits", first.version], ["import", str(tmp_path), "--name", "m"]):
+        capsys.readouterr()
+        assert main(command, {"REVERIE_STORE": ""}) == 1
+        assert "the bundled models are read-only" in capsys.readouterr().err

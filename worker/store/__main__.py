@@ -1,8 +1,9 @@
 """`python -m worker.store`: look after the checkpoints on disk. Needs no running service."""
 
 import argparse
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from worker.store.bundled import bundled_store_path
@@ -10,22 +11,34 @@ from worker.store.errors import StoreError
 from worker.store.model_store import ModelStore
 from worker.store.pipeline_import import import_pipeline
 
+WRITING = frozenset({"promote", "prune", "import"})
 
-def parser() -> argparse.ArgumentParser:
+
+def parser(default_store: Path) -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="python -m worker.store", description="Look after the checkpoints on disk.")
-    result.add_argument("--store", type=Path, default=bundled_store_path(), help="default: the bundled models")
+    where = argparse.ArgumentParser(add_help=False)
+    for each, default in ((result, default_store), (where, argparse.SUPPRESS)):
+        each.add_argument(
+            "--store", type=Path, default=default, help="also REVERIE_STORE; default: the bundled models, read-only"
+        )
     commands = result.add_subparsers(dest="command", required=True)
-    commands.add_parser("list", help="models and versions; * is current")
-    verify = commands.add_parser("verify", help="check every byte of one version, or of all")
+    commands.add_parser("list", parents=[where], help="models and versions; * is current")
+    verify = commands.add_parser("verify", parents=[where], help="check every byte of one version, or of all")
     verify.add_argument("model")
     verify.add_argument("version", nargs="?")
-    promote = commands.add_parser("promote", help="make a version current, an older one too")
+    promote = commands.add_parser("promote", parents=[where], help="make a version current, an older one too")
     promote.add_argument("model")
     promote.add_argument("version")
-    prune = commands.add_parser("prune", help="remove old versions, never the current one")
+    prune = commands.add_parser(
+        "prune",
+        parents=[where],
+        help="remove old versions, never the current one",
+        description="Remove old versions, never the current one. Jobs are not asked: for a store that nothing serves. "
+        "A worker with REVERIE_KEEP_VERSIONS removes what no job needs.",
+    )
     prune.add_argument("model")
     prune.add_argument("--keep", type=int, required=True)
-    take = commands.add_parser("import", help="take a directory that diffusers saved")
+    take = commands.add_parser("import", parents=[where], help="take a directory that diffusers saved")
     take.add_argument("directory", type=Path)
     take.add_argument("--name", required=True, help="model to publish it as")
     take.add_argument("--labels", help="names of the classes, with commas between")
@@ -36,6 +49,8 @@ def parser() -> argparse.ArgumentParser:
 
 def run(options: argparse.Namespace) -> None:
     """Raises StoreError."""
+    if options.command in WRITING and options.store.resolve() == bundled_store_path():
+        raise StoreError("the bundled models are read-only: say which store with --store or REVERIE_STORE")
     store = ModelStore(options.store)
     match options.command:
         case "list":
@@ -72,10 +87,11 @@ def run(options: argparse.Namespace) -> None:
             print(f"{checkpoint.model}/{checkpoint.version} is current")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """Returns the exit status; 1 with one line of reason."""
+    default_store = Path(environment.get("REVERIE_STORE") or bundled_store_path())
     try:
-        run(parser().parse_args(argv))
+        run(parser(default_store).parse_args(argv))
     except StoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
