@@ -21,8 +21,9 @@ from worker.engine.trajectory import Trajectory
 from worker.models.batch_invariant import make_batch_invariant
 from worker.models.device import choose_dtype
 from worker.models.loaded_model import LoadedModel
-from worker.models.loading import UNetDenoiser, load_checkpoint
+from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
+from worker.models.unet_denoiser import UNetDenoiser
 from worker.store.model_store import ModelStore
 
 Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
@@ -165,7 +166,7 @@ def test_a_step_is_bitwise_the_same_in_every_batch_size_on_the_cifar_10_configur
     """35,746,307 parameters, attention at 16x16, one head: other shapes, so other kernels, than the tiny model."""
     unet = cifar_10_unet().eval()
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
-    denoise = UNetDenoiser(make_batch_invariant(unet), torch.float32)
+    denoise = UNetDenoiser(make_batch_invariant(unet, (3, 32, 32), 0), torch.float32)
     x_t = initial_noise(torch.arange(6), (3, 32, 32))
     timesteps = torch.linspace(0, 999, 6).long()
     before = torch.get_num_threads()

@@ -9,7 +9,7 @@ from torch import Tensor
 from tests.worker.engine_harness import CPU
 from tests.worker.tiny_models import tiny_unet
 from worker.models.batch_invariant import OneByOne, is_batch_invariant, make_batch_invariant
-from worker.models.loading import UNetDenoiser
+from worker.models.unet_denoiser import UNetDenoiser
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -22,7 +22,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def tiny_denoiser(*, fixed: bool) -> UNetDenoiser:
     unet = tiny_unet().eval()
-    return UNetDenoiser(make_batch_invariant(unet) if fixed else unet, torch.float32)
+    return UNetDenoiser(make_batch_invariant(unet, (1, 8, 8), 5) if fixed else unet, torch.float32)
 
 
 def test_the_fixed_forms_are_exact(threads: int) -> None:

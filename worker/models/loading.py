@@ -1,37 +1,24 @@
 """From a checkpoint's folder to a model in memory: diffusers builds the U-Net, this checks it and makes it ready."""
 
+import itertools
 import json
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from worker.models.batch_invariant import OneByOne, is_batch_invariant, make_batch_invariant
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden_sample
 from worker.models.loaded_model import Denoiser, LoadedModel
+from worker.models.unet_denoiser import UNetDenoiser
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, eq=False)
-class UNetDenoiser:
-    """A diffusers U-Net as the engine calls it: float32 at the border, its own number format inside."""
-
-    unet: nn.Module
-    dtype: torch.dtype
-
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        x = x_t.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        inputs = {} if labels is None else {"class_labels": labels}
-        (output,) = self.unet(x, timesteps, return_dict=False, **inputs)
-        return torch.as_tensor(output).to(torch.float32).contiguous()
 
 
 def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -49,8 +36,8 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     unet = _open_unet(checkpoint.path / "unet", dtype, where)
     _check_finite(unet, where)
     unet = unet.to(device)
-    unet = make_batch_invariant(unet) if device.type == "cpu" else _in_channels_last(unet)
     shape = (manifest.channels, manifest.height, manifest.width)
+    unet = make_batch_invariant(unet, shape, num_classes) if device.type == "cpu" else _in_channels_last(unet)
     denoise = _exact(UNetDenoiser(unet, dtype), config, shape, num_classes, device, where)
     model = LoadedModel(
         name=checkpoint.model,
@@ -63,7 +50,7 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
         num_classes=num_classes,
         null_label=manifest.null_label,
         device=device,
-        weight_bytes=sum(p.numel() * p.element_size() for p in unet.parameters()),
+        weight_bytes=sum(t.numel() * t.element_size() for t in itertools.chain(unet.parameters(), unet.buffers())),
         step=manifest.step,
         created_at=manifest.created_at,
         metrics=dict(manifest.metrics),

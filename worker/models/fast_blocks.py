@@ -1,0 +1,90 @@
+"""diffusers' blocks with the same weights in fewer operations: sums fused into convolutions, one-head attention."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def is_plain_resnet(block: Any) -> bool:
+    """Whether this is diffusers' ResnetBlock2D in the form that DDPM's U-Net has, which `FastResnetBlock` computes."""
+    return bool(
+        type(block).__name__ == "ResnetBlock2D"
+        and isinstance(block.nonlinearity, nn.SiLU)
+        and block.time_embedding_norm == "default"
+        and not block.skip_time_act
+        and block.time_emb_proj is not None
+        and block.upsample is None
+        and block.downsample is None
+    )
+
+
+class FastResnetBlock(nn.Module):
+    """A residual block; its convolutions take `shift` and `residual` as `FixedConv2d` does."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm1, self.conv1, self.norm2, self.conv2 = block.norm1, block.conv1, block.norm2, block.conv2
+        self.time_emb_proj = block.time_emb_proj
+        self.conv_shortcut = block.conv_shortcut
+        self.output_scale_factor = float(block.output_scale_factor)
+
+    def forward(self, x: Tensor, temb: Tensor) -> Tensor:
+        """[N, C, H, W] and the time's embedding [N, E] → [N, C', H, W]."""
+        h = F.silu(self.norm1(x), inplace=True)
+        h = self.conv1(h, shift=self.time_emb_proj(F.silu(temb)))
+        h = F.silu(self.norm2(h), inplace=True)
+        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
+        y: Tensor = self.conv2(h, residual=residual)
+        return y if self.output_scale_factor == 1 else y / self.output_scale_factor
+
+
+def is_plain_attention(block: Any) -> bool:
+    """Whether this is diffusers' Attention as U-Nets of images have it: of itself, in residual form, with no extras."""
+    return bool(
+        type(block).__name__ == "Attention"
+        and block.group_norm is not None
+        and block.to_k is not None
+        and block.residual_connection
+        and not any(
+            getattr(block, extra, None) for extra in ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
+        )
+    )
+
+
+IMAGES_AT_ONCE = 4
+"""Images in one matrix product, so that the probe at load sees all the sizes there are."""
+
+
+class FastAttention(nn.Module):
+    """Self-attention of an image's pixels: one product makes queries, keys and values, and plain products the rest."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.group_norm = block.group_norm
+        self.heads = int(block.heads)
+        projections = [block.to_q, block.to_k, block.to_v]
+        self.weight = nn.Parameter(torch.cat([p.weight.detach() for p in projections]), requires_grad=False)
+        biases = [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias.detach() for p in projections]
+        self.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+        self.out = block.to_out[0]
+        self.rescale_output_factor = float(block.rescale_output_factor)
+
+    def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
+        """[N, C, H, W] → the same shape, in channels_last."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        normed = self.group_norm(x).permute(0, 2, 3, 1)  # [N, H, W, C]
+        y = torch.cat([self._attend(some) for some in normed.split(IMAGES_AT_ONCE)])
+        y = (y.add_(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+        return y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
+
+    def _attend(self, normed: Tensor) -> Tensor:
+        n, H, W, C = normed.shape
+        qkv = F.linear(normed.reshape(n * H * W, C), self.weight, self.bias)
+        qkv = qkv.view(n, H * W, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, n, heads, H*W, d]
+        query, key, value = qkv.reshape(3, n * self.heads, H * W, -1).unbind()
+        scores = torch.bmm(query, key.transpose(1, 2)).mul_(query.shape[-1] ** -0.5)
+        mixed = torch.bmm(scores.softmax(dim=-1), value).view(n, self.heads, H * W, -1)
+        rows = mixed.transpose(1, 2).reshape(n * H * W, -1)
+        return F.linear(rows, self.out.weight, self.out.bias).view(n, H, W, C)
