@@ -6,9 +6,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,33 @@ START_TIMEOUT_S = 120.0
 
 
 @dataclass
+class Child:
+    """A process of ours and where its log is."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+    killed: bool = False
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.killed = True
+        self.process.kill()
+        self.process.wait()
+
+
+@dataclass
 class Stack:
     """A running product, as its users and its operators see it."""
 
     http: httpx.Client
     redis: redis.Redis
+    worker: Child
+    start_worker: Callable[[], Child]
+
+    def replace_worker(self) -> None:
+        """kill -9 of the worker; another one starts."""
+        self.worker.kill()
+        self.worker = self.start_worker()
 
     def generate(self, **body: Any) -> str:
         """Submit and return the job's id."""
@@ -55,46 +78,54 @@ class Stack:
 
 
 @contextmanager
-def child(command: list[str], log: Path, environment: Mapping[str, str]) -> Iterator[subprocess.Popen[bytes]]:
+def child(command: list[str], log: Path, environment: Mapping[str, str]) -> Iterator[Child]:
     """A process of ours, ended with SIGTERM; its log is shown when it would not end well."""
     with log.open("wb") as output:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output)
+        own = Child(subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=output), log)
     try:
-        yield process
+        yield own
     finally:
-        process.terminate()
+        own.process.terminate()
         try:
-            process.wait(60)
+            own.process.wait(60)
         except subprocess.TimeoutExpired:
-            process.kill()
-        code = process.wait()
+            own.process.kill()
+        code = own.process.wait()
         # uvicorn closes down and then ends by the signal that it was sent
-        assert code in (0, -signal.SIGTERM), f"{command} ended with {code}:\n{log.read_text()}"
+        assert own.killed or code in (0, -signal.SIGTERM), f"{command} ended with {code}:\n{log.read_text()}"
+
+
+@contextmanager
+def running_stack(valkey: ValkeyHandle, folder: Path, **settings: object) -> Iterator[Stack]:
+    """A worker and a gateway on an emptied Valkey, ready to serve; settings by name, without the prefix."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    valkey.client.flushall()
+    chosen = {"redis_url": valkey.url, "port": port, "heartbeat_s": 1, **settings}
+    environment = {f"REVERIE_{name.upper()}": str(value) for name, value in chosen.items()}
+    with ExitStack() as running:
+
+        def start(package: str, log: str) -> Child:
+            return running.enter_context(child([sys.executable, "-m", package], folder / log, environment))
+
+        logs = (f"worker-{number}.log" for number in count())
+        worker, gateway = start("worker", next(logs)), start("service", "gateway.log")
+        http = running.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not _is_ready(http):
+            for process in (worker, gateway):
+                assert process.process.poll() is None, process.log.read_text()
+            assert time.monotonic() < deadline, worker.log.read_text()
+            time.sleep(0.1)
+        yield Stack(http, valkey.client, worker, lambda: start("worker", next(logs)))
 
 
 @pytest.fixture(scope="module")
 def stack(valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    folder = tmp_path_factory.mktemp("stack")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    valkey_session.client.flushall()
-    environment = {
-        "REVERIE_REDIS_URL": valkey_session.url,
-        "REVERIE_PORT": str(port),
-        "REVERIE_HEARTBEAT_S": "1",
-    }
-    with ExitStack() as running:
-        worker = running.enter_context(child([sys.executable, "-m", "worker"], folder / "worker.log", environment))
-        gateway = running.enter_context(child([sys.executable, "-m", "service"], folder / "gateway.log", environment))
-        http = running.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _is_ready(http):
-            for process, log in ((worker, "worker.log"), (gateway, "gateway.log")):
-                assert process.poll() is None, (folder / log).read_text()
-            assert time.monotonic() < deadline, (folder / "worker.log").read_text()
-            time.sleep(0.1)
-        yield Stack(http, valkey_session.client)
+    """On the bundled model."""
+    with running_stack(valkey_session, tmp_path_factory.mktemp("stack")) as stack:
+        yield stack
 
 
 def _is_ready(http: httpx.Client) -> bool:
