@@ -131,27 +131,29 @@ def is_batch_invariant(denoise: Denoiser, shape: tuple[int, int, int], num_class
     return all(torch.equal(ask(rows), alone[rows]) for rows in ([6, 1], [2, 0, 5], [3, 4, 6, 0, 1], list(range(8))))
 
 
-def make_batch_invariant(unet: nn.Module, shape: tuple[int, int, int], num_classes: int) -> nn.Module:
+def make_batch_invariant(
+    unet: nn.Module, shape: tuple[int, int, int], num_classes: int, *, winograd: bool = True
+) -> nn.Module:
     """Replace what is inside a U-Net on the CPU by forms that are exact and, where there are such, faster.
 
     Whole blocks of the kinds that `fast_blocks` knows, else their convolutions, linear layers and group norms; what is
     of another kind is left as it is. Returns the U-Net, to be called with images of this shape only.
     """
-    _replace_inside(unet, _image_sizes(unet, shape, num_classes))
+    _replace_inside(unet, _image_sizes(unet, shape, num_classes), winograd)
     return unet
 
 
-def _replace_inside(module: nn.Module, sizes: Mapping[nn.Module, tuple[int, int]]) -> None:
+def _replace_inside(module: nn.Module, sizes: Mapping[nn.Module, tuple[int, int]], winograd: bool) -> None:
     for name, child in module.named_children():
         if type(child) is nn.Conv2d and child in sizes:
-            suits = winograd_suits(child, *sizes[child])
+            suits = winograd and winograd_suits(child, *sizes[child])
             setattr(module, name, WinogradConv2d(child) if suits else FixedConv2d(child, sizes[child]))
         elif type(child) is nn.Linear:
             setattr(module, name, FixedLinear(child))
         elif type(child) is nn.GroupNorm:
             setattr(module, name, FixedGroupNorm(child))
         else:
-            _replace_inside(child, sizes)
+            _replace_inside(child, sizes, winograd)
             if is_plain_resnet(child):
                 setattr(module, name, FastResnetBlock(child))
             elif is_plain_attention(child):

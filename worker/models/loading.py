@@ -3,6 +3,8 @@
 import itertools
 import json
 import logging
+from collections.abc import Callable
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +35,18 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     chain = read_chain_config(_read_json(checkpoint.path / NOISE_CONFIG_PATH, where), where)
     config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
     num_classes = _check_config(config, manifest, where)
-    unet = _open_unet(checkpoint.path / "unet", dtype, where)
-    _check_finite(unet, where)
-    unet = unet.to(device)
     shape = (manifest.channels, manifest.height, manifest.width)
-    unet = make_batch_invariant(unet, shape, num_classes) if device.type == "cpu" else _in_channels_last(unet)
-    denoise = _exact(UNetDenoiser(unet, dtype), config, shape, num_classes, device, where)
+    kind = json.dumps([config, shape, str(device), str(dtype), torch.get_num_threads()], sort_keys=True)
+
+    def prepare(form: Form) -> UNetDenoiser:
+        unet = _open_unet(checkpoint.path / "unet", dtype, where)
+        _check_finite(unet, where)
+        if form is Form.DIFFUSERS:
+            return UNetDenoiser(_in_channels_last(unet.to(device)), dtype)
+        return UNetDenoiser(make_batch_invariant(unet, shape, num_classes, winograd=form is Form.FASTEST), dtype)
+
+    unet_denoiser, denoise = _exact(prepare, kind, shape, num_classes, device, where)
+    unet = unet_denoiser.unet
     model = LoadedModel(
         name=checkpoint.model,
         version=checkpoint.version,
@@ -60,31 +68,53 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     return model
 
 
-_exact_kinds: dict[str, bool] = {}  # a reload of the same network on the same threads need not be probed again
+class Form(Enum):
+    """How a U-Net is prepared."""
+
+    FASTEST = "fastest"
+    """For the CPU, with Winograd's convolutions where they pay."""
+    DIRECT = "direct"
+    """For the CPU, with plain convolutions."""
+    DIFFUSERS = "diffusers"
+    """As diffusers made it, in channels_last: for a GPU."""
+
+
+_exact_forms: dict[str, Form | None] = {}  # a reload of the same network on the same threads need not be probed again
 
 
 def _exact(
-    denoise: UNetDenoiser,
-    config: dict[str, Any],
+    prepare: Callable[[Form], UNetDenoiser],
+    kind: str,
     shape: tuple[int, int, int],
     num_classes: int,
     device: torch.device,
     where: str,
-) -> Denoiser:
-    """The denoiser itself if a row does not depend on the batch it is in, else one that is asked row by row.
+) -> tuple[UNetDenoiser, Denoiser]:
+    """The U-Net in the fastest form whose rows do not depend on the batch they are in, else one asked row by row.
 
     On a GPU the answer is only logged: there a batch row by row would cost more than it is worth.
     """
-    kind = json.dumps([config, shape, str(device), str(denoise.dtype), torch.get_num_threads()], sort_keys=True)
-    if kind not in _exact_kinds:
-        _exact_kinds[kind] = is_batch_invariant(denoise, shape, num_classes, device)
-    if _exact_kinds[kind]:
-        return denoise
     if device.type != "cpu":
-        log.warning("%s: an image's last bits depend on its batch on %s", where, device)
-        return denoise
-    log.warning("%s: batches are not exact on this processor, images are run one by one", where)
-    return OneByOne(denoise)
+        denoise = prepare(Form.DIFFUSERS)
+        if kind not in _exact_forms:
+            exact = is_batch_invariant(denoise, shape, num_classes, device)
+            _exact_forms[kind] = Form.DIFFUSERS if exact else None
+        if _exact_forms[kind] is None:
+            log.warning("%s: an image's last bits depend on its batch on %s", where, device)
+        return denoise, denoise
+    if kind in _exact_forms:
+        form = _exact_forms[kind]
+        denoise = prepare(form or Form.DIRECT)
+        return denoise, denoise if form else OneByOne(denoise)
+    for form in (Form.FASTEST, Form.DIRECT):
+        denoise = prepare(form)
+        if is_batch_invariant(denoise, shape, num_classes, device):
+            _exact_forms[kind] = form
+            return denoise, denoise
+        log.warning("%s: batches in the %s form are not exact on this processor", where, form.value)
+    _exact_forms[kind] = None
+    log.warning("%s: images are run one by one", where)
+    return denoise, OneByOne(denoise)
 
 
 def _in_channels_last(unet: nn.Module) -> nn.Module:
