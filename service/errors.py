@@ -38,6 +38,10 @@ REDIS_AWAY: tuple[type[Exception], ...] = (
 )
 
 
+REFUSED_FOR_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN")
+"""How Redis says that it answers and can't write: its disk is full, or it has lost its peers."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldProblem:
     """One broken rule. `field` is a path like `steps`, or `header.idempotency-key`."""
@@ -196,6 +200,13 @@ async def on_redis_away(request: Request, error: Exception) -> Response:
     )
 
 
+async def on_refused_by_redis(request: Request, error: Exception) -> Response:
+    """Redis answers with an error: for now, or because of a defect of ours."""
+    if str(error).startswith(REFUSED_FOR_NOW):
+        return await on_redis_away(request, error)
+    raise error
+
+
 async def on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     broken = error.errors()
@@ -252,6 +263,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(GatewayError, on_gateway_error)
     for away in REDIS_AWAY:
         app.add_exception_handler(away, on_redis_away)
+    app.add_exception_handler(redis_errors.ResponseError, on_refused_by_redis)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_unexpected)

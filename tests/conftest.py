@@ -53,6 +53,20 @@ class ValkeyHandle:
         self.kill()
         self.start()
 
+    def refuse_writes(self) -> None:
+        """As on a full disk: its snapshot can't be written (a folder stands in its place), so MISCONF from now on."""
+        (self.folder / "dump.rdb").mkdir(exist_ok=True)
+        self.client.config_set("save", "1 1")
+        self.client.set("reverie:change", 1, px=1)
+        deadline = time.monotonic() + 30
+        while self.client.info("persistence")["rdb_last_bgsave_status"] == "ok":
+            assert time.monotonic() < deadline, "the snapshot did not fail"
+            time.sleep(0.02)
+
+    def take_writes(self) -> None:
+        (self.folder / "dump.rdb").rmdir()
+        self.client.config_set("save", "")
+
     def all_keys(self) -> list[str]:
         return sorted(key.decode() for key in self.client.scan_iter(count=1000))
 

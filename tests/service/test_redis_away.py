@@ -113,3 +113,19 @@ def test_a_redis_without_memory_is_503_and_reading_goes_on(
     assert "Retry-After" in answer.headers
     assert own_http.get(f"/jobs/{job_id}").json()["status"] == "queued"
     assert worker.queue_length() == 1
+
+
+def test_a_redis_that_cannot_write_to_its_disk_is_503_and_reading_goes_on(
+    own_http: httpx.Client, worker: FakeWorker, fragile_valkey: ValkeyHandle
+) -> None:
+    job_id = own_http.post("/generate", json=BODY).json()["id"]
+    fragile_valkey.refuse_writes()
+    try:
+        answer = own_http.post("/generate", json=BODY)
+        assert (answer.status_code, answer.json()["code"]) == (503, "redis_unavailable")
+        assert "Retry-After" in answer.headers
+        assert own_http.get(f"/jobs/{job_id}").json()["status"] == "queued"
+    finally:
+        fragile_valkey.take_writes()
+    assert own_http.post("/generate", json=BODY).status_code == 202
+    assert worker.queue_length() == 2

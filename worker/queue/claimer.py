@@ -9,7 +9,7 @@ import redis
 from worker.contract import JobError
 from worker.engine.messages import Canceled, EnginePort, EngineRequest
 from worker.queue import rq_overrides
-from worker.queue.connection import REDIS_AWAY
+from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Leases
@@ -75,9 +75,12 @@ class Claimer:
             except REDIS_AWAY as error:
                 self._health.failed(error)
                 self._sleep(0.2)
-            except redis.exceptions.ResponseError:
-                # Keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
-                logger.exception("a claim was refused by Redis")
+            except redis.exceptions.ResponseError as error:
+                if refused_for_now(error):
+                    self._health.failed(error)
+                else:
+                    # Keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
+                    logger.exception("a claim was refused by Redis")
                 self._sleep(1.0)
         self._give_back_alone()
 

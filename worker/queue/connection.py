@@ -18,6 +18,17 @@ REDIS_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, r
 """Errors that say nothing about the command: the server is away, or is still reading its data from disk."""
 
 
+_REFUSED_FOR_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "OOM", "READONLY", "LOADING")
+
+
+def refused_for_now(error: Exception) -> bool:
+    """The server answers and can't write: its disk or its memory is full, or it has lost its peers. Time mends it."""
+    return isinstance(error, redis.exceptions.ResponseError | redis.exceptions.ConnectionError) and (
+        isinstance(error, redis.exceptions.OutOfMemoryError | redis.exceptions.ReadOnlyError)
+        or str(error).startswith(_REFUSED_FOR_NOW)
+    )
+
+
 def connect(url: str) -> "redis.Redis":
     """A client whose commands fail at once when the server is away.
 

@@ -4,7 +4,7 @@ import logging
 import queue
 
 from worker.contract import ProgressSnapshot
-from worker.engine.messages import Admitted, EngineEvent, EnginePort, Progressed, Saved, Succeeded
+from worker.engine.messages import Admitted, EngineEvent, EnginePort, Failed, Progressed, Saved, Succeeded
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.saved_chains import SavedChains
@@ -61,5 +61,7 @@ class Dispatcher:
             job.in_engine = False
             if isinstance(event, Succeeded):
                 self._finisher.drawn(job, event)
+            elif isinstance(event, Failed) and event.retryable:
+                self._finisher.failed_for_now(job, event)
             else:
                 self._finisher.ended(job, event)

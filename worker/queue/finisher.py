@@ -2,6 +2,7 @@
 
 import logging
 import queue
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from worker.contract import (
     progress_key,
 )
 from worker.engine.messages import Canceled, Failed, Succeeded
-from worker.queue.connection import REDIS_AWAY
+from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.encoding import EncodedImage, encode
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Leases
@@ -28,8 +29,8 @@ from worker.queue.redis_health import RedisHealth
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 0.25
-_WAITABLE = (*REDIS_AWAY, redis.exceptions.OutOfMemoryError, redis.exceptions.ReadOnlyError)
-"""Errors that time mends: the server is away, full until something expires, or a replica until it is promoted."""
+PAUSE_S = 1.0
+"""Before a job that failed and may be tried again goes back to the queue: what it lacked may be there then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,13 @@ class Finisher:
     def ended(self, job: HeldJob, event: Failed | Canceled) -> None:
         self._ends.put((job, event))
 
+    def failed_for_now(self, job: HeldJob, event: Failed) -> None:
+        """The job may be tried again, in a moment. It stays held and leased until then; a worker that ends puts it
+        back, and what comes here then finds the lease gone."""
+        pause = threading.Timer(PAUSE_S, self._ends.put, [(job, event)])
+        pause.daemon = True
+        pause.start()
+
     def refused(self, job: HeldJob, error: JobError) -> None:
         """The job was claimed and can't be run."""
         self._ends.put((job, _Refused(error)))
@@ -102,10 +110,11 @@ class Finisher:
                 self._deliver_once(job, end)
                 self._health.answered()
                 break
-            except _WAITABLE as error:
-                self._health.failed(error)
-                self._sleep(RETRY_AFTER_S)
             except Exception as error:
+                if isinstance(error, REDIS_AWAY) or refused_for_now(error):
+                    self._health.failed(error)
+                    self._sleep(RETRY_AFTER_S)
+                    continue
                 # A result that can't be delivered for a reason of its own must not stop those behind it.
                 if isinstance(end, _Refused):
                     logger.exception("job %s: its end can't be written; its lease runs out", job.job_id)

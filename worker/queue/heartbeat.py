@@ -8,7 +8,7 @@ from collections.abc import Callable
 import redis
 
 from worker.engine.messages import EnginePort
-from worker.queue.connection import REDIS_AWAY
+from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Leases, ServerClock
 from worker.queue.redis_health import RedisHealth
@@ -70,8 +70,11 @@ class Heartbeat:
                     next_beat = self._clock() + self._heartbeat_s
                 except REDIS_AWAY as error:
                     self._health.failed(error)
-                except redis.exceptions.RedisError:
-                    logger.exception("a heartbeat was refused by Redis")
+                except redis.exceptions.RedisError as error:
+                    if refused_for_now(error):
+                        self._health.failed(error)
+                    else:
+                        logger.exception("a heartbeat was refused by Redis")
                     next_beat = self._clock() + self._heartbeat_s
             self._stop.wait(min(WATCH_S, max(0.01, next_beat - self._clock())))
 

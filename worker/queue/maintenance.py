@@ -5,7 +5,7 @@ import threading
 
 import redis
 
-from worker.queue.connection import REDIS_AWAY
+from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
 from worker.queue.rq_overrides import RqWorker
@@ -41,8 +41,11 @@ class Maintenance:
                 self.pass_once()
             except REDIS_AWAY as error:
                 self._health.failed(error)
-            except redis.exceptions.RedisError:
-                logger.exception("maintenance was refused by Redis")
+            except redis.exceptions.RedisError as error:
+                if refused_for_now(error):
+                    self._health.failed(error)
+                else:
+                    logger.exception("maintenance was refused by Redis")
             if self._stop.wait(self._interval_s):
                 return
 

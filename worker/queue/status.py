@@ -21,7 +21,7 @@ from worker.contract import (
     worker_key,
 )
 from worker.engine.messages import EnginePort
-from worker.queue.connection import REDIS_AWAY
+from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.held_job import HeldJobs
 from worker.queue.redis_health import RedisHealth
 
@@ -157,8 +157,11 @@ class ProgressReporter:
                     next_models = self._clock() + MODELS_S
             except REDIS_AWAY as error:
                 self._health.failed(error)
-            except redis.exceptions.RedisError:
-                logger.exception("progress was refused by Redis")
+            except redis.exceptions.RedisError as error:
+                if refused_for_now(error):
+                    self._health.failed(error)
+                else:
+                    logger.exception("progress was refused by Redis")
 
     def report(self) -> None:
         news = [(job, job.progress) for job in self._held.all() if job.progress is not job.progress_sent]

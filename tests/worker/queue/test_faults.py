@@ -14,6 +14,7 @@ from tests.worker.queue.fake_engine import (
     pixels_sha256,
 )
 from worker.contract import WORKER_KEY_PREFIX, image_key
+from worker.queue.finisher import PAUSE_S
 from worker.queue.worker_process import EXIT_BROKEN, EXIT_HUNG
 
 
@@ -171,6 +172,23 @@ def test_a_server_that_stalls_loses_nothing_and_nothing_runs_twice(
     wait_until(jobs.is_at_rest, "the queue to be empty")
 
 
+def test_results_wait_for_a_server_that_cannot_write_to_its_disk(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    worker = workers.start(step_ms=5, lease_s=60)
+    job_ids = [jobs.add(seed, steps=200) for seed in range(5)]
+    wait_until(lambda: all(jobs.status(id_) == "started" for id_ in job_ids), "all to run")
+    valkey.refuse_writes()
+    try:
+        wait_until(lambda: "MISCONF" in worker.text(), "the worker to notice")
+        time.sleep(1.0)  # the jobs end meanwhile
+    finally:
+        valkey.take_writes()
+    assert jobs.wait(job_ids) == ["finished"] * 5
+    assert [jobs.outcome(id_).images[0].sha256 for id_ in job_ids] == [pixels_sha256(seed) for seed in range(5)]
+    assert [jobs.fetch(id_).retries_left for id_ in job_ids] == [3] * 5
+
+
 def test_a_job_that_kills_its_workers_fails_alone(jobs: Jobs, workers: Workers) -> None:
     poison = jobs.add(KILLS_ITS_PROCESS, steps=50)
     mates = [jobs.add(seed, steps=50) for seed in range(5)]
@@ -201,12 +219,14 @@ def test_an_engine_that_breaks_ends_its_worker_and_charges_its_jobs_a_try(jobs: 
 
 def test_an_error_that_would_come_again_is_told_at_once_and_another_is_retried(jobs: Jobs, workers: Workers) -> None:
     workers.start()
+    began = time.monotonic()
     final, again = jobs.add(FAILS), jobs.add(FAILS_RETRYABLY)
     assert jobs.wait([final, again]) == ["failed", "failed"]
     assert jobs.error(final).code == "not_finite"
     assert jobs.fetch(final).retries_left == 3
     assert jobs.error(again).code == "out_of_memory"
     assert jobs.fetch(again).retries_left == 0
+    assert time.monotonic() - began >= 4 * PAUSE_S, "each of its four tries is followed by a pause"
 
 
 def test_a_job_that_overruns_its_time_fails(jobs: Jobs, workers: Workers) -> None:
