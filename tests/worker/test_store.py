@@ -1,6 +1,7 @@
 """The store: what is published is found again, and names never lead anywhere else."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,31 @@ class StoreHistory(RuleBasedStateMachine):
 
 TestStoreHistory = StoreHistory.TestCase
 TestStoreHistory.settings = settings(max_examples=15, stateful_step_count=12, deadline=None)
+
+
+def test_a_fingerprint_changes_with_content_and_rights_and_not_with_reading(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    checkpoint = publish_tiny(store)
+    weights = checkpoint.path / WEIGHTS_PATH
+
+    def fingerprint() -> object:
+        return store.fingerprint("digits", checkpoint.version)
+
+    first = fingerprint()
+    store.verify("digits", checkpoint.version)
+    assert fingerprint() == first
+    seen = {first}
+    before = weights.stat()
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    for change in (
+        lambda: weights.write_bytes(bytes(changed)),
+        lambda: os.utime(weights, ns=(before.st_atime_ns, before.st_mtime_ns)),  # hiding it does not help
+        lambda: weights.chmod(0o600),
+        lambda: weights.unlink(),
+    ):
+        time.sleep(0.02)  # some file systems keep time in ticks of hundredths
+        change()
+        seen.add(fingerprint())
+    assert len(seen) == 5
+    assert store.fingerprint("digits", "000000009-00000000") is None
