@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.diffusion.noise import initial_noise
-from worker.models.fast_blocks import FastAttention, FastResnetBlock, is_plain_attention, is_plain_resnet
+from worker.models.fast_blocks import FastAttention, FastResnetBlock, TimeShifts, is_plain_attention, is_plain_resnet
 from worker.models.loaded_model import Denoiser
 from worker.models.unet_denoiser import UNetDenoiser
 from worker.models.winograd import WinogradConv2d, winograd_suits
@@ -139,11 +139,15 @@ def make_batch_invariant(
     Whole blocks of the kinds that `fast_blocks` knows, else their convolutions, linear layers and group norms; what is
     of another kind is left as it is. Returns the U-Net, to be called with images of this shape only.
     """
-    _replace_inside(unet, _image_sizes(unet, shape, num_classes), winograd)
+    time_shifts = TimeShifts()
+    _replace_inside(unet, _image_sizes(unet, shape, num_classes), winograd, time_shifts)
+    time_shifts.fuse(FixedLinear)
     return unet
 
 
-def _replace_inside(module: nn.Module, sizes: Mapping[nn.Module, tuple[int, int]], winograd: bool) -> None:
+def _replace_inside(
+    module: nn.Module, sizes: Mapping[nn.Module, tuple[int, int]], winograd: bool, time_shifts: TimeShifts
+) -> None:
     for name, child in module.named_children():
         if type(child) is nn.Conv2d and child in sizes:
             suits = winograd and winograd_suits(child, *sizes[child])
@@ -153,9 +157,9 @@ def _replace_inside(module: nn.Module, sizes: Mapping[nn.Module, tuple[int, int]
         elif type(child) is nn.GroupNorm:
             setattr(module, name, FixedGroupNorm(child))
         else:
-            _replace_inside(child, sizes, winograd)
+            _replace_inside(child, sizes, winograd, time_shifts)
             if is_plain_resnet(child):
-                setattr(module, name, FastResnetBlock(child))
+                setattr(module, name, FastResnetBlock(child, time_shifts))
             elif is_plain_attention(child):
                 setattr(module, name, FastAttention(child))
 

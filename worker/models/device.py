@@ -38,3 +38,10 @@ def cpu_has_bfloat16() -> bool:
     """Whether the processor has AVX512-BF16 or AMX units."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
+
+
+def use_reproducible_kernels() -> None:
+    """Have CUDA's libraries choose the same algorithm for the same shape always, and one that gives the same bits."""
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.benchmark = False  # it measures, and what it takes then changes from start to start
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

@@ -1,5 +1,6 @@
 """diffusers' blocks with the same weights in fewer operations: sums fused into convolutions, one-head attention."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,20 +21,67 @@ def is_plain_resnet(block: Any) -> bool:
     )
 
 
+class TimeShifts(nn.Module):
+    """What the time's embedding adds to each residual block: all blocks' linear layers as one, multiplied once a call.
+
+    A block asks with the embedding that it is given, and the first to ask with a new one makes the answers of all. Two
+    threads may ask at a time; then the answers are made twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._linears: list[Any] = []
+        self._sizes: list[int] = []
+        self.fused: nn.Module | None = None
+        self._latest: tuple[Tensor, tuple[Tensor, ...]] | None = None
+
+    def add(self, linear: Any) -> int:
+        """The number by which this layer's answers are asked for; all layers join before the first question."""
+        self._linears.append(linear)
+        return len(self._linears) - 1
+
+    def fuse(self, make: Callable[[nn.Linear], nn.Module]) -> None:
+        """All have joined: make one layer of them, in the form that `make` gives a linear layer."""
+        if not self._linears:
+            return
+        sizes = [len(linear.weight) for linear in self._linears]
+        first = self._linears[0].weight
+        whole = nn.Linear(first.shape[1], sum(sizes), device=first.device, dtype=first.dtype)
+        weights = torch.cat([linear.weight.detach() for linear in self._linears])
+        biases = torch.cat(
+            [
+                linear.weight.new_zeros(n) if linear.bias is None else linear.bias.detach()
+                for linear, n in zip(self._linears, sizes, strict=True)
+            ]
+        )
+        whole.weight, whole.bias = nn.Parameter(weights, requires_grad=False), nn.Parameter(biases, requires_grad=False)
+        self.fused, self._sizes = make(whole), sizes
+        self._linears.clear()
+
+    def forward(self, temb: Tensor, number: int) -> Tensor:
+        """[N, E] → [N, C'] of the layer `number`."""
+        latest = self._latest
+        if latest is None or latest[0] is not temb:
+            assert self.fused is not None, "asked before `fuse`"
+            latest = self._latest = (temb, self.fused(F.silu(temb)).split(self._sizes, dim=1))
+        return latest[1][number]
+
+
 class FastResnetBlock(nn.Module):
     """A residual block; its convolutions take `shift` and `residual` as `FixedConv2d` does."""
 
-    def __init__(self, block: Any) -> None:
+    def __init__(self, block: Any, time_shifts: TimeShifts) -> None:
         super().__init__()
         self.norm1, self.conv1, self.norm2, self.conv2 = block.norm1, block.conv1, block.norm2, block.conv2
-        self.time_emb_proj = block.time_emb_proj
         self.conv_shortcut = block.conv_shortcut
         self.output_scale_factor = float(block.output_scale_factor)
+        self.time_shifts = time_shifts
+        self.number = time_shifts.add(block.time_emb_proj)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """[N, C, H, W] and the time's embedding [N, E] → [N, C', H, W]."""
         h = F.silu(self.norm1(x), inplace=True)
-        h = self.conv1(h, shift=self.time_emb_proj(F.silu(temb)))
+        h = self.conv1(h, shift=self.time_shifts(temb, self.number))
         h = F.silu(self.norm2(h), inplace=True)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         y: Tensor = self.conv2(h, residual=residual)

@@ -13,9 +13,11 @@ from torch import nn
 
 from worker.models.batch_invariant import OneByOne, is_batch_invariant, make_batch_invariant
 from worker.models.chain_config import read_chain_config
+from worker.models.device import use_reproducible_kernels
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden_sample
 from worker.models.loaded_model import Denoiser, LoadedModel
+from worker.models.padded import PadBatch, padded
 from worker.models.unet_denoiser import UNetDenoiser
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
@@ -23,8 +25,18 @@ from worker.store.model_store import Checkpoint
 log = logging.getLogger(__name__)
 
 
-def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+def load_checkpoint(
+    checkpoint: Checkpoint,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    pad_batch: PadBatch = PadBatch.AUTO,
+    max_batch: int = 16,
+) -> LoadedModel:
     """Read, check and prepare one version; slow, and touching nothing that serves.
+
+    Args:
+        max_batch: the engine's; the one size of batches where `pad_batch` asks for a single one.
 
     Raises:
         UnsupportedModel: another kind of network or scheduler.
@@ -36,17 +48,22 @@ def load_checkpoint(checkpoint: Checkpoint, device: torch.device, dtype: torch.d
     config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
     num_classes = _check_config(config, manifest, where)
     shape = (manifest.channels, manifest.height, manifest.width)
-    kind = json.dumps([config, shape, str(device), str(dtype), torch.get_num_threads()], sort_keys=True)
+    kind = json.dumps(
+        [config, shape, str(device), str(dtype), torch.get_num_threads(), pad_batch, max_batch], sort_keys=True
+    )
 
-    def prepare(form: Form) -> UNetDenoiser:
+    def prepare(form: Form) -> tuple[nn.Module, Denoiser]:
         unet = _open_unet(checkpoint.path / "unet", dtype, where)
         _check_finite(unet, where)
         if form is Form.DIFFUSERS:
-            return UNetDenoiser(_in_channels_last(unet.to(device)), dtype)
-        return UNetDenoiser(make_batch_invariant(unet, shape, num_classes, winograd=form is Form.FASTEST), dtype)
+            unet = _in_channels_last(unet.to(device))
+        else:
+            unet = make_batch_invariant(unet, shape, num_classes, winograd=form is Form.FASTEST)
+        return unet, padded(UNetDenoiser(unet, dtype), pad_batch, max_batch, device)
 
-    unet_denoiser, denoise = _exact(prepare, kind, shape, num_classes, device, where)
-    unet = unet_denoiser.unet
+    if device.type == "cuda":
+        use_reproducible_kernels()
+    unet, denoise = _exact(prepare, kind, shape, num_classes, device, where)
     model = LoadedModel(
         name=checkpoint.model,
         version=checkpoint.version,
@@ -83,38 +100,38 @@ _exact_forms: dict[str, Form | None] = {}  # a reload of the same network on the
 
 
 def _exact(
-    prepare: Callable[[Form], UNetDenoiser],
+    prepare: Callable[[Form], tuple[nn.Module, Denoiser]],
     kind: str,
     shape: tuple[int, int, int],
     num_classes: int,
     device: torch.device,
     where: str,
-) -> tuple[UNetDenoiser, Denoiser]:
+) -> tuple[nn.Module, Denoiser]:
     """The U-Net in the fastest form whose rows do not depend on the batch they are in, else one asked row by row.
 
     On a GPU the answer is only logged: there a batch row by row would cost more than it is worth.
     """
     if device.type != "cpu":
-        denoise = prepare(Form.DIFFUSERS)
+        unet, denoise = prepare(Form.DIFFUSERS)
         if kind not in _exact_forms:
             exact = is_batch_invariant(denoise, shape, num_classes, device)
             _exact_forms[kind] = Form.DIFFUSERS if exact else None
         if _exact_forms[kind] is None:
             log.warning("%s: an image's last bits depend on its batch on %s", where, device)
-        return denoise, denoise
+        return unet, denoise
     if kind in _exact_forms:
         form = _exact_forms[kind]
-        denoise = prepare(form or Form.DIRECT)
-        return denoise, denoise if form else OneByOne(denoise)
+        unet, denoise = prepare(form or Form.DIRECT)
+        return unet, denoise if form else OneByOne(denoise)
     for form in (Form.FASTEST, Form.DIRECT):
-        denoise = prepare(form)
+        unet, denoise = prepare(form)
         if is_batch_invariant(denoise, shape, num_classes, device):
             _exact_forms[kind] = form
-            return denoise, denoise
+            return unet, denoise
         log.warning("%s: batches in the %s form are not exact on this processor", where, form.value)
     _exact_forms[kind] = None
     log.warning("%s: images are run one by one", where)
-    return denoise, OneByOne(denoise)
+    return unet, OneByOne(denoise)
 
 
 def _in_channels_last(unet: nn.Module) -> nn.Module:

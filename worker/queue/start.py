@@ -95,6 +95,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     from worker.engine.engine import Engine
     from worker.models.device import choose_device, choose_dtype
     from worker.models.loading import load_checkpoint
+    from worker.models.padded import PadBatch
     from worker.models.pool import ModelPool
     from worker.queue.retention import Retention
     from worker.queue.worker_process import Background, WorkerProcess
@@ -109,7 +110,9 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     pool = ModelPool(
         store,
-        lambda checkpoint: load_checkpoint(checkpoint, device, dtype),
+        lambda checkpoint: load_checkpoint(
+            checkpoint, device, dtype, pad_batch=PadBatch(settings.pad_batch), max_batch=settings.max_batch
+        ),
         memory_budget_bytes=settings.model_budget_bytes,
         keep_versions=settings.keep_versions,
     )
