@@ -31,7 +31,7 @@ class WorkerSettings(BaseSettings):
     max_batch: int = Field(default=16, ge=1, le=4096)
     """Images in one U-Net call."""
     pad_batch: Literal["auto", "off", "sizes", "one"] = "auto"
-    """Whether batches are filled up to fixed sizes: a few (`sizes`; on a GPU by default), the largest always, or not."""
+    """Whether batches are filled up to fixed sizes: a few (`sizes`, a GPU's default), the largest always, or not."""
     model_budget_bytes: int | None = Field(default=None, ge=1)
     """Memory for weights; the models used least recently leave it first. None: all models of the store at once."""
     keep_versions: int | None = Field(default=None, ge=1)
