@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -10,7 +11,7 @@ from tests.bench import networks
 from tests.bench.figures import Bar, Figure
 from tests.bench.machine import has_native_bfloat16
 from tests.bench.own_loop import image_steps_per_s
-from tests.bench.peers.pipeline import open_pipeline
+from tests.bench.peers.pipeline import draw, open_pipeline
 from tests.bench.samples import Measure, alternate, ratios
 from tests.bench.session import Session
 
@@ -29,7 +30,7 @@ def run(session: Session) -> list[Figure]:
     elif session.quick:
         batches, budget_s = (1, 4), 5.0
     else:
-        batches, budget_s = (1, 4, 16, 32), 75.0
+        batches, budget_s = (1, 4, 16, 32), 45.0
     model = session.large_model
     pool, folder = session.pool(model), session.checkpoint(model).path
     plain = open_pipeline(folder, session.device, torch.float32)
@@ -44,23 +45,23 @@ def run(session: Session) -> list[Figure]:
         def reverie(batch: int = batch, steps: int = steps) -> float:
             return image_steps_per_s(pool, model, batch, steps)
 
-        measures: dict[str, Measure] = {"reverie": reverie, "fp32": _pipeline(plain, batch, steps, session)}
+        measures: dict[str, Measure] = {"reverie": reverie, "fp32": _pipeline(plain, batch, steps)}
         if native:
-            measures["bf16"] = _pipeline(bfloat16, batch, steps, session)
+            measures["bf16"] = _pipeline(bfloat16, batch, steps)
         measures["gemm"] = lambda: gemm_flop_per_s(session.device, session.dtype)
         if session.on_gpu or session.quick:
             for measure in measures.values():
                 measure()
         else:
             for pipe in (plain, bfloat16) if native else (plain,):
-                _pipeline(pipe, batch, 1, session)()
+                _pipeline(pipe, batch, 1)()
             image_steps_per_s(pool, model, batch, 1)
         taken = alternate(measures, rounds=2 if session.quick else 7, budget_s=budget_s)
         if not native:
             # Once, and only where it ends: one such chain can take longer than all of the rest.
             expected_s = emulated_s * batch
             if batch == 1 or expected_s <= EMULATED_PATIENCE_S:
-                taken["bf16"] = [_pipeline(bfloat16, batch, 1, session)()]
+                taken["bf16"] = [_pipeline(bfloat16, batch, 1)()]
                 emulated_s = max(emulated_s, 1 / taken["bf16"][0])
         figures += _figures(session, batch, taken, work, native)
     return figures
@@ -105,12 +106,10 @@ def _figures(session: Session, batch: int, taken: dict[str, list[float]], flop: 
     return figures
 
 
-def _pipeline(pipeline: object, batch: int, steps: int, session: Session) -> Callable[[], float]:
+def _pipeline(pipeline: Any, batch: int, steps: int) -> Callable[[], float]:
     def measure() -> float:
         began = time.perf_counter()
-        with torch.inference_mode():
-            pipeline(batch_size=batch, num_inference_steps=steps, output_type="np")  # type: ignore[operator]  # diffusers is untyped
-        _wait_for(session.device)
+        draw(pipeline, range(batch), steps)
         return batch * steps / (time.perf_counter() - began)
 
     return measure

@@ -39,7 +39,7 @@ def run(session: Session) -> list[Figure]:
         taken = alternate(
             {"http": over_http, "loop": own_loop},
             rounds=1 if session.quick else 5,
-            budget_s=15 if session.quick else 200,
+            budget_s=15 if session.quick else 120,
         )
     return [
         Figure(PART, "served over HTTP", "img-steps/s", taken["http"]),

@@ -23,7 +23,7 @@ REVERIE, LITSERVE, FASTAPI = "Reverie", "LitServe", "FastAPI + lock"
 def run(session: Session) -> list[Figure]:
     model = session.serving_model
     speed = max(image_steps_per_s(session.pool(model), model, session.max_batch, 10) for _ in range(3))
-    rounds, seconds = (1, 6.0) if session.quick else (3, 35.0)
+    rounds, seconds = (1, 6.0) if session.quick else (2, 30.0)
     # A multiple of five: see `poisson_trace`.
     count = max(10, round(seconds * speed / mean_work() / 5) * 5)
     trace = poisson_trace(count, OVERLOAD * speed / mean_work(), TRACE_SEED)
