@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TESTS  ?= tests
 
-.PHONY: run test check bench clean
+.PHONY: run test check bench soak clean
 
 run: $(READY)
 	$(BIN)/reverie up --draw .reverie/images
@@ -22,6 +22,10 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.bench
+
+# Kills everything that can be killed for ten minutes, and prints what was lost. SOAK='--seed N' runs the same faults again.
+soak: $(READY)
+	$(BIN)/python -m tests.faults $(SOAK)
 
 # torch goes first and alone: with it in place no other package's looser range can pull a different build.
 $(READY): pyproject.toml constraints.txt

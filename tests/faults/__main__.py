@@ -1,0 +1,101 @@
+"""`make soak`: the long randomised run over the whole stack, its figures, and whether each keeps its bar."""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+from tests.faults.chaos import Chaos, Report
+from tests.faults.clients import Clients, Order, orders
+from tests.faults.figures import percentile, submit_latencies_ms, worker_overhead_ms
+from tests.faults.processes import REAL_WORKER, Machines
+from tests.faults.promises import by_the_fake_engine, look
+
+OVERHEAD_BAR_MS = 2.0
+SUBMIT_BAR_MS = 50.0
+
+
+def chaos_with_short_leases(seed: int, jobs: int, faults: int) -> Report:
+    """For volume: the fake engine, leases of 2 s, every kind of fault."""
+    with Machines() as machines:
+        chaos = Chaos(machines, seed, lease_s=2, maintenance_s=0.5)
+        placed = orders(random.Random(seed), jobs, poisons=max(1, jobs // 150))
+        chaos.run(faults, Clients(machines.urls, placed, 3.5 * faults, seed))
+        return look(machines, chaos, placed, seed, by_the_fake_engine)
+
+
+def kills_with_default_leases(seed: int, kills: int) -> Report:
+    """For the time to recover: what an operator gets who sets nothing."""
+    with Machines(gateways=1, lease_s=15, heartbeat_s=4, maintenance_s=5, worker_ttl_s=30) as machines:
+        chaos = Chaos(machines, seed, lease_s=15, maintenance_s=5)
+        placed = orders(random.Random(seed), 40 * kills, poisons=0, most_steps=800, only_plain=True)
+        clients = Clients(machines.urls, placed, 20.0 * kills, seed)
+        chaos.run(kills, clients, only="worker kill -9")
+        return look(machines, chaos, placed, seed, by_the_fake_engine)
+
+
+def chaos_with_a_real_model(seed: int, jobs: int, faults: int) -> Report:
+    """For the pixels: the bundled model, first in calm, then again with faults."""
+    with Machines(worker_command=REAL_WORKER, save_interval_s=0.5) as machines:
+        calm_orders = orders(random.Random(seed), jobs, poisons=0, most_steps=60, only_plain=True)
+        Clients(machines.urls, calm_orders, 0, seed).place_all()
+        quiet = Chaos(machines, seed, lease_s=2, maintenance_s=0.5)
+        pixels: dict[str, list[str]] = {}
+
+        def learn(order: Order, hashes: list[str]) -> None:
+            pixels[str(order.body)] = hashes
+
+        look(machines, quiet, calm_orders, seed, lambda _: [], learn=learn)
+        machines.client.flushall()
+        machines.wait_until_ready()
+        chaos = Chaos(machines, seed, lease_s=2, maintenance_s=0.5)
+        placed = [Order(f"again-{order.key}", order.kind, order.body) for order in calm_orders]
+        chaos.run(faults, Clients(machines.urls, placed, 6.0 * faults, seed))
+        return look(machines, chaos, placed, seed, lambda order: pixels[str(order.body)], patience_s=300)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
+    parser.add_argument("--jobs", type=int, default=1200)
+    parser.add_argument("--faults", type=int, default=105)
+    parser.add_argument("--kills", type=int, default=4, help="with default leases")
+    parser.add_argument("--real-jobs", type=int, default=40)
+    parser.add_argument("--real-faults", type=int, default=7)
+    asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
+    kept = True
+    parts: list[tuple[str, Callable[[], Report]]] = [
+        ("fake engine, leases of 2 s", lambda: chaos_with_short_leases(asked.seed, asked.jobs, asked.faults)),
+        ("fake engine, default leases", lambda: kills_with_default_leases(asked.seed, asked.kills)),
+        ("bundled model", lambda: chaos_with_a_real_model(asked.seed, asked.real_jobs, asked.real_faults)),
+    ]
+    for name, run in parts:
+        began = time.monotonic()
+        report = run()
+        print(f"\n{name}: {time.monotonic() - began:.0f} s, load {_load()}")
+        print("\n".join(f"  {line}" for line in report.lines()))
+        for trouble in report.troubles[:50]:
+            print(f"  BROKEN: {trouble}")
+        kept &= not report.troubles
+        sys.stdout.flush()
+
+    wall_ms, cpu_ms = worker_overhead_ms()
+    print(f"\nworker overhead: {wall_ms:.2f} ms a job, {cpu_ms:.2f} ms of processor (bar {OVERHEAD_BAR_MS}), {_load()}")
+    latencies = submit_latencies_ms()
+    p50, p99 = percentile(latencies, 0.5), percentile(latencies, 0.99)
+    print(f"submit, 10,000 queued, 200 a second: p50 {p50:.1f} ms, p99 {p99:.1f} ms (bar {SUBMIT_BAR_MS}), {_load()}")
+    kept &= wall_ms <= OVERHEAD_BAR_MS and p99 <= SUBMIT_BAR_MS
+    print("every bar is kept" if kept else "NOT every bar is kept")
+    return 0 if kept else 1
+
+
+def _load() -> str:
+    return f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

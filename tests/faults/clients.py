@@ -1,0 +1,119 @@
+"""Clients that want their images whatever dies: they post with a key until the job is accepted, and may cancel it."""
+
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import Enum
+
+import httpx
+
+from tests.worker.queue.fake_engine import FAILS, FAILS_RETRYABLY, KILLS_ITS_PROCESS
+
+GIVE_UP_S = 120.0
+
+
+class Kind(Enum):
+    """What a client does with its job, or the job with its worker."""
+
+    PLAIN = "plain"
+    POSTED_TWICE = "posted twice at once"
+    CANCELED = "canceled"
+    FAILS = "fails"
+    FAILS_FOR_NOW = "fails, may be tried again"
+    POISON = "kills its worker"
+
+
+_SEEDS = {Kind.FAILS: FAILS, Kind.FAILS_FOR_NOW: FAILS_RETRYABLY, Kind.POISON: KILLS_ITS_PROCESS}
+
+
+@dataclass
+class Order:
+    """One job as its client knows it."""
+
+    key: str
+    kind: Kind
+    body: dict[str, object]
+    job_ids: list[str] = field(default_factory=list)
+    """From every answer that accepted it: they must all be the same."""
+    attempts: int = 0
+
+
+def orders(
+    rng: random.Random, count: int, poisons: int, *, most_steps: int = 200, only_plain: bool = False
+) -> list[Order]:
+    """A mixture in which every kind occurs; that many more poison jobs are spread over the whole."""
+    kinds = [Kind.PLAIN] * 78 + [Kind.POSTED_TWICE] * 8 + [Kind.CANCELED] * 9 + [Kind.FAILS] * 3 + [Kind.FAILS_FOR_NOW]
+    chosen = dict(enumerate(rng.sample(list(Kind), len(Kind)))) | {
+        count * (number + 1) // (poisons + 1): Kind.POISON for number in range(poisons)
+    }
+    run = f"{rng.getrandbits(64):x}"
+    made = []
+    for number in range(count):
+        kind = Kind.PLAIN if only_plain else chosen.get(number) or rng.choice(kinds)
+        seed = _SEEDS.get(kind, 1000 + number * 10)
+        steps = rng.randint(200, 400) if kind is Kind.CANCELED else rng.randint(1, most_steps)
+        body: dict[str, object] = {"seed": seed, "steps": steps, "batch": rng.randint(1, 3)}
+        made.append(Order(f"{run}-{number}", kind, body))
+    return made
+
+
+class Clients:
+    """Threads that place the orders at a steady rate, each order at whichever gateway answers."""
+
+    def __init__(self, urls: Sequence[str], orders: Sequence[Order], over_s: float, seed: int) -> None:
+        self._urls = urls
+        self._orders = orders
+        self._gap_s = over_s / max(1, len(orders))
+        self._rng = random.Random(seed)
+        self.hurry = threading.Event()
+        """Set: place the rest at once."""
+
+    def place_all(self) -> None:
+        with ThreadPoolExecutor(6) as pool:
+            running = []
+            for order in self._orders:
+                running.append(pool.submit(self._place, order, random.Random(self._rng.random())))
+                self.hurry.wait(self._gap_s)
+            for future in running:
+                future.result()
+
+    def _place(self, order: Order, rng: random.Random) -> None:
+        with httpx.Client(timeout=10, trust_env=False) as client:
+            if order.kind is Kind.POSTED_TWICE:
+                with ThreadPoolExecutor(2) as pair:
+                    list(pair.map(lambda _: self._post(client, order, rng), range(2)))
+            else:
+                self._post(client, order, rng)
+            if order.kind is Kind.CANCELED:
+                time.sleep(rng.uniform(0, 0.6))
+                path = f"/jobs/{order.job_ids[0]}"
+                self._until(rng, order, lambda url: client.delete(url + path), (200,))
+
+    def _post(self, client: httpx.Client, order: Order, rng: random.Random) -> None:
+        headers = {"Idempotency-Key": order.key}
+        answer = self._until(
+            rng, order, lambda url: client.post(url + "/generate", json=order.body, headers=headers), (200, 202)
+        )
+        order.job_ids.append(str(answer.json()["id"]))
+
+    def _until(
+        self, rng: random.Random, order: Order, send: Callable[[str], httpx.Response], good: Sequence[int]
+    ) -> httpx.Response:
+        deadline = time.monotonic() + GIVE_UP_S
+        while True:
+            order.attempts += 1
+            said = ""
+            try:
+                answer = send(rng.choice(self._urls))
+                if answer.status_code in good:
+                    return answer
+                said = f"{answer.status_code} {answer.text}"
+                # 503 is the promise while Redis is away; anything else is a defect.
+                assert answer.status_code == 503, said
+            except httpx.TransportError as error:
+                said = repr(error)  # its gateway was killed under it
+            assert time.monotonic() < deadline, f"order {order.key} was not taken within {GIVE_UP_S:g} s: {said}"
+            time.sleep(rng.uniform(0.05, 0.3))

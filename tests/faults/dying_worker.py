@@ -1,0 +1,46 @@
+"""A real worker around the fake engine that kills itself at a chosen moment: `python -m tests.faults.dying_worker WHEN`.
+
+WHEN is `claimed` (Redis has given it a job, and its engine has not seen it) or `stored` (the job's image is in Redis, and
+its end is not).
+"""
+
+import hashlib
+import os
+import signal
+import sys
+from typing import Any
+
+import redis
+
+from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
+from worker.queue import lua_scripts, rq_overrides
+from worker.queue.start import configure_logging
+from worker.queue.worker_process import WorkerProcess
+from worker.settings import read_settings
+
+MOMENTS = {"claimed": lua_scripts.CLAIM, "stored": lua_scripts.STORE}
+
+
+class DyingRedis(redis.Redis):
+    """Its process ends when the chosen script has run and done something, before anybody reads the answer."""
+
+    fatal = hashlib.sha1(MOMENTS[sys.argv[1]].encode()).hexdigest()
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        answer = super().execute_command(*args, **options)
+        if args[0] == "EVALSHA" and args[1] == self.fatal and answer and answer != [[], []]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return answer
+
+
+def main() -> None:
+    settings = read_settings()
+    configure_logging(settings.log_level)
+    rq_overrides.disable_pickle()
+    client = DyingRedis.from_url(settings.redis_url)
+    engine = FakeEngine(settings.max_batch, 0.002)
+    os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(), device="cpu", dtype="float32").run())
+
+
+if __name__ == "__main__":
+    main()
