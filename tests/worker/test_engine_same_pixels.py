@@ -1,6 +1,7 @@
 """Same seed, same pixels: an image depends on its checkpoint, seed, plan and condition, and on nothing else."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -24,7 +25,7 @@ from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
 from worker.models.unet_denoiser import UNetDenoiser
-from worker.store.model_store import ModelStore
+from worker.store.model_store import Checkpoint, ModelStore
 
 Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
 
@@ -178,3 +179,37 @@ def test_a_step_is_bitwise_the_same_in_every_batch_size_on_the_cifar_10_configur
                 assert torch.equal(denoise(x_t[rows], timesteps[rows], None), together[rows]), rows
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.slow
+def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbours(tiny_store: ModelStore) -> None:
+    """A mixture of samplers and step counts, joining late, set aside by a small batch, against each image alone.
+
+    Alone, the images are drawn by a network that was prepared anew, as in a worker that died and came back.
+    """
+
+    def fresh_pool() -> ModelPool:
+        def load(checkpoint: Checkpoint) -> LoadedModel:
+            like = load_checkpoint(checkpoint, CPU, torch.float32)
+            denoise = UNetDenoiser(make_batch_invariant(cifar_10_unet().eval(), (3, 32, 32), 0), torch.float32)
+            return replace(like, denoise=denoise, shape=(3, 32, 32), num_classes=0, labels=(), null_label=None)
+
+        return filled_pool(tiny_store, load)
+
+    asked = [
+        ask(seed=1, steps=3, batch=5, sampler=SamplerName.DDIM),
+        ask(seed=50, steps=2, batch=1, sampler=SamplerName.DDPM),
+        ask(seed=70, steps=2, batch=4, sampler=SamplerName.DPMPP_2M),
+    ]
+    driver = Driver(fresh_pool(), max_batch=9)
+    for number, request in enumerate(asked):
+        driver.submit(str(number), request)
+        driver.step()
+    driver.finish()
+    assert driver.engine.counters().batch_size_max == 9
+    other = fresh_pool()
+    for number, request in enumerate(asked):
+        images = driver.images(str(number))
+        for i in {0, request.batch - 1}:
+            alone = draw(other, plain(request, seed=request.seed + i, batch=1), max_batch=1)
+            assert same_pixels([images[i]], alone)

@@ -18,6 +18,7 @@ from worker.models.chain_config import read_chain_config
 from worker.models.device import choose_device, choose_dtype
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden_sample
+from worker.models.loaded_model import PLANS_KEPT
 from worker.store.manifest import GoldenSample
 from worker.store.model_store import Checkpoint, ModelStore
 
@@ -141,3 +142,20 @@ def test_devices_and_number_formats_are_checked() -> None:
             choose_device(wanted)
     with pytest.raises(ValueError, match="float8"):
         choose_dtype("float8", CPU)
+
+
+def test_requests_for_the_same_chain_share_one_table(tiny_store: ModelStore) -> None:
+    """A table is made once, and no more are kept than a model needs."""
+    model = load_float32(tiny_store.checkpoint(TINY))
+    first = model.plan(ask(seed=1, steps=20))
+    assert model.plan(ask(seed=2, steps=20, batch=3)) is first
+    others = [ask(steps=21), ask(steps=20, sampler=SamplerName.DDPM), ask(steps=20, eta=1.0)]
+    others.append(ask(steps=20, spacing="trailing"))
+    assert len({id(model.plan(request)) for request in others} | {id(first)}) == 5
+    for steps in range(100, 100 + PLANS_KEPT - 1):
+        model.plan(ask(steps=20))
+        model.plan(ask(steps=steps))
+    assert model.plan(ask(steps=20)) is first
+    for steps in range(300, 300 + PLANS_KEPT):
+        model.plan(ask(steps=steps))
+    assert model.plan(ask(steps=20)) is not first
