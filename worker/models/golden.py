@@ -1,6 +1,7 @@
 """Draws the image that a checkpoint's publisher drew, to see that these weights still draw it here."""
 
 import base64
+import time
 
 import numpy as np
 import torch
@@ -39,10 +40,14 @@ def _draw(model: LoadedModel, golden: GoldenSample) -> "np.ndarray[tuple[int, ..
     x_t = initial_noise(seeds, model.shape)
     x_0 = x_t
     for step, t in enumerate(plan.timesteps):
+        began = time.monotonic()
         output = model.denoise(x_t, torch.tensor([t], device=model.device), labels)
         z = step_noise(seeds, torch.full_like(seeds, step), model.shape) if plan.is_noisy[step] else None
         x_t, x_0 = apply_update(
             x_t, output, x_0, z, plan.coefficients[step : step + 1].to(model.device), model.chain.clip
         )
+        # Rests as long as it works: the engine's steps share the processor with this one's and are much longer, so none
+        # of them takes twice its time.
+        time.sleep(time.monotonic() - began)
     pixels = ((x_t[0].double() + 1) * 127.5).clamp(0, 255).permute(1, 2, 0)
     return np.asarray(pixels.cpu().numpy(), dtype=np.float64)
