@@ -63,6 +63,8 @@ def run(session: Session) -> list[Figure]:
             if batch == 1 or expected_s <= EMULATED_PATIENCE_S:
                 taken["bf16"] = [_pipeline(bfloat16, batch, 1)()]
                 emulated_s = max(emulated_s, 1 / taken["bf16"][0])
+        for name, rates in taken.items():
+            session.say(f"    {name}: {', '.join(f'{rate:.3g}' for rate in rates)}")
         figures += _figures(session, batch, taken, work, native)
     return figures
 

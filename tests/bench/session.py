@@ -22,7 +22,6 @@ class Session:
     Attributes:
         quick: the smallest sizes: to see that everything works, not to measure.
         folder: temporary.
-        now: names this run's file.
     """
 
     quick: bool
