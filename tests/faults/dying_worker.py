@@ -1,7 +1,7 @@
-"""A real worker around the fake engine that kills itself at a chosen moment: `python -m tests.faults.dying_worker WHEN`.
+"""A real worker around the fake engine that kills itself: `python -m tests.faults.dying_worker WHEN`.
 
-WHEN is `claimed` (Redis has given it a job, and its engine has not seen it) or `stored` (the job's image is in Redis, and
-its end is not).
+WHEN is `claimed` (Redis has given it a job, and its engine has not seen it) or `stored` (the job's image is in Redis,
+and its end is not).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ class DyingRedis(redis.Redis):
     fatal = hashlib.sha1(MOMENTS[sys.argv[1]].encode()).hexdigest()
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
-        answer = super().execute_command(*args, **options)
+        answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         if args[0] == "EVALSHA" and args[1] == self.fatal and answer and answer != [[], []]:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
