@@ -126,7 +126,9 @@ def live(valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory)
     trainer = threading.Thread(target=training.run, args=[wait_for_the_service], daemon=True)
     trainer.start()
     assert begun.wait(120)
-    settings = {"store": folder / "store", "lease_s": 4, "maintenance_s": 1, "max_batch": 8}
+    # Patient with Redis: on a busy machine its disk stalls for seconds, which is no matter of this test.
+    patience = {"redis_timeout_s": 20}
+    settings = {"store": folder / "store", "lease_s": 4, "maintenance_s": 1, "max_batch": 8, **patience}
     with running_stack(valkey_session, folder, **settings) as stack:
         load = Load(stack)
         after_publish.append(load.wait_for)
