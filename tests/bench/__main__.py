@@ -6,6 +6,7 @@ Parts: engine, serving, http, overhead, memory, reload; all of them when none is
 import argparse
 import importlib
 import logging
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,9 @@ def main(arguments: list[str]) -> int:
         parser.error(f"need parts of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     logging.basicConfig(level=logging.ERROR)
     _quiet_diffusers()
+
+    # As Ctrl-C does: leave through the blocks that end the servers and remove the folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
     device = choose_device(given.device)
     machine = describe(device, " ".join(["python -m tests.bench", *arguments]))
