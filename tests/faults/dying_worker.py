@@ -11,9 +11,12 @@ import sys
 from typing import Any
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
 from worker.queue import lua_scripts, rq_overrides
+from worker.queue.connection import SOCKET_TIMEOUT_S
 from worker.queue.start import configure_logging
 from worker.queue.worker_process import WorkerProcess
 from worker.settings import read_settings
@@ -37,7 +40,8 @@ def main() -> None:
     settings = read_settings()
     configure_logging(settings.log_level)
     rq_overrides.disable_pickle()
-    client = DyingRedis.from_url(settings.redis_url)
+    timeout_s = SOCKET_TIMEOUT_S
+    client = DyingRedis.from_url(settings.redis_url, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0))
     engine = FakeEngine(settings.max_batch, 0.002)
     os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(), device="cpu", dtype="float32").run())
 
