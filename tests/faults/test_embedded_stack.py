@@ -1,0 +1,86 @@
+"""`reverie up` as a user runs it, killed whole and started again: what it accepted is drawn."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.faults.processes import REPOSITORY
+
+pytestmark = pytest.mark.slow
+
+START_TIMEOUT_S = 150.0
+
+
+def descendants(pid: int) -> list[int]:
+    children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [pid, *(below for child in children for below in descendants(child))]
+
+
+@contextmanager
+def stack(data_dir: Path, port: int) -> Iterator[httpx.Client]:
+    """Killed with -9, all of it at once, when the block is left."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("REVERIE_")}
+    environment |= {"REVERIE_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
+    with (data_dir.parent / "stack.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service.cli", "up", "--port", str(port)],
+            cwd=REPOSITORY,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
+            deadline = time.monotonic() + START_TIMEOUT_S
+            while not is_ready(http):
+                assert time.monotonic() < deadline, (data_dir.parent / "stack.log").read_text()[-3000:]
+                time.sleep(0.2)
+            yield http
+    finally:
+        everybody = descendants(process.pid)
+        for pid in everybody:
+            os.kill(pid, signal.SIGSTOP)  # nobody may start another in the place of one that is gone
+        for pid in everybody:
+            os.kill(pid, signal.SIGKILL)
+        process.wait()
+
+
+def is_ready(http: httpx.Client) -> bool:
+    try:
+        return http.get("/readyz").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def test_accepted_jobs_survive_a_kill_9_of_everything(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    bodies = [{"seed": seed, "steps": 150, "batch": 1, "sampler": "ddpm"} for seed in range(20)]
+    with stack(data_dir, port) as http:
+        ids = [http.post("/generate", json=body).json()["id"] for body in bodies]
+        while "running" not in {http.get(f"/jobs/{id_}").json()["status"] for id_ in ids}:
+            time.sleep(0.05)
+    with stack(data_dir, port) as http:
+        deadline = time.monotonic() + 120
+        while True:
+            documents = [http.get(f"/jobs/{id_}").json() for id_ in ids]
+            if all(document.get("status") == "succeeded" for document in documents):
+                break
+            assert time.monotonic() < deadline, [document.get("status", document) for document in documents]
+            time.sleep(0.2)
+        assert all(http.get(image["url"]).status_code == 200 for d in documents for image in d["images"])
+        twice = http.post("/generate", json=bodies[0], headers={"Prefer": "wait=60"}).json()
+        assert twice["images"][0]["sha256"] == documents[0]["images"][0]["sha256"]
