@@ -2,9 +2,7 @@
 
 import logging
 import threading
-import time
 from collections import deque
-from collections.abc import Callable
 from datetime import datetime
 from typing import Protocol
 
@@ -28,7 +26,6 @@ from worker.queue.redis_health import RedisHealth
 logger = logging.getLogger(__name__)
 
 PROGRESS_S = 0.25
-MODELS_S = 0.5
 SPEED_WINDOW_S = 10.0
 """Busy seconds over which the speed is measured."""
 
@@ -88,7 +85,7 @@ class StatusPublisher:
         self._ttl_s = ttl_s
         self._speed = SpeedMeter()
         self._lock = threading.Lock()
-        self._published_models: list[ModelInfo] | None = None
+        self._published: WorkerStatus | None = None
 
     def publish(self) -> None:
         with self._lock:
@@ -98,10 +95,17 @@ class StatusPublisher:
                 pipeline.set(worker_key(self._worker), text, ex=self._ttl_s)
                 pipeline.set(CATALOGUE_KEY, text, ex=CATALOGUE_TTL_S)
                 pipeline.execute()
-            self._published_models = status.models
+            self._published = status
 
-    def publish_if_models_changed(self) -> None:
-        if self._catalogue.describe() != self._published_models:
+    def publish_news(self) -> None:
+        """Publish now what can't wait for the next heartbeat: other models, and the first measured speed, on which
+        every estimate of a wait rests."""
+        known = self._published
+        if (
+            known is None
+            or self._catalogue.describe() != known.models
+            or (known.image_steps_per_s is None and self._engine.counters().busy_s > 0)
+        ):
             self.publish()
 
     def withdraw(self) -> None:
@@ -135,26 +139,21 @@ class ProgressReporter:
         held: HeldJobs,
         status: StatusPublisher,
         health: RedisHealth,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._client = client
         self._held = held
         self._status = status
         self._health = health
-        self._clock = clock
         self._stop = threading.Event()
 
     def stop(self) -> None:
         self._stop.set()
 
     def run(self) -> None:
-        next_models = self._clock()
         while not self._stop.wait(PROGRESS_S):
             try:
                 self.report()
-                if self._clock() >= next_models:
-                    self._status.publish_if_models_changed()
-                    next_models = self._clock() + MODELS_S
+                self._status.publish_news()
             except REDIS_AWAY as error:
                 self._health.failed(error)
             except redis.exceptions.RedisError as error:

@@ -156,7 +156,7 @@ class WorkerProcess:
             interval_s=settings.maintenance_s,
             lease_s=settings.lease_s,
         )
-        self._progress = ProgressReporter(client, self._held, self._status, self._health, clock)
+        self._progress = ProgressReporter(client, self._held, self._status, self._health)
         self._engine_stop = threading.Event()
 
     def run(self) -> int:

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs, Workers, wait_until
+from tests.worker.queue.conftest import PATIENCE_S, Jobs, Workers, wait_until
 from tests.worker.queue.fake_engine import VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
 from worker.contract import (
     CATALOGUE_KEY,
@@ -105,6 +105,21 @@ def test_a_worker_says_what_it_can_draw(workers: Workers, valkey: ValkeyHandle) 
         assert status.models[0].version == VERSION
         assert (status.default_model, status.max_batch) == ("digits", 7)
         assert valkey.client.ttl(place) > 0
+
+
+def test_the_first_measured_speed_does_not_wait_for_a_heartbeat(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    # Two beats: at its start and after it came up. The next would come in a minute and a half.
+    workers.start(heartbeat_s=PATIENCE_S * 1.5, lease_s=PATIENCE_S * 3, worker_ttl_s=int(PATIENCE_S * 3))
+    (key,) = valkey.client.keys(f"{WORKER_KEY_PREFIX}*")
+
+    def speed() -> float | None:
+        return WorkerStatus.model_validate_json(valkey.client.get(key) or b"").image_steps_per_s
+
+    assert speed() is None
+    jobs.wait([jobs.add(1, steps=3)])
+    wait_until(lambda: (speed() or 0) > 0, "the speed to be told")
 
 
 def test_rqs_own_tools_see_the_worker_and_its_job(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
