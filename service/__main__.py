@@ -5,9 +5,8 @@ import logging
 import socket
 import sys
 
-import uvicorn
-
 from service.app import connect, create_app
+from service.server import GatewayServer
 from service.settings import Settings, SettingsError, load_settings
 
 EXIT_PORT = 1
@@ -49,10 +48,7 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_PORT
     app = create_app(settings, connect(settings))
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_S, server_header=False
-    )
-    uvicorn.Server(config).run(sockets=[listener])
+    GatewayServer(app, grace_s=GRACE_S).run(sockets=[listener])
     return 0
 
 

@@ -16,8 +16,9 @@ from service import errors
 from service.body_guard import BodyGuard
 from service.catalogue import Catalogue
 from service.gateway import Gateway
+from service.job_events import JobEvents
 from service.job_queue import JobQueue, disable_pickle
-from service.routes import generate, health, home, images, jobs, models
+from service.routes import events, generate, health, home, images, jobs, models
 from service.settings import Settings
 
 MAX_CONNECTIONS = 64
@@ -43,10 +44,14 @@ def connect(settings: Settings) -> Redis:
 def create_app(settings: Settings, redis: Redis) -> FastAPI:
     """The application; it closes `redis` when it ends."""
     disable_pickle()
+    gateway = Gateway(
+        settings, redis, JobQueue(redis, settings), Catalogue(redis, settings.redis_timeout_s), JobEvents(redis)
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        await gateway.events.aclose()
         await redis.aclose()
 
     # Its documentation page carries its own scripts: a GPU host often has no way out to a CDN.
@@ -58,10 +63,10 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         lifespan=lifespan,
         redirect_slashes=False,
     )
-    app.state.gateway = Gateway(settings, redis, JobQueue(redis, settings), Catalogue(redis, settings.redis_timeout_s))
+    app.state.gateway = gateway
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
     errors.install(app)
-    for part in (generate, jobs, images, models, health, home):
+    for part in (generate, jobs, events, images, models, health, home):
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app

@@ -7,7 +7,7 @@ GatewayError
 ├── ImageExpired          410  its job is known, its bytes are gone
 ├── ImageNotReady         409  the job has not succeeded
 ├── QueueFull             429  Retry-After: until enough work is done
-└── Unavailable           503  Redis, the workers or a model are missing for now
+└── Unavailable           503  Redis, the workers, a model or room for a stream are missing for now
 """
 
 import json
@@ -98,13 +98,21 @@ class QueueFull(GatewayError):
 
 
 class Unavailable(GatewayError):
-    """`code` says what is missing: redis_unavailable, no_worker, no_model, model_not_loaded."""
+    """`code` says what is missing: redis_unavailable, no_worker, no_model, model_not_loaded, too_many_streams."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
     def __init__(self, code: str, detail: str, *, retry_after_s: int = 5) -> None:
         super().__init__(detail, retry_after_s=retry_after_s)
         self.code = code
+
+
+def redis_unavailable() -> Unavailable:
+    return Unavailable(
+        "redis_unavailable",
+        "the queue does not answer; nothing is known to be lost, try again",
+        retry_after_s=REDIS_RETRY_AFTER_S,
+    )
 
 
 class BrokenRule(BaseModel):
@@ -157,6 +165,21 @@ def problem_response(
     fields: Sequence[FieldProblem] = (),
     headers: dict[str, str] | None = None,
 ) -> Response:
+    headers = dict(headers or {})
+    if retry_after_s is not None:
+        headers["Retry-After"] = str(retry_after_s)
+    headers.setdefault("Cache-Control", "no-store")
+    # ASCII: a lone surrogate in a refused value has no UTF-8 form.
+    body = json.dumps(_document(status, code, detail, fields))
+    return Response(body, status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+
+
+def problem_document(error: GatewayError) -> dict[str, Any]:
+    """For where there is no status to set any more: within a stream."""
+    return _document(error.status, error.code, error.detail, error.fields)
+
+
+def _document(status: int, code: str, detail: str, fields: Sequence[FieldProblem]) -> dict[str, Any]:
     body: dict[str, Any] = {
         "type": "about:blank",
         "title": HTTPStatus(status).phrase,
@@ -166,12 +189,7 @@ def problem_response(
     }
     if fields:
         body["errors"] = [{"field": f.field, "rule": f.rule, "value": _echo(f.value)} for f in fields]
-    headers = dict(headers or {})
-    if retry_after_s is not None:
-        headers["Retry-After"] = str(retry_after_s)
-    headers.setdefault("Cache-Control", "no-store")
-    # ASCII: a lone surrogate in a refused value has no UTF-8 form.
-    return Response(json.dumps(body), status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
+    return body
 
 
 def _echo(value: object) -> object:
@@ -192,12 +210,7 @@ async def on_gateway_error(request: Request, error: Exception) -> Response:
 
 async def on_redis_away(request: Request, error: Exception) -> Response:
     log.warning("%s %s: Redis does not answer: %s", request.method, request.url.path, error)
-    return problem_response(
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "redis_unavailable",
-        "the queue does not answer; nothing is known to be lost, try again",
-        retry_after_s=REDIS_RETRY_AFTER_S,
-    )
+    return await on_gateway_error(request, redis_unavailable())
 
 
 async def on_refused_by_redis(request: Request, error: Exception) -> Response:

@@ -7,6 +7,7 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from service.catalogue import Catalogue
+from service.job_events import JobEvents
 from service.job_queue import JobQueue
 from service.settings import Settings
 
@@ -17,6 +18,7 @@ class Gateway:
     redis: Redis
     queue: JobQueue
     catalogue: Catalogue
+    events: JobEvents
 
 
 def gateway_of(request: Request) -> Gateway:

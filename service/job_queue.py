@@ -27,7 +27,7 @@ from rq.serializers import DefaultSerializer, JSONSerializer
 from service.queue_scripts import CANCEL, JOBS_AHEAD_FIELD, SUBMIT, WORK_AHEAD_FIELD, WORK_FIELD
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
-from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, image_key, progress_key
+from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, events_channel, image_key, progress_key
 
 log = logging.getLogger(__name__)
 
@@ -210,7 +210,10 @@ class JobQueue:
                     self._canceled.key,
                     ExecutionRegistry.key_template.format(job_id),
                 ],
-                args=[job_id, self._settings.result_ttl_s, PUBSUB_CHANNEL_TEMPLATE % ""],
+                args=[
+                    *(job_id, self._settings.result_ttl_s),
+                    *(PUBSUB_CHANNEL_TEMPLATE % "", events_channel(job_id)),
+                ],
             )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
 

@@ -28,6 +28,10 @@ def job_url(job_id: str) -> str:
     return f"/jobs/{job_id}"
 
 
+def events_url(job_id: str) -> str:
+    return f"{job_url(job_id)}/events"
+
+
 def image_url(job_id: str, index: int) -> str:
     return f"{job_url(job_id)}/images/{index}"
 
@@ -95,7 +99,9 @@ def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
         progress=Progress(step=done, steps=request.steps),
         images=_images(job.id, outcome),
         error=_error(record) if state is JobState.FAILED else None,
-        links=JobLinks(self=job_url(job.id), cancel=None if state.is_terminal else job_url(job.id)),
+        links=JobLinks(
+            self=job_url(job.id), events=events_url(job.id), cancel=None if state.is_terminal else job_url(job.id)
+        ),
     )
 
 

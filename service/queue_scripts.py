@@ -92,7 +92,7 @@ return {'queued', job_id, jobs, waiting, time_text()}
 )
 
 # KEYS: job hash, queue, started registry, canceled registry, the job's executions
-# ARGV: job id, seconds to keep it, prefix of the workers' command channels
+# ARGV: job id, seconds to keep it, prefix of the workers' command channels, the job's channel of events
 # Answers the status that the job had: nil when there is no such job.
 CANCEL = (
     _SERVER_TIME
@@ -123,6 +123,7 @@ local worker = redis.call('HGET', job_key, 'worker_name')
 if worker and worker ~= '' then
     redis.call('PUBLISH', ARGV[3] .. worker, cjson.encode({command = 'stop-job', job_id = job_id}))
 end
+redis.call('PUBLISH', ARGV[4], '')
 return status
 """
 )

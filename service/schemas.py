@@ -90,6 +90,7 @@ class Image(BaseModel):
 
 class JobLinks(BaseModel):
     self: str
+    events: str = Field(description="Its changes as server-sent events.")
     cancel: str | None = Field(default=None, description="DELETE this to cancel; absent once the job has ended.")
 
 

@@ -34,6 +34,14 @@ class Settings(BaseSettings):
     """Longest that a worker may compute one job."""
     redis_timeout_s: float = Field(default=1.2, gt=0, le=30)
     """Longest that one use of Redis may take, connecting included. A request answers 503 after about as long."""
+    max_streams: int = Field(default=512, ge=1)
+    """Most open event streams of this gateway; above it a new one is answered 503."""
+    stream_heartbeat_s: float = Field(default=15, gt=0)
+    """An event stream that has nothing to say sends a comment this often, or proxies would take it for dead."""
+    stream_s: float = Field(default=3600, gt=0)
+    """After this long an event stream is ended; its client connects again and goes on where it was."""
+    stream_outage_s: float = Field(default=60, gt=0)
+    """How long an event stream waits for a Redis that does not answer before it ends with an `error` event."""
 
 
 def load_settings() -> Settings:

@@ -225,5 +225,5 @@ def chain_key(job_id: str) -> str:
 
 
 def events_channel(job_id: str) -> str:
-    """Pub/sub channel of a job's progress."""
+    """Pub/sub channel that says that a job has changed. A message is its `ProgressSnapshot`, or empty."""
     return f"reverie:events:{job_id}"

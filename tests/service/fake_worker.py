@@ -23,6 +23,7 @@ from worker.contract import (
     SamplingRequest,
     VersionInfo,
     WorkerStatus,
+    events_channel,
     image_key,
     progress_key,
     worker_key,
@@ -54,6 +55,8 @@ CLOUDS = DIGITS.model_copy(
 class FakeWorker:
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
+        self.tells = True
+        """Whether it says that a job has changed; False: as if every message were lost."""
         self._executions: dict[str, Execution] = {}
         self._queue = Queue(QUEUE_NAME, connection=client, serializer=JSONSerializer)
 
@@ -106,6 +109,7 @@ class FakeWorker:
             step=step, steps=request.steps, model=request.model, version=VERSION, weights_sha256=WEIGHTS
         )
         self._client.set(progress_key(job.id), snapshot.model_dump_json(), ex=60)
+        self._tell(job, snapshot.model_dump_json())
 
     def succeed(self, job: Job) -> list[bytes]:
         """Store the images, then end the job; answers the images' bytes."""
@@ -140,6 +144,7 @@ class FakeWorker:
             job.cleanup(job.result_ttl, pipeline=pipe, remove_from_queue=False)
             self._executions[job.id].delete(job, pipe)
             pipe.execute()
+        self._tell(job)
         return images
 
     def fail(self, job: Job, exc_string: str) -> None:
@@ -149,6 +154,11 @@ class FakeWorker:
             job._handle_failure(exc_string, pipe, worker_name=NAME)
             self._executions[job.id].delete(job, pipe)
             pipe.execute()
+        self._tell(job)
+
+    def _tell(self, job: Job, text: str = "") -> None:
+        if self.tells:
+            self._client.publish(events_channel(job.id), text)
 
 
 def request_of(job: Job) -> SamplingRequest:

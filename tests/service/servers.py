@@ -5,10 +5,9 @@ import threading
 import time
 from typing import Self
 
-import uvicorn
-
 from service.__main__ import listen
 from service.app import connect, create_app
+from service.server import GatewayServer
 from service.settings import Settings
 
 START_TIMEOUT_S = 30
@@ -22,7 +21,7 @@ class RunningGateway:
         self._listener: socket.socket = listen(settings)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         app = create_app(settings, connect(settings))
-        self._server = uvicorn.Server(uvicorn.Config(app, log_config=None, timeout_graceful_shutdown=1))
+        self._server = GatewayServer(app, grace_s=1)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 
     def __enter__(self) -> Self:
@@ -33,7 +32,11 @@ class RunningGateway:
             time.sleep(0.005)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def stop(self) -> None:
+        """As on SIGTERM: it ends once what is in flight has ended, or has had its time."""
         self._server.should_exit = True
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
         self._thread.join(START_TIMEOUT_S)
         self._listener.close()

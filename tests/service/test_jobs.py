@@ -46,7 +46,7 @@ def test_a_succeeded_job_lists_its_images(http: httpx.Client, worker: FakeWorker
     assert [image["url"] for image in job["images"]] == [f"/jobs/{job_id}/images/{i}" for i in (0, 1)]
     assert (job["version"], job["weights_sha256"], job["label"]) == (VERSION, WEIGHTS, "two")
     assert job["created_at"] <= job["started_at"] <= job["finished_at"] < job["expires_at"]
-    assert job["links"] == {"self": f"/jobs/{job_id}", "cancel": None}
+    assert job["links"] == {"self": f"/jobs/{job_id}", "events": f"/jobs/{job_id}/events", "cancel": None}
 
 
 def test_a_failed_job_says_why(http: httpx.Client, worker: FakeWorker) -> None:

@@ -1,5 +1,6 @@
 """The OpenAPI document is true: whatever is generated from it, the gateway answers as the document says."""
 
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -14,6 +15,12 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
 
 EXAMPLES = 12
+
+
+@pytest.fixture
+def http(worker: FakeWorker, start_gateway: Callable[..., httpx.Client]) -> httpx.Client:
+    """Its streams are short: a client that takes no events waits for the end of what it has asked for."""
+    return start_gateway(stream_s=0.05)
 
 
 @pytest.fixture

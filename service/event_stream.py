@@ -1,0 +1,129 @@
+"""One job as server-sent events, from its present state to its end."""
+
+import asyncio
+import json
+import time
+
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from service.errors import REDIS_AWAY, GatewayError, NotFound, problem_document, redis_unavailable
+from service.gateway import Gateway
+from service.job_events import Watch
+from service.job_lookup import require_job
+from service.schemas import Job, JobState
+
+RETRY_S = 2
+"""After which a browser connects again by itself."""
+LOOK_S = 1.0
+"""The longest that a change goes unseen whose message was lost, or that nobody tells of: a moved queue, a start."""
+
+EVENT_NAMES = {state: "progress" if state is JobState.RUNNING else state.value for state in JobState}
+
+ERROR_NAME = "error"
+
+
+def event_id(job: Job) -> str:
+    """Names the state that an event shows: two events have the same id when a client that saw one misses nothing."""
+    if job.status is JobState.QUEUED:
+        return f"queued-{job.position}"
+    if job.status is JobState.RUNNING:
+        # Without weights no worker has reported yet.
+        return "running" if job.weights_sha256 is None else f"running-{job.progress.step}"
+    return job.status.value
+
+
+class EventStream(Response):
+    """Sends an event whenever the job's state is another one than the client has seen, and ends with the job.
+
+    What is sent is read after the client has taken what was sent before: a slow client skips states, and no state but
+    the newest is ever kept for it.
+
+    Args:
+        job: as it is now.
+        last_event_id: of the last event that the client has seen.
+    """
+
+    media_type = "text/event-stream"
+
+    def __init__(self, gateway: Gateway, job: Job, last_event_id: str | None) -> None:
+        self._gateway = gateway
+        self._job = job
+        self._seen = last_event_id
+        self.status_code = 200
+        self.background = None
+        # nginx would hold events back until its buffer is full.
+        self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._gateway.events.watch(self._job.id) as watch:
+            gone = asyncio.create_task(_disconnected(receive))
+            # A task of its own: it may hang in `send` when the client has gone, or does not read.
+            sending = asyncio.create_task(self._send(watch, send, gone))
+            try:
+                await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                gone.cancel()
+                sending.cancel()
+                watch.wake()
+                await asyncio.wait({gone, sending})
+            if not sending.cancelled():
+                sending.result()
+
+    async def _send(self, watch: Watch, send: Send, gone: "asyncio.Task[None]") -> None:
+        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await _body(send, f"retry: {RETRY_S * 1000}\n\n")
+        await self._follow(watch, send, gone)
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _follow(self, watch: Watch, send: Send, gone: "asyncio.Task[None]") -> None:
+        settings, events = self._gateway.settings, self._gateway.events
+        job_id, seen = self._job.id, self._seen
+        job: Job | None = self._job
+        began = sent = time.monotonic()
+        away_since: float | None = None
+        while True:
+            if job is not None and event_id(job) != seen:
+                seen = event_id(job)
+                await _body(send, _event(EVENT_NAMES[job.status], job.model_dump_json(), seen))
+                sent = time.monotonic()
+            if job is not None and job.status.is_terminal:
+                return
+            now = time.monotonic()
+            if now - sent >= settings.stream_heartbeat_s:
+                await _body(send, ":\n\n")
+                sent = time.monotonic()
+            due = min(sent + settings.stream_heartbeat_s, began + settings.stream_s)
+            await watch.news(min(LOOK_S, max(0.0, due - now)))
+            # `gone`: up to Python 3.11 the Redis client loses a cancellation now and then.
+            if events.ending or gone.done() or time.monotonic() - began >= settings.stream_s:
+                return
+            try:
+                job, away_since = await require_job(self._gateway, job_id), None
+            except NotFound as error:
+                await _body(send, _error(error))
+                return
+            except REDIS_AWAY:
+                job, away_since = None, away_since or time.monotonic()
+                if time.monotonic() - away_since >= settings.stream_outage_s:
+                    await _body(send, _error(redis_unavailable()))
+                    return
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _body(send: Send, text: str) -> None:
+    await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+
+def _event(name: str, data: str, event_id: str) -> str:
+    return f"event: {name}\nid: {event_id}\ndata: {data}\n\n"
+
+
+def _error(error: GatewayError) -> str:
+    """Without an id: the client goes on from the last state that it has seen."""
+    retry_s = RETRY_S if error.retry_after_s is None else error.retry_after_s
+    return f"event: {ERROR_NAME}\nretry: {retry_s * 1000}\ndata: {json.dumps(problem_document(error))}\n\n"

@@ -1,0 +1,125 @@
+"""Event streams under pressure: slow clients, a gateway that ends, a Redis that is away."""
+
+import asyncio
+import json
+from collections.abc import Callable, Iterator
+
+import httpx
+import pytest
+
+from service.app import connect, create_app
+from service.event_stream import EventStream
+from service.gateway import Gateway
+from service.job_lookup import require_job
+from service.settings import Settings
+from tests.conftest import ValkeyHandle
+from tests.service.event_source import follow
+from tests.service.fake_worker import FakeWorker
+from tests.service.servers import RunningGateway
+from tests.service.test_jobs import poll, submit
+
+
+@pytest.fixture
+def fragile_valkey(valkey: ValkeyHandle) -> Iterator[ValkeyHandle]:
+    """It may be killed; the next test finds it running."""
+    yield valkey
+    valkey.restart()
+
+
+class SlowClient:
+    """The server's side of a connection whose client does not read: `send` returns when the test says so."""
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+        self.reads = asyncio.Event()
+        self.waits = asyncio.Event()
+
+    async def send(self, message: dict[str, object]) -> None:
+        body = message.get("body")
+        if isinstance(body, bytes) and b"event:" in body:
+            self.waits.set()
+            await self.reads.wait()
+        self.sent.append(body.decode() if isinstance(body, bytes) else "")
+
+    async def receive(self) -> dict[str, object]:
+        await asyncio.Event().wait()
+        raise AssertionError("a client that stays")
+
+    @property
+    def ids(self) -> list[str]:
+        return [line.removeprefix("id: ") for text in self.sent for line in text.split("\n") if line.startswith("id:")]
+
+
+def test_a_slow_client_skips_states_and_nothing_is_kept_for_it(
+    http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
+) -> None:
+    job_id = submit(http, steps=1000)
+    job = worker.take()
+    settings = Settings(redis_url=valkey.url)
+
+    async def run() -> list[str]:
+        app = create_app(settings, connect(settings))
+        gateway: Gateway = app.state.gateway
+        client = SlowClient()
+        stream = EventStream(gateway, await require_job(gateway, job_id), None)
+        streaming = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))  # type: ignore[arg-type]
+        await client.waits.wait()
+        for step in range(1, 300):
+            worker.report(job, step)
+        await asyncio.to_thread(worker.succeed, job)
+        client.reads.set()
+        await streaming
+        await gateway.events.aclose()
+        await gateway.redis.aclose()
+        return client.ids
+
+    assert asyncio.run(run()) == ["running", "succeeded"]
+
+
+def test_a_gateway_that_ends_ends_its_streams_whole_and_they_go_on_elsewhere(
+    worker: FakeWorker, valkey: ValkeyHandle, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    other = start_gateway()
+    job_id = submit(other)
+    ending = RunningGateway(Settings(redis_url=valkey.url))
+    with httpx.Client(base_url=ending.url, timeout=30) as http:
+        with ending, follow(http, job_id) as source:
+            assert next(source.events).id == "queued-0"
+            ending.stop()
+            # One that is cut off raises: its body is not complete.
+            assert list(source.events) == []
+        last = source.last_event_id
+    worker.succeed(worker.take())
+    with follow(other, job_id, last) as source:
+        assert [event.id for event in source.events] == ["succeeded"]
+
+
+def test_a_stream_outlives_a_redis_that_is_killed_and_comes_back(
+    own_http: httpx.Client, worker: FakeWorker, fragile_valkey: ValkeyHandle
+) -> None:
+    job_id = submit(own_http)
+    with follow(own_http, job_id) as source:
+        assert next(source.events).id == "queued-0"
+        fragile_valkey.kill()
+        poll(lambda: own_http.get(f"/jobs/{job_id}").status_code == 503)
+        fragile_valkey.start()
+        worker.succeed(worker.take())
+        assert [event.id for event in source.events][-1] == "succeeded"
+
+
+def test_a_stream_whose_redis_stays_away_ends_with_an_event_that_says_so(
+    worker: FakeWorker, fragile_valkey: ValkeyHandle, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    http = start_gateway(stream_outage_s=1.5, stream_heartbeat_s=0.1)
+    job_id = submit(http)
+    with follow(http, job_id) as source:
+        assert next(source.events).id == "queued-0"
+        fragile_valkey.kill()
+        comments = source.comments
+        (last,) = source.events
+    assert (last.name, last.id, json.loads(last.data)["code"]) == ("error", "queued-0", "redis_unavailable")
+    assert source.comments > comments, "the connection was kept alive meanwhile"
+    fragile_valkey.start()
+    worker.succeed(worker.take())
+    with follow(http, job_id, last.id) as again:
+        assert [event.id for event in again.events] == ["succeeded"]
