@@ -12,6 +12,8 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
+from redis.client import Pipeline
+from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
@@ -22,18 +24,35 @@ from worker.queue.worker_process import WorkerProcess
 from worker.settings import read_settings
 
 MOMENTS = {"claimed": lua_scripts.CLAIM, "stored": lua_scripts.STORE}
+FATAL = hashlib.sha1(MOMENTS[sys.argv[1]].encode()).hexdigest()
 
 
 class DyingRedis(redis.Redis):
     """Its process ends when the chosen script has run and done something, before anybody reads the answer."""
 
-    fatal = hashlib.sha1(MOMENTS[sys.argv[1]].encode()).hexdigest()
-
     def execute_command(self, *args: Any, **options: Any) -> Any:
         answer = super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
-        if args[0] == "EVALSHA" and args[1] == self.fatal and answer and answer != [[], []]:
+        if args[:2] == ("EVALSHA", FATAL) and answer[:2] != [[], []]:
             os.kill(os.getpid(), signal.SIGKILL)
         return answer
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> "DyingPipeline":
+        return DyingPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class DyingPipeline(Pipeline):
+    """What follows the chosen script is never sent."""
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        fatal = [number for number, (args, _) in enumerate(self.command_stack) if args[:2] == ("EVALSHA", FATAL)]
+        if not fatal:
+            return list(super().execute(raise_on_error))
+        del self.command_stack[fatal[-1] + 1 :]
+        answers = super().execute(raise_on_error)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            return list(answers)
+        os.kill(os.getpid(), signal.SIGKILL)
+        raise AssertionError("still alive")
 
 
 def main() -> None:

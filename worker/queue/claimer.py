@@ -3,17 +3,17 @@
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 
 import redis
 
 from worker.contract import JobError
 from worker.engine.messages import Canceled, EnginePort, EngineRequest
-from worker.queue import rq_overrides
-from worker.queue.connection import REDIS_AWAY, refused_for_now
+from worker.queue.connection import REDIS_AWAY
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Leases
-from worker.queue.redis_health import RedisHealth
+from worker.queue.redis_health import Attempt, RedisHealth
 from worker.queue.saved_chains import SavedChains
 
 logger = logging.getLogger(__name__)
@@ -22,6 +22,8 @@ AHEAD = 4
 """Jobs claimed beyond a full batch, so that the place of one that ends is filled without a round trip."""
 WAIT_FOR_JOB_S = 1
 WAIT_FOR_ROOM_S = 0.1
+# Refused: keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
+PAUSE_AFTER_S = {Attempt.AWAY: 0.2, Attempt.REFUSED: 1.0}
 
 
 class Claimer:
@@ -29,7 +31,6 @@ class Claimer:
 
     def __init__(
         self,
-        client: "redis.Redis",
         leases: Leases,
         engine: EnginePort,
         held: HeldJobs,
@@ -40,7 +41,6 @@ class Claimer:
         stopping: Callable[[], bool],
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._client = client
         self._leases = leases
         self._engine = engine
         self._held = held
@@ -61,31 +61,24 @@ class Claimer:
             if room == 0:
                 self._held.wait_for_change(WAIT_FOR_ROOM_S)
                 continue
-            try:
-                if self._is_suspended():
-                    self._sleep(WAIT_FOR_ROOM_S)
-                    continue
-                if not self._take(None, room):
-                    moved = self._leases.wait_for_job(WAIT_FOR_JOB_S)
-                    if moved is not None and self._stopping():
-                        self._leases.put_back_moved(moved)
-                    elif moved is not None:
-                        self._take(moved, room)
-                self._health.answered()
-            except REDIS_AWAY as error:
-                self._health.failed(error)
-                self._sleep(0.2)
-            except redis.exceptions.ResponseError as error:
-                if refused_for_now(error):
-                    self._health.failed(error)
-                else:
-                    # Keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
-                    logger.exception("a claim was refused by Redis")
-                self._sleep(1.0)
+            outcome = self._health.attempt("a claim", partial(self._claim, room))
+            if outcome is not Attempt.DONE:
+                self._sleep(PAUSE_AFTER_S[outcome])
         self._give_back_alone()
 
+    def _claim(self, room: int) -> None:
+        """Take what is there, or wait a moment for something."""
+        if not self._take(None, room):
+            moved = self._leases.wait_for_job(WAIT_FOR_JOB_S)
+            if moved is not None and self._stopping():
+                self._leases.put_back_moved(moved)
+            elif moved is not None:
+                self._take(moved, room)
+        self._health.answered()
+
     def _room(self) -> int:
-        """Jobs that may be claimed now."""
+        """Jobs that may be claimed now; none where another one would only make the line behind a full batch whole: it
+        is filled up by half, or each job that ends would cost a claim of its own."""
         images, ahead = 0, 0
         for job in self._held.all():
             if job.must_run_alone:
@@ -93,17 +86,22 @@ class Claimer:
             if images >= self._max_batch:
                 ahead += 1
             images += job.images
-        return AHEAD - ahead if images >= self._max_batch else AHEAD
+        if images < self._max_batch:
+            return AHEAD
+        return AHEAD - ahead if ahead <= AHEAD // 2 else 0
 
-    def _is_suspended(self) -> bool:
-        suspended = bool(self._client.exists(rq_overrides.SUSPENDED_KEY))
+    def _tell_suspended(self, suspended: bool) -> None:
         if suspended != self._told_suspended:
             logger.warning("claiming is %s", "suspended by `rq suspend`" if suspended else "resumed")
             self._told_suspended = suspended
-        return suspended
 
     def _take(self, moved: str | None, room: int) -> bool:
+        """False when there was nothing to take."""
         claim = self._leases.claim(moved, room)
+        self._tell_suspended(claim.suspended)
+        if claim.suspended:
+            self._sleep(WAIT_FOR_ROOM_S)
+            return True
         for job_id, reason in claim.dropped:
             logger.warning("job %s taken off the queue: %s", job_id, reason)
         for job in claim.jobs:

@@ -4,30 +4,21 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import redis
-
-from worker.contract import (
-    ImageRecord,
-    JobError,
-    JobOutcome,
-    ProgressSnapshot,
-    events_channel,
-    image_key,
-    progress_key,
-)
+from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key
 from worker.engine.messages import Canceled, Failed, Succeeded
 from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.encoding import EncodedImage, encode
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
-from worker.queue.leases import Leases
+from worker.queue.leases import Call, Leases
 from worker.queue.redis_health import RedisHealth
 
 logger = logging.getLogger(__name__)
 
+MOST_TOGETHER = 64
+"""Jobs delivered in one round trip."""
 RETRY_AFTER_S = 0.25
 PAUSE_S = 1.0
 """Before a job that failed and may be tried again goes back to the queue: what it lacked may be there then."""
@@ -36,7 +27,7 @@ PAUSE_S = 1.0
 @dataclass(frozen=True, slots=True)
 class _Drawn:
     event: Succeeded
-    encoded: "Future[list[EncodedImage]]"
+    images: list[EncodedImage]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +36,18 @@ class _Refused:
 
 
 _End = _Drawn | _Refused | Failed | Canceled
+_Ended = tuple[HeldJob, _End]
 
 
 class Finisher:
-    """One thread delivers, a small pool encodes. `run` returns when told to stop and nothing is left to deliver."""
+    """One thread delivers, a few encode. `run` returns when told to stop and nothing is left to deliver.
+
+    Jobs that ended by the time the thread looks are delivered together, in one round trip, and each by itself as far
+    as its fate goes: its images are stored, and its status is written if they were.
+    """
 
     def __init__(
         self,
-        client: "redis.Redis",
         leases: Leases,
         held: HeldJobs,
         health: RedisHealth,
@@ -60,21 +55,21 @@ class Finisher:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self._client = client
         self._leases = leases
         self._held = held
         self._health = health
         self._clock = clock
         self._sleep = sleep
-        self._encoders = ThreadPoolExecutor(encoder_threads, thread_name_prefix="encoder")
-        self._ends: queue.SimpleQueue[tuple[HeldJob, _End] | None] = queue.SimpleQueue()
+        self._drawn: queue.SimpleQueue[tuple[HeldJob, Succeeded] | None] = queue.SimpleQueue()
+        self._ends: queue.SimpleQueue[_Ended | None] = queue.SimpleQueue()
+        self._encoders = [
+            threading.Thread(target=self._encode_all, name=f"encoder {number}", daemon=True)
+            for number in range(encoder_threads)
+        ]
         self._abandoned = False
 
     def drawn(self, job: HeldJob, event: Succeeded) -> None:
-        assert job.request is not None  # only a job with a request ever entered the engine
-        image_format = job.request.format
-        encoded = self._encoders.submit(lambda: [encode(pixels, image_format) for pixels in event.images])
-        self._ends.put((job, _Drawn(event, encoded)))
+        self._drawn.put((job, event))
 
     def ended(self, job: HeldJob, event: Failed | Canceled) -> None:
         self._ends.put((job, event))
@@ -91,112 +86,152 @@ class Finisher:
         self._ends.put((job, _Refused(error)))
 
     def stop(self) -> None:
-        """Let `run` return after what is queued now."""
+        """Let `run` return after what can be delivered now; what is not encoded yet was put back by then."""
         self._ends.put(None)
+        for _ in self._encoders:
+            self._drawn.put(None)
 
     def abandon(self) -> None:
         """Give up waiting for Redis: the process must end."""
         self._abandoned = True
 
     def run(self) -> None:
-        while (item := self._ends.get()) is not None:
-            job, end = item
-            self._deliver(job, end)
-        self._encoders.shutdown(wait=False, cancel_futures=True)
+        for encoder in self._encoders:
+            encoder.start()
+        going_on = True
+        while going_on:
+            found = [self._ends.get()]
+            while len(found) < MOST_TOGETHER and not self._ends.empty():
+                found.append(self._ends.get())
+            going_on = None not in found
+            self._deliver([ended for ended in found if ended is not None])
 
-    def _deliver(self, job: HeldJob, end: _End) -> None:
-        while not self._abandoned:
+    def _encode_all(self) -> None:
+        while (item := self._drawn.get()) is not None:
+            job, event = item
+            assert job.request is not None  # only a job with a request ever entered the engine
+            end: _End
             try:
-                self._deliver_once(job, end)
-                self._health.answered()
-                break
+                end = _Drawn(event, [encode(pixels, job.request.format) for pixels in event.images])
             except Exception as error:
-                if isinstance(error, REDIS_AWAY) or refused_for_now(error):
-                    self._health.failed(error)
-                    self._sleep(RETRY_AFTER_S)
-                    continue
-                # A result that can't be delivered for a reason of its own must not stop those behind it.
-                if isinstance(end, _Refused):
-                    logger.exception("job %s: its end can't be written; its lease runs out", job.job_id)
-                    break
-                logger.exception("job %s: its result can't be delivered", job.job_id)
-                end = _Refused(JobError(code="internal", detail=f"the result could not be delivered: {error}"[:500]))
-        self._held.remove(job)
+                logger.exception("job %s: its images can't be encoded", job.job_id)
+                end = _undeliverable(error)
+            self._ends.put((job, end))
 
-    def _deliver_once(self, job: HeldJob, end: _End) -> None:
+    def _deliver(self, ended: Sequence[_Ended]) -> None:
+        waiting = list(ended)
+        while waiting and not self._abandoned:
+            try:
+                waiting = self._deliver_once(waiting)
+            except REDIS_AWAY as error:
+                self._health.failed(error)
+            else:
+                if not waiting:
+                    self._health.answered()
+            if waiting:
+                self._sleep(RETRY_AFTER_S)
+        self._held.remove(*(job for job, _ in ended))
+
+    def _deliver_once(self, ended: Sequence[_Ended]) -> list[_Ended]:
+        """One round trip; what must be sent again."""
+        calls = [self._calls(job, end) for job, end in ended]
+        answers = iter(self._leases.send([call for of_job in calls for call in of_job]))
+        again: list[_Ended] = []
+        for (job, end), of_job in zip(ended, calls, strict=True):
+            got = [next(answers) for _ in of_job]
+            error = next((answer for answer in got if isinstance(answer, Exception)), None)
+            if error is None:
+                self._tell(job, end, str(got[-1]) if got else "")
+            elif isinstance(error, REDIS_AWAY) or refused_for_now(error):
+                self._health.failed(error)
+                again.append((job, end))
+            elif isinstance(end, _Refused):
+                logger.error("job %s: its end can't be written; its lease runs out", job.job_id, exc_info=error)
+            else:
+                # What can't be delivered for a reason of its own ends as that.
+                logger.error("job %s: its result can't be delivered", job.job_id, exc_info=error)
+                again.append((job, _undeliverable(error)))
+        return again
+
+    def _calls(self, job: HeldJob, end: _End) -> list[Call]:
+        """What tells Redis of it, the status last; nothing of a job that another worker has."""
+        if job.ending is Ending.LOST:
+            return []
+        if isinstance(end, _Drawn):
+            return [
+                *(self._leases.store(job, image_key(job.job_id, i), image.data) for i, image in enumerate(end.images)),
+                self._success(job, end),
+            ]
+        if isinstance(end, Failed):
+            return [self._leases.fail(job, _error(job, end), may_retry=end.retryable)]
+        stopped = isinstance(end, Canceled) and job.ending is not Ending.TIMEOUT
+        return [self._leases.fail(job, _error(job, end), may_retry=False, stopped=stopped)]
+
+    def _success(self, job: HeldJob, drawn: _Drawn) -> Call:
+        event, request = drawn.event, job.request
+        assert request is not None
+        made_by = {"model": event.model, "version": event.version, "weights_sha256": event.weights_sha256}
+        records = [
+            ImageRecord(
+                index=index,
+                seed=request.seed + index,
+                sha256=image.sha256,
+                width=image.width,
+                height=image.height,
+                size_bytes=len(image.data),
+            )
+            for index, image in enumerate(drawn.images)
+        ]
+        outcome = JobOutcome(**made_by, images=records, media_type=request.format.media_type)
+        return self._leases.finish(job, outcome, ProgressSnapshot(**made_by, step=request.steps, steps=request.steps))
+
+    def _tell(self, job: HeldJob, end: _End, answer: str) -> None:
+        """The end of a job, in the log."""
+        took_ms = (self._clock() - job.claimed_clock) * 1e3
         if job.ending is Ending.LOST:
             logger.warning("job %s: its lease ran out, another worker has it; result thrown away", job.job_id)
         elif isinstance(end, _Drawn):
-            self._succeed(job, end)
-        elif isinstance(end, _Refused):
-            self._fail(job, end.error, may_retry=False)
-        elif isinstance(end, Failed):
-            self._fail(job, JobError(code=end.code, detail=end.detail), may_retry=end.retryable)
-        elif job.ending is Ending.TIMEOUT:
-            detail = f"not done within its {job.timeout_s:g} s"
-            self._fail(job, JobError(code="timeout", detail=detail), may_retry=False)
+            self._tell_drawn(job, end, answer, took_ms)
+        elif answer in ("canceled", "stopped"):
+            logger.info("job %s %s after %.0f ms", job.job_id, answer, took_ms)
+        elif answer == "failed":
+            logger.error("job %s failed: %s", job.job_id, _code_and_detail(_error(job, end)))
+        elif answer == "queued":
+            logger.warning("job %s failed and is queued again: %s", job.job_id, _code_and_detail(_error(job, end)))
         else:
-            self._fail(job, JobError(code="canceled", detail="stopped on request"), may_retry=False, stopped=True)
+            logger.warning("job %s: %s, but the job is %s", job.job_id, _error(job, end).code, answer)
 
-    def _succeed(self, job: HeldJob, drawn: _Drawn) -> None:
+    def _tell_drawn(self, job: HeldJob, drawn: _Drawn, answer: str, took_ms: float) -> None:
         event, request = drawn.event, job.request
         assert request is not None
-        images = drawn.encoded.result()
-        for index, image in enumerate(images):
-            if not self._leases.store(job, image_key(job.job_id, index), image.data):
-                break  # `finish` tells why
-        outcome = JobOutcome(
-            model=event.model,
-            version=event.version,
-            weights_sha256=event.weights_sha256,
-            images=[
-                ImageRecord(
-                    index=index,
-                    seed=request.seed + index,
-                    sha256=image.sha256,
-                    width=image.width,
-                    height=image.height,
-                    size_bytes=len(image.data),
-                )
-                for index, image in enumerate(images)
-            ],
-            media_type=request.format.media_type,
-        )
-        answer = self._leases.finish(job, outcome)
         if answer == "finished":
-            self._tell_last_progress(job, event, request.steps)
             logger.info(
                 "job %s succeeded: %s %s, %d image(s) x %d steps, %s in %.0f ms, waited %s",
-                *(job.job_id, event.model, event.version, len(images), request.steps, request.sampler),
-                *((self._clock() - job.claimed_clock) * 1e3, _milliseconds(job.waited_s)),
+                *(job.job_id, event.model, event.version, len(drawn.images), request.steps, request.sampler),
+                *(took_ms, _milliseconds(job.waited_s)),
             )
         elif answer == "canceled":
-            self._client.delete(*(image_key(job.job_id, index) for index in range(len(images))))
             logger.info("job %s was canceled before its result was delivered", job.job_id)
         else:
             logger.warning("job %s: result thrown away, the job is %s", job.job_id, answer)
 
-    def _fail(self, job: HeldJob, error: JobError, *, may_retry: bool, stopped: bool = False) -> None:
-        answer = self._leases.fail(job, error, may_retry=may_retry, stopped=stopped)
-        if answer == "failed":
-            logger.error("job %s failed: %s: %s", job.job_id, error.code, error.detail)
-        elif answer == "queued":
-            logger.warning("job %s failed and is queued again: %s: %s", job.job_id, error.code, error.detail)
-        elif answer in ("canceled", "stopped"):
-            logger.info("job %s %s after %.0f ms", job.job_id, answer, (self._clock() - job.claimed_clock) * 1e3)
-        else:
-            logger.warning("job %s: %s, but the job is %s", job.job_id, error.code, answer)
-        if job.progress is not None:
-            self._client.publish(events_channel(job.job_id), job.progress.model_dump_json())
 
-    def _tell_last_progress(self, job: HeldJob, event: Succeeded, steps: int) -> None:
-        snapshot = ProgressSnapshot(
-            step=steps, steps=steps, model=event.model, version=event.version, weights_sha256=event.weights_sha256
-        )
-        with self._client.pipeline(transaction=False) as pipeline:
-            pipeline.set(progress_key(job.job_id), snapshot.model_dump_json(), ex=job.ttl_s)
-            pipeline.publish(events_channel(job.job_id), snapshot.model_dump_json())
-            pipeline.execute()
+def _undeliverable(error: Exception) -> _Refused:
+    return _Refused(JobError(code="internal", detail=f"the result could not be delivered: {error}"[:500]))
+
+
+def _error(job: HeldJob, end: _Refused | Failed | Canceled) -> JobError:
+    if isinstance(end, _Refused):
+        return end.error
+    if isinstance(end, Failed):
+        return JobError(code=end.code, detail=end.detail)
+    if job.ending is Ending.TIMEOUT:
+        return JobError(code="timeout", detail=f"not done within its {job.timeout_s:g} s")
+    return JobError(code="canceled", detail="stopped on request")
+
+
+def _code_and_detail(error: JobError) -> str:
+    return f"{error.code}: {error.detail}"
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -4,16 +4,17 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-
-import redis
+from typing import TYPE_CHECKING
 
 from worker.engine.messages import EnginePort
-from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Leases, ServerClock
-from worker.queue.redis_health import RedisHealth
+from worker.queue.redis_health import Attempt, RedisHealth
 from worker.queue.rq_overrides import RqWorker
 from worker.queue.status import StatusPublisher
+
+if TYPE_CHECKING:
+    import redis
 
 logger = logging.getLogger(__name__)
 
@@ -52,31 +53,18 @@ class Heartbeat:
         self._load_watchdog_s = load_watchdog_s
         self._on_hang = on_hang
         self._clock = clock
-        self._stop = threading.Event()
 
-    def stop(self) -> None:
-        self._stop.set()
-
-    def run(self) -> None:
+    def run(self, stop: threading.Event) -> None:
         next_beat = self._clock()
-        while not self._stop.is_set():
+        while not stop.is_set():
             if self.is_hung():
                 self._on_hang()
                 return
             self._end_overdue()
             if self._clock() >= next_beat:
-                try:
-                    self.beat()
-                    next_beat = self._clock() + self._heartbeat_s
-                except REDIS_AWAY as error:
-                    self._health.failed(error)
-                except redis.exceptions.RedisError as error:
-                    if refused_for_now(error):
-                        self._health.failed(error)
-                    else:
-                        logger.exception("a heartbeat was refused by Redis")
-                    next_beat = self._clock() + self._heartbeat_s
-            self._stop.wait(min(WATCH_S, max(0.01, next_beat - self._clock())))
+                away = self._health.attempt("a heartbeat", self.beat) is Attempt.AWAY
+                next_beat = self._clock() + (WATCH_S if away else self._heartbeat_s)
+            stop.wait(min(WATCH_S, max(0.01, next_beat - self._clock())))
 
     def beat(self) -> None:
         """Renew every lease and everything that says this worker is alive; take jobs that ended elsewhere out."""

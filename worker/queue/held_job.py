@@ -168,10 +168,11 @@ class HeldJobs:
             self._jobs[job.job_id] = job
             self._changed.notify_all()
 
-    def remove(self, job: HeldJob) -> None:
+    def remove(self, *jobs: HeldJob) -> None:
         with self._changed:
-            if self._jobs.get(job.job_id) is job:
-                del self._jobs[job.job_id]
+            for job in jobs:
+                if self._jobs.get(job.job_id) is job:
+                    del self._jobs[job.job_id]
             self._changed.notify_all()
 
     def get(self, job_id: str) -> HeldJob | None:

@@ -1,19 +1,22 @@
-"""The worker's side of the Lua scripts: claim, renew, finish, fail, put back, recover. Each call is one round trip."""
+"""The worker's side of the Lua scripts. Each is one round trip; the stores and ends of many jobs share one."""
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import redis
 
-from worker.contract import JobError, JobOutcome
+from worker.contract import JobError, JobOutcome, ProgressSnapshot
 from worker.queue import lua_scripts, rq_overrides
 from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import HeldJob, read_claimed_row
 from worker.queue.rq_overrides import QueueKeys
+
+if TYPE_CHECKING:
+    from redis.commands.core import Script
 
 STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
@@ -50,10 +53,20 @@ class Recovered:
 
 
 @dataclass(frozen=True, slots=True)
+class Call:
+    """One run of a script, to be sent together with others."""
+
+    script: "Script"
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     jobs: list[HeldJob]
     dropped: list[tuple[str, str]]
     """Ids taken off the queue that are no jobs to run, and why."""
+    suspended: bool = False
+    """`rq suspend`: nothing was taken."""
 
 
 class Leases:
@@ -120,13 +133,14 @@ class Leases:
         execution_ids = [uuid4().hex for _ in range(count)]
         now = self._server_clock.now()
         try:
-            rows, dropped = self._claim(
+            rows, dropped, suspended = self._claim(
                 keys=self._script_keys,
                 args=[
                     self._worker,
                     self._lease_s,
                     rq_overrides.time_text(now),
                     self._default_ttl_s,
+                    rq_overrides.SUSPENDED_KEY,
                     (moved or "").encode("utf-8", "surrogateescape"),
                     *execution_ids,
                 ],
@@ -142,7 +156,8 @@ class Leases:
             )
             for row in rows
         ]
-        return Claim(jobs, [(id_.decode(errors="replace"), reason.decode()) for id_, reason in dropped])
+        told = [(id_.decode(errors="replace"), reason.decode()) for id_, reason in dropped]
+        return Claim(jobs, told, bool(suspended))
 
     def renew(self, jobs: Sequence[HeldJob]) -> list[str]:
         """Prolong all leases; answers each job's status, or 'lost'."""
@@ -152,46 +167,66 @@ class Leases:
         text = rq_overrides.time_text(self._server_clock.now())
         return [answer.decode() for answer in self._renew(keys=self._script_keys, args=[self._lease_s, text, *pairs])]
 
-    def store(self, job: HeldJob, key: str, data: bytes) -> bool:
-        """Keep bytes of the job until its expiry; False when the lease is lost."""
-        return bool(self._store(keys=self._script_keys, args=[job.job_id, job.execution_id, key, job.ttl_s, data]))
+    def store(self, job: HeldJob, key: str, data: bytes) -> Call:
+        """Keep bytes of the job until its expiry. Answers 0 when the lease is lost."""
+        return Call(self._store, (job.job_id, job.execution_id, key, job.ttl_s, data))
 
-    def finish(self, job: HeldJob, outcome: JobOutcome) -> str:
-        """End the job as succeeded. Safe to repeat. Answers 'finished' or the status that stood against it."""
+    def finish(self, job: HeldJob, outcome: JobOutcome, progress: ProgressSnapshot) -> Call:
+        """End the job as succeeded, its images being stored. Answers `finished` or the status that stood against it."""
         ended_at = self._server_clock.now()
         job_fields = {"ended_at": rq_overrides.time_text(ended_at)}
         result = rq_overrides.success_fields(
             job.job_id, outcome.model_dump(mode="json"), job.execution_id, self._worker, job.started_at, ended_at
         )
-        answer = self._finish(
-            keys=self._script_keys,
-            args=[
-                *(job.job_id, job.execution_id, self._worker_key, job.ttl_s, 2 * len(job_fields)),
+        return Call(
+            self._finish,
+            (
+                *(job.job_id, job.execution_id, self._worker_key, job.ttl_s),
+                *(len(outcome.images), progress.model_dump_json(), 2 * len(job_fields)),
                 *_flat(job_fields),
                 *_flat(result),
-            ],
+            ),
         )
-        return str(answer.decode())
 
-    def fail(self, job: HeldJob, error: JobError, *, may_retry: bool, stopped: bool = False) -> str:
+    def fail(self, job: HeldJob, error: JobError, *, may_retry: bool, stopped: bool = False) -> Call:
         """End the job as failed (or stopped), or queue it again when it may be retried and has retries left.
-        Safe to repeat. Answers 'failed', 'stopped', 'queued' or the status that stood against it."""
+        Answers `failed`, `stopped`, `queued` or the status that stood against it."""
         ended_at = self._server_clock.now()
         text = error.model_dump_json()
         job_fields = {"ended_at": rq_overrides.time_text(ended_at)}
         result = rq_overrides.failure_fields(
             job.job_id, text, job.execution_id, self._worker, job.started_at, ended_at, stopped
         )
-        answer = self._fail(
-            keys=self._script_keys,
-            args=[
+        return Call(
+            self._fail,
+            (
                 *(job.job_id, job.execution_id, self._worker_key, job.failure_ttl_s),
-                *("stopped" if stopped else "failed", int(may_retry), 2 * len(job_fields)),
+                *("stopped" if stopped else "failed", int(may_retry)),
+                *(job.progress.model_dump_json() if job.progress else "", 2 * len(job_fields)),
                 *_flat(job_fields),
                 *_flat(result),
-            ],
+            ),
         )
-        return str(answer.decode())
+
+    def send(self, calls: Sequence[Call]) -> list[Any]:
+        """Make the calls in their order and in one round trip; each one's answer, or the error in its place.
+
+        A call that is sent again after its answer was lost does nothing twice and answers the same.
+        """
+        answers = self._send(calls)
+        if any(isinstance(answer, redis.exceptions.NoScriptError) for answer in answers):
+            # The server began anew, or its scripts were flushed.
+            for text in {call.script.script for call in calls}:
+                self._client.script_load(text)
+            answers = self._send(calls)
+        return [answer.decode() if isinstance(answer, bytes) else answer for answer in answers]
+
+    def _send(self, calls: Sequence[Call]) -> list[Any]:
+        with self._client.pipeline(transaction=False) as pipeline:
+            for call in calls:
+                # Not through `Script`: in a pipeline it asks for its own existence first, a round trip each time.
+                pipeline.evalsha(call.script.sha, len(self._script_keys), *self._script_keys, *call.arguments)
+            return list(pipeline.execute(raise_on_error=False))
 
     def release(self, jobs: Sequence[HeldJob]) -> list[str]:
         """Put jobs back at the front of the queue in the order given, no retry consumed; answers the ids put back."""

@@ -15,6 +15,7 @@ local TIME = redis.call('TIME')
 local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000
 
 local function job_key(id) return 'rq:job:' .. id end
+local function image_key(id, index) return 'reverie:image:' .. id .. ':' .. index end
 local function execution_key(id, execution) return 'rq:execution:' .. id .. ':' .. execution end
 
 local function expire_by(key, seconds)
@@ -93,13 +94,19 @@ end
 CLAIM = (
     _PRELUDE
     + """
--- ARGV: worker name, lease in s, time text, ttl for what is dropped,
+-- ARGV: worker name, lease in s, time text, ttl for what is dropped, key that suspends claiming,
 -- job id moved to the intermediate list or '', execution ids...
--- Takes that job and then jobs from the queue, one for each execution id.
+-- Takes that job and then jobs from the queue, one for each execution id; while claiming is suspended none, and the
+-- moved one is put back.
 -- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, seconds waited, progress,
--- whether its chain was saved}...}, {{job, reason}...}
-local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5]
+-- whether its chain was saved}...}, {{job, reason}...}, whether claiming is suspended
+local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[6]
 local claimed, dropped = {}, {}
+
+if redis.call('EXISTS', ARGV[5]) == 1 then
+  if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then redis.call('LPUSH', QUEUE, moved) end
+  return {claimed, dropped, 1}
+end
 
 local function has_live_execution(id)
   for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, -1)) do
@@ -149,7 +156,7 @@ local function take(id, execution)
   return true, (tonumber(row[8]) or 0) > 0
 end
 
-local next_execution, lost_before = 6, false
+local next_execution, lost_before = 7, false
 if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then
   local taken
   taken, lost_before = take(moved, ARGV[next_execution])
@@ -162,7 +169,7 @@ while ARGV[next_execution] and not lost_before do
   taken, lost_before = take(id, ARGV[next_execution])
   if taken then next_execution = next_execution + 1 end
 end
-return {claimed, dropped}
+return {claimed, dropped, 0}
 """
 )
 
@@ -226,20 +233,32 @@ return 1
 FINISH = (
     _PRELUDE
     + """
--- ARGV: job, execution, worker key, ttl, number of job fields, job fields..., result fields...
--- Returns 'finished', or the status that stood against it.
-local id, execution, ttl, width = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[5])
+-- ARGV: job, execution, worker key, ttl, number of images, last progress, number of job fields,
+-- job fields..., result fields...
+-- Returns 'finished', or the status that stood against it; an error while an image is not stored. The images of a job
+-- that was canceled meanwhile go.
+local id, execution, ttl, width = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[7])
+local progress, images = ARGV[6], {}
+for i = 1, tonumber(ARGV[5]) do images[i] = image_key(id, i - 1) end
 local owned, status = owns(id, execution), status_of(id)
+if owned and status == 'started' then
+  for _, key in ipairs(images) do
+    if redis.call('EXISTS', key) == 0 then return redis.error_reply('UNSTORED ' .. key .. ' is not there') end
+  end
+end
 drop_execution(id, execution)
 if not owned and status ~= 'canceled' then
   return already_ended_by(id, execution) and 'finished' or 'lost'
 end
 if status ~= 'started' then
   if status ~= 'gone' then expire_by(job_key(id), ttl) end
+  if status == 'canceled' then for _, key in ipairs(images) do redis.call('DEL', key) end end
   return status
 end
-end_job(id, 'finished', FINISHED, ttl, slice(6, width), slice(6 + width, #ARGV - 5 - width))
+end_job(id, 'finished', FINISHED, ttl, slice(8, width), slice(8 + width, #ARGV - 7 - width))
 count(ARGV[3], 'successful_job_count')
+redis.call('SET', 'reverie:progress:' .. id, progress, 'EX', ttl)
+redis.call('PUBLISH', 'reverie:events:' .. id, progress)
 return 'finished'
 """
 )
@@ -247,16 +266,18 @@ return 'finished'
 FAIL = (
     _PRELUDE
     + """
--- ARGV: job, execution, worker key, ttl, final status, may retry 0/1, number of job fields,
+-- ARGV: job, execution, worker key, ttl, final status, may retry 0/1, last progress or '', number of job fields,
 -- job fields..., result fields...
 -- Returns 'failed', 'stopped', 'queued' (it will be tried again), or the status that stood against it.
-local id, execution, ttl, final = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5]
-local width = tonumber(ARGV[7])
+local id, execution, ttl, final, progress = ARGV[1], ARGV[2], tonumber(ARGV[4]), ARGV[5], ARGV[7]
+local width = tonumber(ARGV[8])
 local owned, status = owns(id, execution), status_of(id)
 drop_execution(id, execution)
 if not owned and status ~= 'canceled' then
   return already_ended_by(id, execution) and final or 'lost'
 end
+-- For who listens: a moment in which to look at the status, which no one sees before this script is done.
+if progress ~= '' then redis.call('PUBLISH', 'reverie:events:' .. id, progress) end
 if status ~= 'started' then
   if status ~= 'gone' then expire_by(job_key(id), ttl) end
   return status
@@ -269,7 +290,7 @@ if ARGV[6] == '1' and retries_left > 0 then
   redis.call('RPUSH', QUEUE, id)
   return 'queued'
 end
-end_job(id, final, FAILED, ttl, slice(8, width), slice(8 + width, #ARGV - 7 - width))
+end_job(id, final, FAILED, ttl, slice(9, width), slice(9 + width, #ARGV - 8 - width))
 return final
 """
 )

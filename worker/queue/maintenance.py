@@ -2,13 +2,14 @@
 
 import logging
 import threading
+from typing import TYPE_CHECKING
 
-import redis
-
-from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
 from worker.queue.rq_overrides import RqWorker
+
+if TYPE_CHECKING:
+    import redis
 
 logger = logging.getLogger(__name__)
 
@@ -30,24 +31,11 @@ class Maintenance:
         self._health = health
         self._interval_s = interval_s
         self._lease_s = lease_s
-        self._stop = threading.Event()
 
-    def stop(self) -> None:
-        self._stop.set()
-
-    def run(self) -> None:
-        while True:
-            try:
-                self.pass_once()
-            except REDIS_AWAY as error:
-                self._health.failed(error)
-            except redis.exceptions.RedisError as error:
-                if refused_for_now(error):
-                    self._health.failed(error)
-                else:
-                    logger.exception("maintenance was refused by Redis")
-            if self._stop.wait(self._interval_s):
-                return
+    def run(self, stop: threading.Event) -> None:
+        while not stop.is_set():
+            self._health.attempt("maintenance", self.pass_once)
+            stop.wait(self._interval_s)
 
     def pass_once(self) -> bool:
         """One pass, unless another worker made one just now or the leases can't be trusted yet."""

@@ -4,8 +4,23 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from enum import Enum
+
+import redis
+
+from worker.queue.connection import REDIS_AWAY, refused_for_now
 
 logger = logging.getLogger(__name__)
+
+
+class Attempt(Enum):
+    """What became of something that needs Redis."""
+
+    DONE = "done"
+    AWAY = "away"
+    """Redis does not answer, or takes nothing at the moment: to be tried again soon."""
+    REFUSED = "refused"
+    """Redis answered with an error that time won't mend; it is in the log."""
 
 
 class RedisHealth:
@@ -14,6 +29,22 @@ class RedisHealth:
         self._lock = threading.Lock()
         self._away_since: float | None = None
         self._last_failure: float | None = None
+
+    def attempt(self, what: str, act: Callable[[], object]) -> Attempt:
+        """Do it; an error of Redis is told here and ends no thread.
+
+        Args:
+            what: a noun for the log, like `a heartbeat`.
+        """
+        try:
+            act()
+        except redis.exceptions.RedisError as error:
+            if isinstance(error, REDIS_AWAY) or refused_for_now(error):
+                self.failed(error)
+                return Attempt.AWAY
+            logger.exception("%s was refused by Redis", what)
+            return Attempt.REFUSED
+        return Attempt.DONE
 
     def failed(self, error: Exception) -> None:
         with self._lock:

@@ -169,7 +169,10 @@ class SavedChains:
         if job.request is None or self._held.get(job.job_id) is not job or not job.in_engine:
             return
         data = pack(chain, job.request)
-        if self._leases.store(job, chain_key(job.job_id), data):
+        (stored,) = self._leases.send([self._leases.store(job, chain_key(job.job_id), data)])
+        if isinstance(stored, Exception):
+            raise stored
+        if stored:
             logger.debug("job %s: saved at steps %s", job.job_id, [image.step for image in chain.images])
 
     def read(self, job: HeldJob) -> SavedChain | None:

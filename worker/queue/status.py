@@ -1,12 +1,9 @@
 """What the worker publishes of itself: its `WorkerStatus`, and the progress of the jobs it runs."""
 
-import logging
 import threading
 from collections import deque
 from datetime import datetime
-from typing import Protocol
-
-import redis
+from typing import TYPE_CHECKING, Protocol
 
 from worker.contract import (
     CATALOGUE_KEY,
@@ -19,11 +16,11 @@ from worker.contract import (
     worker_key,
 )
 from worker.engine.messages import EnginePort
-from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.held_job import HeldJobs
 from worker.queue.redis_health import RedisHealth
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    import redis
 
 PROGRESS_S = 0.25
 SPEED_WINDOW_S = 10.0
@@ -144,23 +141,11 @@ class ProgressReporter:
         self._held = held
         self._status = status
         self._health = health
-        self._stop = threading.Event()
 
-    def stop(self) -> None:
-        self._stop.set()
-
-    def run(self) -> None:
-        while not self._stop.wait(PROGRESS_S):
-            try:
-                self.report()
-                self._status.publish_news()
-            except REDIS_AWAY as error:
-                self._health.failed(error)
-            except redis.exceptions.RedisError as error:
-                if refused_for_now(error):
-                    self._health.failed(error)
-                else:
-                    logger.exception("progress was refused by Redis")
+    def run(self, stop: threading.Event) -> None:
+        while not stop.wait(PROGRESS_S):
+            self._health.attempt("progress", self.report)
+            self._health.attempt("a status", self._status.publish_news)
 
     def report(self) -> None:
         news = [(job, job.progress) for job in self._held.all() if job.progress is not job.progress_sent]

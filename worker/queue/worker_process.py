@@ -119,11 +119,10 @@ class WorkerProcess:
             default_model=settings.default_model,
             ttl_s=settings.worker_ttl_s,
         )
-        self._finisher = Finisher(client, self._leases, self._held, self._health, clock=clock)
+        self._finisher = Finisher(self._leases, self._held, self._health, clock=clock)
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
         self._dispatcher = Dispatcher(engine, self._held, self._finisher, self._chains)
         self._claimer = Claimer(
-            client,
             self._leases,
             engine,
             self._held,
@@ -158,6 +157,8 @@ class WorkerProcess:
         )
         self._progress = ProgressReporter(client, self._held, self._status, self._health)
         self._engine_stop = threading.Event()
+        self._last_stop = threading.Event()
+        """For the threads that look after the jobs until the last of them has left."""
 
     def run(self) -> int:
         """Serve until a signal or a fatal error; returns the exit code."""
@@ -171,9 +172,9 @@ class WorkerProcess:
                 "engine": lambda: self._engine.run(self._engine_stop),
                 "dispatcher": self._dispatcher.run,
                 "finisher": self._finisher.run,
-                "heartbeat": self._heartbeat.run,
-                "maintenance": self._maintenance.run,
-                "progress": self._progress.run,
+                "heartbeat": lambda: self._heartbeat.run(self._last_stop),
+                "maintenance": lambda: self._maintenance.run(self._last_stop),
+                "progress": lambda: self._progress.run(self._last_stop),
                 "saved chains": self._chains.run,
             }.items()
         }
@@ -227,9 +228,7 @@ class WorkerProcess:
         self._finisher.stop()
         threads["finisher"].join(FORCED_END_S)
         self._finisher.abandon()
-        self._heartbeat.stop()
-        self._maintenance.stop()
-        self._progress.stop()
+        self._last_stop.set()
         self._chains.stop()
         # Joined before signing off: a heartbeat after it would sign on again.
         for name in ("heartbeat", "maintenance", "progress", "saved chains", "engine"):

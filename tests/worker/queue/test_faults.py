@@ -229,6 +229,19 @@ def test_an_error_that_would_come_again_is_told_at_once_and_another_is_retried(j
     assert time.monotonic() - began >= 4 * PAUSE_S, "each of its four tries is followed by a pause"
 
 
+def test_an_end_that_redis_refuses_keeps_no_other_from_being_delivered(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    broken, *others = [jobs.add(seed, steps=20) for seed in range(6)]
+    valkey.client.set(f"rq:results:{broken}", "no stream")
+    worker = workers.start()
+    assert jobs.wait(others) == ["finished"] * 5
+    wait_until(lambda: f"{broken}: its end can't be written" in worker.text(), "the worker to give it up")
+    assert jobs.wait([jobs.add(7)]) == ["finished"]
+    worker.send(signal.SIGTERM)
+    assert worker.wait() == 0
+
+
 def test_a_job_that_overruns_its_time_fails(jobs: Jobs, workers: Workers) -> None:
     workers.start(step_ms=50)
     job_id = jobs.add(1, steps=1000, timeout_s=1)

@@ -1,17 +1,22 @@
 """One worker owns a job at a time: the scripts themselves, two workers' hands on one real queue."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+import redis
 
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
-from worker.contract import QUEUE_NAME, JobError, JobOutcome, image_key
+from worker.contract import QUEUE_NAME, ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key, progress_key
 from worker.queue.held_job import HeldJob
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import Call, Leases, ServerClock
+from worker.queue.rq_overrides import SUSPENDED_KEY
 
 LEASE_S = 0.2
 OUTCOME = JobOutcome(model="digits", version="v", weights_sha256="ab", images=[], media_type="image/png")
+IMAGE = ImageRecord(index=0, seed=1, sha256="ab", width=8, height=8, size_bytes=3)
+PROGRESS = ProgressSnapshot(step=5, steps=5, model="digits", version="v", weights_sha256="ab")
 ERROR = JobError(code="not_finite", detail="image 0")
 
 
@@ -37,6 +42,11 @@ def claim_one(leases: Leases) -> HeldJob:
     return job
 
 
+def told(leases: Leases, call: Call) -> Any:
+    (answer,) = leases.send([call])
+    return answer
+
+
 def taken_over(jobs: Jobs, first: Leases, second: Leases) -> tuple[HeldJob, HeldJob]:
     """The first's execution of a job, which lost its lease, and the second's, which runs."""
     jobs.add(1)
@@ -50,15 +60,15 @@ def test_who_lost_a_job_can_neither_store_nor_end_it_while_another_runs_it(
 ) -> None:
     first, second = worker_of("first"), worker_of("second")
     before, now = taken_over(jobs, first, second)
-    assert not first.store(before, image_key(before.job_id, 0), b"old")
-    assert first.finish(before, OUTCOME) == "lost"
-    assert first.fail(before, ERROR, may_retry=True) == "lost"
+    assert not told(first, first.store(before, image_key(before.job_id, 0), b"old"))
+    assert told(first, first.finish(before, OUTCOME, PROGRESS)) == "lost"
+    assert told(first, first.fail(before, ERROR, may_retry=True)) == "lost"
     assert first.release([before]) == []
     assert first.renew([before]) == ["lost"]
     assert jobs.status(now.job_id) == "started"
     second.renew([now])
-    assert second.store(now, image_key(now.job_id, 0), b"new")
-    assert second.finish(now, OUTCOME) == "finished"
+    assert told(second, second.store(now, image_key(now.job_id, 0), b"new"))
+    assert told(second, second.finish(now, OUTCOME, PROGRESS)) == "finished"
     assert valkey.client.get(image_key(now.job_id, 0)) == b"new"
     assert len(jobs.results(now.job_id)) == 1
 
@@ -67,10 +77,71 @@ def test_an_end_that_is_told_twice_is_written_once(jobs: Jobs, worker_of: Callab
     leases = worker_of("a")
     succeeded, failed = jobs.add(1), jobs.add(2)
     first, second = leases.claim(None, 2).jobs
-    assert [leases.finish(first, OUTCOME) for _ in range(2)] == ["finished"] * 2
-    assert [leases.fail(second, ERROR, may_retry=False) for _ in range(2)] == ["failed"] * 2
+    assert [told(leases, leases.finish(first, OUTCOME, PROGRESS)) for _ in range(2)] == ["finished"] * 2
+    assert [told(leases, leases.fail(second, ERROR, may_retry=False)) for _ in range(2)] == ["failed"] * 2
     assert (first.job_id, second.job_id) == (succeeded, failed)
     assert [len(jobs.results(id_)) for id_ in (succeeded, failed)] == [1, 1]
+
+
+def test_a_job_is_not_ended_before_its_images_are_there(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases = worker_of("a")
+    jobs.add(1)
+    job = claim_one(leases)
+    outcome = OUTCOME.model_copy(update={"images": [IMAGE]})
+    refused = told(leases, leases.finish(job, outcome, PROGRESS))
+    assert isinstance(refused, redis.exceptions.ResponseError)
+    assert image_key(job.job_id, 0) in str(refused)
+    assert jobs.status(job.job_id) == "started"
+    assert not valkey.client.exists(progress_key(job.job_id))
+    calls = [leases.store(job, image_key(job.job_id, 0), b"png"), leases.finish(job, outcome, PROGRESS)]
+    assert leases.send(calls) == [1, "finished"]
+    assert 0 < valkey.client.ttl(image_key(job.job_id, 0)) <= job.ttl_s
+    assert 0 < valkey.client.ttl(progress_key(job.job_id)) <= job.ttl_s
+
+
+def test_the_images_of_a_job_that_was_canceled_before_its_end_are_deleted(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases = worker_of("a", lease_s=60)
+    jobs.add(1)
+    job = claim_one(leases)
+    assert told(leases, leases.store(job, image_key(job.job_id, 0), b"png")) == 1
+    jobs.cancel(job.job_id)
+    outcome = OUTCOME.model_copy(update={"images": [IMAGE]})
+    assert told(leases, leases.finish(job, outcome, PROGRESS)) == "canceled"
+    assert not valkey.client.exists(image_key(job.job_id, 0))
+
+
+def test_of_jobs_that_end_in_one_round_trip_each_has_its_own_fate(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases = worker_of("a")
+    for seed in range(3):
+        jobs.add(seed)
+    first, broken, last = leases.claim(None, 3).jobs
+    valkey.client.set(f"rq:results:{broken.job_id}", "no stream")
+    valkey.client.script_flush()  # as on a server that began anew
+    answers = leases.send([leases.finish(job, OUTCOME, PROGRESS) for job in (first, broken, last)])
+    assert [answers[0], answers[2]] == ["finished"] * 2
+    assert isinstance(answers[1], redis.exceptions.ResponseError)
+    assert [jobs.status(job.job_id) for job in (first, last)] == ["finished"] * 2
+
+
+def test_while_claiming_is_suspended_nothing_is_taken_and_a_moved_job_is_first_again(
+    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases = worker_of("a")
+    ids = [jobs.add(seed) for seed in range(2)]
+    moved = leases.wait_for_job(1)
+    valkey.client.set(SUSPENDED_KEY, 1)
+    claim = leases.claim(moved, 4)
+    assert (claim.jobs, claim.dropped, claim.suspended) == ([], [], True)
+    assert jobs.queue.get_job_ids() == ids
+    valkey.client.delete(SUSPENDED_KEY)
+    resumed = leases.claim(None, 4)
+    assert ([job.job_id for job in resumed.jobs], resumed.suspended) == (ids, False)
 
 
 def test_a_terminal_status_never_changes(jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle) -> None:
@@ -79,7 +150,10 @@ def test_a_terminal_status_never_changes(jobs: Jobs, worker_of: Callable[..., Le
         jobs.add(1)
         job = claim_one(leases)
         valkey.client.hset(f"rq:job:{job.job_id}", "status", status)
-        answers = [leases.finish(job, OUTCOME), leases.fail(job, ERROR, may_retry=True)]
+        answers = [
+            told(leases, leases.finish(job, OUTCOME, PROGRESS)),
+            told(leases, leases.fail(job, ERROR, may_retry=True)),
+        ]
         assert answers[0] == status
         assert leases.release([job]) == []
         assert jobs.status(job.job_id) == status
@@ -166,6 +240,6 @@ def test_a_full_server_still_renews_leases_and_ends_jobs(
     valkey.client.config_set("maxmemory", 1)
     try:
         assert leases.renew([job]) == ["started"]
-        assert leases.finish(job, OUTCOME) == "finished"
+        assert told(leases, leases.finish(job, OUTCOME, PROGRESS)) == "finished"
     finally:
         valkey.client.config_set("maxmemory", 0)

@@ -88,7 +88,9 @@ def test_a_version_is_needed_from_the_queueing_of_a_job_that_names_it_to_its_end
     assert named() == {(MODEL, OLD)}, "started"
     leases.release([job])
     assert named() == {(MODEL, OLD)}, "put back"
-    assert leases.fail(claim_one(leases), JobError(code="bad_job", detail=""), may_retry=False) == "failed"
+    assert leases.send([leases.fail(claim_one(leases), JobError(code="bad_job", detail=""), may_retry=False)]) == [
+        "failed"
+    ]
     assert jobs.status(job_id) == "failed"
     assert named() == set()
 
