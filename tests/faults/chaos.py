@@ -174,6 +174,8 @@ class Report:
     doubled: list[str]
     wrong: list[str]
     """Other pixels than in a calm run, or images that are not there."""
+    mistold: list[str]
+    """Another end in a stream of events than the job's own, or a state told twice."""
     left: list[str]
     """Keys without an expiry, entries in registries."""
     ends: Counter[str]
@@ -188,6 +190,7 @@ class Report:
             f"lost: {len(self.lost)}",
             f"doubled: {len(self.doubled)}",
             f"other pixels than a calm run: {len(self.wrong)}",
+            f"told wrongly by a stream: {len(self.mistold)}",
             f"left behind: {len(self.left)}",
             f"longest recovery: {max(taken, default=0):.1f} s of {self.recoveries.bar_s:.1f} s allowed"
             f" ({len(taken)} kills with {self.recoveries.jobs} jobs running)",
@@ -196,4 +199,4 @@ class Report:
     @property
     def troubles(self) -> list[str]:
         slow = [f"back in work after {s:.1f} s" for s in self.recoveries.taken_s if s > self.recoveries.bar_s]
-        return [*self.lost, *self.doubled, *self.wrong, *self.left, *slow]
+        return [*self.lost, *self.doubled, *self.wrong, *self.mistold, *self.left, *slow]

@@ -10,9 +10,14 @@ from enum import Enum
 
 import httpx
 
+from tests.service.event_source import events_of, follow
 from tests.worker.queue.fake_engine import FAILS, FAILS_RETRYABLY, KILLS_ITS_PROCESS
 
 GIVE_UP_S = 120.0
+FOLLOWED = 0.3
+"""Share of the plain orders whose client follows the job to its end."""
+
+ENDS = ("succeeded", "failed", "canceled")
 
 
 class Kind(Enum):
@@ -39,6 +44,8 @@ class Order:
     job_ids: list[str] = field(default_factory=list)
     """From every answer that accepted it: they must all be the same."""
     attempts: int = 0
+    told: list[str] = field(default_factory=list)
+    """The ids of all events that its client was told of it, over however many streams; empty when it did not ask."""
 
 
 def orders(
@@ -72,7 +79,7 @@ class Clients:
         """Set: place the rest at once."""
 
     def place_all(self) -> None:
-        with ThreadPoolExecutor(6) as pool:
+        with ThreadPoolExecutor(10) as pool:
             running = []
             for order in self._orders:
                 running.append(pool.submit(self._place, order, random.Random(self._rng.random())))
@@ -91,6 +98,26 @@ class Clients:
                 time.sleep(rng.uniform(0, 0.6))
                 path = f"/jobs/{order.job_ids[0]}"
                 self._until(rng, order, lambda url: client.delete(url + path), (200,))
+            if order.kind is Kind.PLAIN and rng.random() < FOLLOWED:
+                self._follow(client, order, rng)
+
+    def _follow(self, client: httpx.Client, order: Order, rng: random.Random) -> None:
+        """As a browser does: connects again, to any gateway, with the id of the last event."""
+        deadline, last = time.monotonic() + GIVE_UP_S, None
+        while not (order.told and order.told[-1] in ENDS):
+            assert time.monotonic() < deadline, f"{order.job_ids[0]}: no end was told within {GIVE_UP_S:g} s"
+            try:
+                with follow(client, rng.choice(self._urls) + events_of(order.job_ids[0]), last) as source:
+                    for event in source.events:
+                        last = event.id
+                        if event.name != "error":
+                            order.told.append(event.id)
+            except httpx.TransportError:
+                pass  # its gateway was killed under it
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code != 503:
+                    raise
+            time.sleep(rng.uniform(0.05, 0.3))
 
     def _post(self, client: httpx.Client, order: Order, rng: random.Random) -> None:
         headers = {"Idempotency-Key": order.key}

@@ -4,6 +4,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import httpx
@@ -68,6 +69,7 @@ def look(
         lost=lost,
         doubled=_doubled(machines, placed, documents),
         wrong=wrong,
+        mistold=_mistold(placed, documents),
         left=_left_behind(machines),
         ends=ends,
     )
@@ -129,6 +131,19 @@ def _doubled(machines: Machines, placed: Sequence[Order], documents: dict[str, d
     if hashes != len(placed):
         troubles.append(f"{hashes} jobs were made of {len(placed)} orders")
     return troubles
+
+
+def _mistold(placed: Sequence[Order], documents: dict[str, dict[str, Any]]) -> list[str]:
+    """A stream's client goes by its events alone: the end that it was told must be the end."""
+    return [
+        f"{order.job_ids[0]}: its client was told {order.told}, it {document['status']}"
+        for order in placed
+        if order.told
+        and (
+            order.told[-1] != (document := documents[order.key])["status"]
+            or any(one == next_one for one, next_one in pairwise(order.told))
+        )
+    ]
 
 
 def _left_behind(machines: Machines, patience_s: float = 30.0) -> list[str]:

@@ -29,11 +29,12 @@ class EventSource:
         self.events = self._parse(self.response.iter_lines())
 
     def _parse(self, lines: Iterator[str]) -> Iterator[Event]:
-        name, data = "", list[str]()
+        name, data, event_id = "", list[str](), self.last_event_id
         for line in lines:
             key, _, value = line.partition(":")
             value = value.removeprefix(" ")
             if not line:
+                self.last_event_id = event_id
                 if data:
                     yield Event(name or "message", self.last_event_id, "\n".join(data))
                 name, data = "", []
@@ -44,16 +45,22 @@ class EventSource:
             elif key == "data":
                 data.append(value)
             elif key == "id":
-                self.last_event_id = value
+                event_id = value
             elif key == "retry":
                 self.retry_ms = int(value)
             else:
                 raise AssertionError(f"no field of an event: {line!r}")
 
 
+def events_of(job_id: str) -> str:
+    return f"/jobs/{job_id}/events"
+
+
 @contextmanager
-def follow(http: httpx.Client, job_id: str, last_event_id: str | None = None) -> Iterator[EventSource]:
+def follow(http: httpx.Client, url: str, last_event_id: str | None = None) -> Iterator[EventSource]:
+    """Raises httpx.HTTPStatusError when the answer is no stream."""
     headers = {} if last_event_id is None else {"Last-Event-ID": last_event_id}
-    with http.stream("GET", f"/jobs/{job_id}/events", headers=headers) as response:
-        assert response.status_code == 200, response.read()
+    with http.stream("GET", url, headers=headers) as response:
+        response.raise_for_status()
+        assert response.status_code == 200, "told that it has seen the end"
         yield EventSource(response, last_event_id=last_event_id or "")

@@ -13,7 +13,7 @@ from service.gateway import Gateway
 from service.job_lookup import require_job
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
-from tests.service.event_source import follow
+from tests.service.event_source import events_of, follow
 from tests.service.fake_worker import FakeWorker
 from tests.service.servers import RunningGateway
 from tests.service.test_jobs import poll, submit
@@ -83,14 +83,14 @@ def test_a_gateway_that_ends_ends_its_streams_whole_and_they_go_on_elsewhere(
     job_id = submit(other)
     ending = RunningGateway(Settings(redis_url=valkey.url))
     with httpx.Client(base_url=ending.url, timeout=30) as http:
-        with ending, follow(http, job_id) as source:
+        with ending, follow(http, events_of(job_id)) as source:
             assert next(source.events).id == "queued-0"
             ending.stop()
             # One that is cut off raises: its body is not complete.
             assert list(source.events) == []
         last = source.last_event_id
     worker.succeed(worker.take())
-    with follow(other, job_id, last) as source:
+    with follow(other, events_of(job_id), last) as source:
         assert [event.id for event in source.events] == ["succeeded"]
 
 
@@ -98,7 +98,7 @@ def test_a_stream_outlives_a_redis_that_is_killed_and_comes_back(
     own_http: httpx.Client, worker: FakeWorker, fragile_valkey: ValkeyHandle
 ) -> None:
     job_id = submit(own_http)
-    with follow(own_http, job_id) as source:
+    with follow(own_http, events_of(job_id)) as source:
         assert next(source.events).id == "queued-0"
         fragile_valkey.kill()
         poll(lambda: own_http.get(f"/jobs/{job_id}").status_code == 503)
@@ -112,7 +112,7 @@ def test_a_stream_whose_redis_stays_away_ends_with_an_event_that_says_so(
 ) -> None:
     http = start_gateway(stream_outage_s=1.5, stream_heartbeat_s=0.1)
     job_id = submit(http)
-    with follow(http, job_id) as source:
+    with follow(http, events_of(job_id)) as source:
         assert next(source.events).id == "queued-0"
         fragile_valkey.kill()
         comments = source.comments
@@ -121,5 +121,5 @@ def test_a_stream_whose_redis_stays_away_ends_with_an_event_that_says_so(
     assert source.comments > comments, "the connection was kept alive meanwhile"
     fragile_valkey.start()
     worker.succeed(worker.take())
-    with follow(http, job_id, last.id) as again:
+    with follow(http, events_of(job_id), last.id) as again:
         assert [event.id for event in again.events] == ["succeeded"]

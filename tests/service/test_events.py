@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ValkeyHandle
-from tests.service.event_source import Event, EventSource, follow
+from tests.service.event_source import Event, EventSource, events_of, follow
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
 from tests.service.test_jobs import poll, submit
 from worker.contract import events_channel
@@ -49,7 +49,7 @@ def subscribers(valkey: ValkeyHandle, job_id: str) -> int:
 def test_a_job_that_has_ended_gives_its_end_at_once(end: str, http: httpx.Client, worker: FakeWorker) -> None:
     job_id = submit(http)
     end_as(end, job_id, http, worker)
-    with follow(http, job_id) as source:
+    with follow(http, events_of(job_id)) as source:
         (event,) = source.events
     assert seen(event) == (end, end)
     assert without_expiry(json.loads(event.data)) == without_expiry(http.get(f"/jobs/{job_id}").json())
@@ -58,7 +58,7 @@ def test_a_job_that_has_ended_gives_its_end_at_once(end: str, http: httpx.Client
 def test_a_stream_is_not_cached_nor_held_back_and_says_when_to_come_again(
     http: httpx.Client, worker: FakeWorker
 ) -> None:
-    with follow(http, submit(http)) as source:
+    with follow(http, events_of(submit(http))) as source:
         next(source.events)
         headers = source.response.headers
         assert headers["Content-Type"].startswith("text/event-stream")
@@ -77,7 +77,7 @@ def test_a_job_that_never_was_is_a_404_problem(http: httpx.Client) -> None:
 def test_every_change_is_one_event_and_the_end_is_the_last(tells: bool, http: httpx.Client, worker: FakeWorker) -> None:
     worker.tells = tells
     ahead, job_id = submit(http), submit(http, steps=STEPS)
-    with follow(http, job_id) as source:
+    with follow(http, events_of(job_id)) as source:
         events = source.events
         assert seen(next(events)) == ("queued", "queued-1")
         http.delete(f"/jobs/{ahead}")
@@ -97,10 +97,10 @@ def test_every_change_is_one_event_and_the_end_is_the_last(tells: bool, http: ht
 def test_a_client_that_has_seen_the_end_need_not_come_again(end: str, http: httpx.Client, worker: FakeWorker) -> None:
     job_id = submit(http)
     end_as(end, job_id, http, worker)
-    answer = http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": end})
+    answer = http.get(events_of(job_id), headers={"Last-Event-ID": end})
     # The one answer upon which a browser's EventSource does not connect again.
     assert answer.status_code == 204
-    other = http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "running-3"})
+    other = http.get(events_of(job_id), headers={"Last-Event-ID": "running-3"})
     assert other.text.count("event: ") == 1
 
 
@@ -116,14 +116,14 @@ def test_a_client_that_comes_again_misses_nothing_and_sees_nothing_twice(
     job_id, last, ids = submit(http, steps=STEPS), None, []
     job = worker.take()
     for step, broken in enumerate(breaks, 1):
-        with follow(http, job_id, last) as source:
+        with follow(http, events_of(job_id), last) as source:
             if told or not broken:
                 worker.report(job, step)
                 while source.last_event_id != f"running-{step}":
                     ids.append(next(source.events).id)
             last = source.last_event_id or None
         worker.report(job, step)
-    with follow(http, job_id, last) as source:
+    with follow(http, events_of(job_id), last) as source:
         if end == "canceled":
             http.delete(f"/jobs/{job_id}")
         elif end == "succeeded":
@@ -141,20 +141,20 @@ def test_any_number_of_streams_share_one_connection_and_leave_nothing_behind(
     http = start_gateway(max_streams=8)
     poll(lambda: pubsub_connections(valkey) == 0)  # an earlier test's is closed in a moment
     job_ids = [submit(http) for _ in range(4)]
-    opened = [http.stream("GET", f"/jobs/{job_id}/events") for job_id in job_ids * 2]
+    opened = [http.stream("GET", events_of(job_id)) for job_id in job_ids * 2]
     sources = [EventSource(stream.__enter__()) for stream in opened]
     for source in sources:
         next(source.events)
     poll(lambda: [subscribers(valkey, job_id) for job_id in job_ids] == [1] * 4)
     assert pubsub_connections(valkey) == 1
-    refused = http.get(f"/jobs/{job_ids[0]}/events")
+    refused = http.get(events_of(job_ids[0]))
     assert (refused.status_code, refused.json()["code"]) == (503, "too_many_streams")
     assert "Retry-After" in refused.headers
 
     for stream in opened[:5]:  # all those of the first job, the first of each other one
         stream.__exit__(None, None, None)
     poll(lambda: [subscribers(valkey, job_id) for job_id in job_ids] == [0, 1, 1, 1])
-    with follow(http, job_ids[0]) as source:
+    with follow(http, events_of(job_ids[0])) as source:
         assert seen(next(source.events)) == ("queued", "queued-0")
     for stream in opened[5:]:
         stream.__exit__(None, None, None)
@@ -166,7 +166,7 @@ def test_a_stream_with_nothing_to_say_sends_comments(
     worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
 ) -> None:
     http = start_gateway(stream_heartbeat_s=0.02, stream_s=0.5)
-    with follow(http, submit(http)) as source:
+    with follow(http, events_of(submit(http))) as source:
         assert [seen(event) for event in source.events] == [("queued", "queued-0")]
     assert source.comments >= 3
 
@@ -176,12 +176,12 @@ def test_a_long_stream_is_ended_and_goes_on_in_another(
 ) -> None:
     http = start_gateway(stream_s=0.05)
     job_id = submit(http)
-    with follow(http, job_id) as source:
+    with follow(http, events_of(job_id)) as source:
         assert [event.id for event in source.events] == ["queued-0"]
-    with follow(http, job_id, "queued-0") as source:
+    with follow(http, events_of(job_id), "queued-0") as source:
         assert list(source.events) == []
     worker.succeed(worker.take())
-    with follow(http, job_id, "queued-0") as source:
+    with follow(http, events_of(job_id), "queued-0") as source:
         assert [event.id for event in source.events] == ["succeeded"]
 
 
@@ -189,7 +189,7 @@ def test_a_job_that_is_forgotten_meanwhile_ends_its_stream(
     http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
 ) -> None:
     job_id = submit(http)
-    with follow(http, job_id) as source:
+    with follow(http, events_of(job_id)) as source:
         assert next(source.events).id == "queued-0"
         valkey.client.flushall()
         (last,) = source.events
