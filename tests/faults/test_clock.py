@@ -1,15 +1,19 @@
 """A process whose clock is wrong by an hour: leases, waits and the times in a job are the server's."""
 
+import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from pathlib import Path
 
 import httpx
 import pytest
 
-from tests.faults.processes import Machines
+from tests.conftest import ValkeyHandle
+from tests.faults.processes import REPOSITORY, Machines
 from tests.worker.queue.conftest import Jobs, wait_until
 
 pytestmark = [
@@ -30,8 +34,7 @@ def offset(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def machines(offset: str) -> Iterator[Machines]:
-    """The gateway is wrong. (A worker takes its time of day from the server once, and counts on from there by the
-    monotonic clock: `tests/worker/queue/test_held_jobs.py`. The library breaks the timed waits of Python's threads.)"""
+    """The gateway is wrong. (No whole worker is: the library breaks the timed waits of Python's threads.)"""
     machines = Machines(workers=1, gateways=1, lease_s=15, heartbeat_s=4, maintenance_s=5, worker_ttl_s=30)
     (gateway,) = machines.gateways
     gateway.environment |= {"LD_PRELOAD": preloaded(), "FAKETIME": offset, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
@@ -58,6 +61,46 @@ def test_an_hour_on_one_clock_moves_no_job_and_shows_nowhere(machines: Machines)
             assert timedelta(minutes=50) < left <= timedelta(minutes=61)
         wait_until(jobs.is_at_rest, "the queue to be empty")
     assert "waited -" not in machines.logs()
+
+
+READS_TWICE = """
+import sys
+from datetime import UTC, datetime
+from redis import Redis
+from worker.queue.leases import ServerClock
+clock = ServerClock()
+clock.adjust(Redis.from_url(sys.argv[1]))
+for _ in range(2):
+    print(clock.now().timestamp(), datetime.now(UTC).timestamp(), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_worker_goes_on_by_the_servers_clock_when_its_own_is_set(
+    offset: str, valkey: ValkeyHandle, tmp_path: Path
+) -> None:
+    machines_clock = tmp_path / "clock"
+    machines_clock.write_text("+0\n")
+    environment = os.environ | {
+        "LD_PRELOAD": preloaded(),
+        "FAKETIME_TIMESTAMP_FILE": str(machines_clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    command = [sys.executable, "-c", READS_TWICE, valkey.url]
+    with subprocess.Popen(
+        command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        before = [float(word) for word in process.stdout.readline().split()]
+        machines_clock.write_text(f"{offset}\n")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        after = [float(word) for word in process.stdout.readline().split()]
+        process.stdin.close()
+    assert abs(abs(after[1] - before[1]) - 3600) < 60, "the machine's clock was not set"
+    assert 0 <= after[0] - before[0] < 60
 
 
 def test_the_command_does_move_the_clock(offset: str) -> None:

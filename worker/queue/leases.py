@@ -26,7 +26,7 @@ class ServerClock:
     """The server's time of day, so that what one worker writes agrees with what another reads."""
 
     def __init__(self, local: Callable[[], datetime] | None = None) -> None:
-        self._local = local or _steady_time_of_day()
+        self._local = local or steady_time_of_day()
         self._offset = timedelta()
 
     def adjust(self, client: "redis.Redis") -> None:
@@ -37,10 +37,12 @@ class ServerClock:
         return self._local() + self._offset
 
 
-def _steady_time_of_day() -> Callable[[], datetime]:
+def steady_time_of_day(
+    monotonic: Callable[[], float] = time.monotonic, today: Callable[[], datetime] = lambda: datetime.now(UTC)
+) -> Callable[[], datetime]:
     """The time of day as it was set when this was called: who sets the machine's clock later changes nothing here."""
-    began, began_at = time.monotonic(), datetime.now(UTC)
-    return lambda: began_at + timedelta(seconds=time.monotonic() - began)
+    began, began_at = monotonic(), today()
+    return lambda: began_at + timedelta(seconds=monotonic() - began)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ FAILS = 668_000
 FAILS_RETRYABLY = 669_000
 BREAKS_THE_ENGINE = 670_000
 """Seeds with which a request does this at its first step."""
+LOADS_FOR_EVER = 671_000
+"""Seed with which a request is never admitted: its model is being loaded, and the engine goes on without it."""
 
 
 def pixels_of(seed: int) -> NDArray[np.uint8]:
@@ -93,6 +95,8 @@ class FakeEngine:
             message = self._inbox.get()
             if message.job_id in self._rows:
                 raise RuntimeError(f"job {message.job_id} was submitted twice")
+            if message.request.seed == LOADS_FOR_EVER:
+                continue
             row = _Row(message.request, message.request.version or VERSION)
             self._rows[message.job_id] = row
             self.outbox.put(Admitted(message.job_id, message.request.model, row.version, WEIGHTS_SHA256))

@@ -11,6 +11,7 @@ from tests.worker.queue.fake_engine import (
     FAILS_RETRYABLY,
     HANGS,
     KILLS_ITS_PROCESS,
+    LOADS_FOR_EVER,
     pixels_sha256,
 )
 from worker.contract import WORKER_KEY_PREFIX, image_key
@@ -207,6 +208,19 @@ def test_a_hung_engine_ends_its_worker_and_another_takes_over(jobs: Jobs, worker
     job_id = jobs.add(1)
     workers.start()
     assert jobs.wait([job_id]) == ["finished"]
+
+
+def test_a_model_that_is_never_loaded_ends_the_worker_though_its_engine_steps(jobs: Jobs, workers: Workers) -> None:
+    worker = workers.start(step_ms=10, load_watchdog_s=1, watchdog_s=600)
+    # Longer in the engine than the time for a load: it was admitted, so that time is not its own.
+    assert jobs.wait([jobs.add(1, steps=200)]) == ["finished"]
+    neighbour, waiting = jobs.add(2, steps=1000), jobs.add(LOADS_FOR_EVER)
+    assert worker.wait() == EXIT_HUNG
+    assert jobs.status(neighbour) == jobs.status(waiting) == "started"
+    jobs.cancel(waiting)
+    workers.start(step_ms=1)
+    assert jobs.wait([neighbour]) == ["finished"]
+    assert jobs.fetch(neighbour).retries_left == 2
 
 
 def test_an_engine_that_breaks_ends_its_worker_and_charges_its_jobs_a_try(jobs: Jobs, workers: Workers) -> None:

@@ -10,7 +10,7 @@ from tests.conftest import ValkeyHandle
 from tests.worker.queue.test_wire_safety import REQUEST, packed
 from worker.contract import FUNCTION_NAME, EngineCounters, ProgressSnapshot
 from worker.queue.held_job import Ending, HeldJob, HeldJobs, read_claimed_row
-from worker.queue.leases import ServerClock
+from worker.queue.leases import ServerClock, steady_time_of_day
 from worker.queue.redis_health import RedisHealth
 from worker.queue.status import SpeedMeter
 
@@ -112,3 +112,9 @@ def test_a_worker_whose_clock_is_wrong_writes_the_servers_time(valkey: ValkeyHan
         clock = ServerClock(lambda hours=hours: datetime.now(UTC) + timedelta(hours=hours))  # type: ignore[misc]
         clock.adjust(valkey.client)
         assert abs(clock.now() - datetime.now(UTC)) < timedelta(minutes=1)
+
+
+def test_a_clock_that_is_set_while_the_worker_runs_changes_nothing() -> None:
+    seconds, today = iter([50.0, 53.0, 56.5]), iter([NOW, NOW + timedelta(hours=1)])
+    now = steady_time_of_day(lambda: next(seconds), lambda: next(today))
+    assert [now(), now()] == [NOW + timedelta(seconds=3), NOW + timedelta(seconds=6.5)]
