@@ -1,7 +1,7 @@
 """Drives an engine by hand, step by step and without threads, and keeps what it tells."""
 
 import queue
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from tests.worker.tiny_models import TINY
 from worker.contract import SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.messages import EngineEvent, EngineRequest, Failed, Succeeded
+from worker.engine.readback import ReadBack, Transfer, read_back
 from worker.models.loaded_model import Denoiser, LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
@@ -72,13 +73,59 @@ def loading_with(before: Callable[[Tensor, Tensor], Tensor | None]) -> Callable[
     return load
 
 
+class SlowDevice:
+    """A read-back as a busy GPU's: what was asked for is here when it was looked for so many times, or waited for.
+
+    Args:
+        delays: looks in vain, of one transfer after the other; 0 when there are no more.
+        broken: numbers of the transfers that raise in place of arriving.
+    """
+
+    def __init__(self, delays: Iterable[int] = (), broken: Container[int] = ()) -> None:
+        self._delays = iter(delays)
+        self._broken = broken
+        self.started = 0
+        self.under_way = 0
+        self.waits: list[int] = []
+        """How many were under way at each wait."""
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Transfer:
+        device, number = self, self.started
+        copies = tuple(tensor.clone() for tensor in tensors)
+        looks = next(self._delays, 0)
+        self.started += 1
+        self.under_way += 1
+
+        class Slow:
+            def is_here(self) -> bool:
+                nonlocal looks
+                looks -= 1
+                return looks < 0
+
+            def take(self) -> tuple[Tensor, ...]:
+                if looks >= 0:
+                    device.waits.append(device.under_way)
+                device.under_way -= 1
+                if number in device._broken:
+                    raise RuntimeError(f"CUDA error: transfer {number}")
+                return copies
+
+        return Slow()
+
+
 class Driver:
     """One engine, its pool, and everything it told so far."""
 
-    def __init__(self, pool: ModelPool, max_batch: int = 4, clock: Callable[[], float] | None = None) -> None:
+    def __init__(
+        self,
+        pool: ModelPool,
+        max_batch: int = 4,
+        clock: Callable[[], float] | None = None,
+        read_back: ReadBack = read_back,
+    ) -> None:
         self.pool = pool
         self.clock = clock or HandClock()
-        self.engine = Engine(pool, max_batch, clock=self.clock)
+        self.engine = Engine(pool, max_batch, clock=self.clock, read_back=read_back)
         self.events: list[EngineEvent] = []
 
     def submit(self, job_id: str, request: SamplingRequest) -> None:

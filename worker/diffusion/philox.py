@@ -4,6 +4,8 @@ A pure function: four random words for every (counter, key), no state. int64 ten
 intermediate value passes 2^63, so that it runs the same on every device and needs no unsigned dtype.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -26,10 +28,8 @@ def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
     """
     c0, c1, c2, c3 = counter.unbind(0)
     # Both halves of a round side by side: [2, 1, ...] against [2, ...], half as many kernels.
-    multipliers = torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=counter.device)
-    weyl = torch.tensor(_WEYL, dtype=torch.int64, device=counter.device)
     shape = (2, *(1 for _ in range(max(counter.dim(), key.dim()) - 1)))
-    multipliers, weyl = multipliers.view(shape), weyl.view(shape)
+    multipliers, weyl = (numbers.view(shape) for numbers in _constants(counter.device))
 
     multiplied, added = torch.stack([c0, c2]), torch.stack([c1, c3])
     for round_index in range(_ROUNDS):
@@ -38,6 +38,16 @@ def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
         multiplied = high.flip(0) ^ added ^ round_key
         added = low.flip(0)
     return torch.stack([multiplied[0], added[0], multiplied[1], added[1]])
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    """The multipliers and the Weyl constants, [2] each; made once, for a copy to a GPU waits until it has arrived."""
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        return (
+            torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=device),
+            torch.tensor(_WEYL, dtype=torch.int64, device=device),
+        )
 
 
 def _multiply(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

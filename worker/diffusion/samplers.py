@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeVar
 
 import torch
@@ -46,6 +47,12 @@ class SamplerPlan:
     def __len__(self) -> int:
         """N, the number of steps."""
         return len(self.timesteps)
+
+    @cached_property
+    def numbers(self) -> list[list[float]]:
+        """`coefficients` as plain numbers, for who gathers rows of many plans."""
+        numbers: list[list[float]] = self.coefficients.tolist()
+        return numbers
 
 
 def plan(

@@ -7,14 +7,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from worker.contract import EngineCounters
 from worker.engine.admission import RequestRefused, trajectories
 from worker.engine.batcher import Batcher
+from worker.engine.flights import MOST_AHEAD, Flights, Landed
 from worker.engine.generation import Generation
 from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed, SavedChain
-from worker.engine.runner import StepResult, run_step, to_pixels
+from worker.engine.readback import ReadBack, read_back
+from worker.engine.runner import run_step, to_pixels
 from worker.engine.saving import ChainSaver, set_back
 from worker.engine.tally import Tally
 from worker.engine.trajectory import Trajectory
@@ -48,6 +52,7 @@ class Engine:
         ageing_rate: see `Batcher`.
         save_interval_s: a request's state is told once in this time, for whoever has to take it over.
         save_max_bytes: larger states are not told.
+        read_back: brings what the device made to the host.
     """
 
     def __init__(
@@ -60,6 +65,7 @@ class Engine:
         ageing_rate: float = 1.0,
         save_interval_s: float = 5.0,
         save_max_bytes: int = 8 * 2**20,
+        read_back: ReadBack = read_back,
     ) -> None:
         self.outbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self._pool = pool
@@ -69,7 +75,8 @@ class Engine:
         self._batcher: Batcher[Trajectory] = Batcher(max_batch, ageing_rate=ageing_rate)
         self._waiting: dict[str, EngineRequest] = {}  # by job id: for their model to be loaded
         self._generations: dict[str, Generation] = {}  # by job id
-        self._saver = ChainSaver(save_interval_s, save_max_bytes)
+        self._flights = Flights(read_back)
+        self._saver = ChainSaver(save_interval_s, save_max_bytes, read_back)
         self._tally = Tally()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
@@ -103,7 +110,7 @@ class Engine:
     def run(self, stop: threading.Event) -> None:
         """The engine thread's loop. Requests in flight when `stop` is set are left where they are."""
         while not stop.is_set():
-            self.take_messages(wait_s=0.0 if len(self._batcher) else IDLE_LOOK_S)
+            self.take_messages(wait_s=0.0 if len(self._batcher) or len(self._flights) else IDLE_LOOK_S)
             self.step()
 
     def take_messages(self, wait_s: float = 0.0) -> None:
@@ -117,16 +124,23 @@ class Engine:
             return
 
     def step(self) -> bool:
-        """One step of one batch; False when there was nothing to do."""
+        """One step of one batch, and what has become of the last ones; False when there was nothing to do.
+
+        The device works on while the next step is chosen. It is waited for only when it is too far behind, or when
+        nothing else is to be done.
+        """
         rows = self._batcher.choose()
+        busy = bool(rows or len(self._flights))
         began = self._clock()
-        results = self._run(rows) if rows else []
+        batches = self._run(rows) if rows else []
+        landed = list(self._flights.landed(MOST_AHEAD if rows else max(0, len(self._flights) - 1)))
         self._last_step_at = self._clock()
-        for result in results:
-            self._count(result.rows, self._last_step_at - began)
-            self._post_process(result)
+        for batch in batches:
+            self._count(batch, self._last_step_at - began)
+        for step in landed:
+            self._post_process(step)
         self._save()
-        return bool(rows)
+        return busy
 
     def _take(self, message: EngineRequest | _Cancel | _ModelsChanged) -> None:
         match message:
@@ -180,9 +194,9 @@ class Engine:
         if reason is not None:
             log.warning("job %s begins anew, its saved state does not fit: %s", job_id, reason)
             return
-        for row in rows:
-            if row.finished and row.x_t is not None:
-                generation.images[row.index] = to_pixels(row.x_t)
+        for row, image in zip(rows, chain.images, strict=True):
+            if row.finished and image.x_t is not None:
+                generation.images[row.index] = to_pixels(torch.tensor(image.x_t)).numpy()
         self._tally.resumed(sum(row.step for row in rows))
         log.info("job %s goes on at step %d of %d", job_id, generation.slowest_step, generation.request.steps)
 
@@ -192,8 +206,7 @@ class Engine:
         if self._saver.begin(self._generations.values(), began):
             self._saver.took(began, self._clock())
         for saved in self._saver.arrived():
-            if saved.job_id in self._generations:
-                self.outbox.put(saved)
+            self.outbox.put(saved)
 
     def _cancel(self, job_id: str) -> None:
         known = self._waiting.pop(job_id, None) is not None
@@ -204,10 +217,14 @@ class Engine:
             self._tally.canceled()
             self.outbox.put(Canceled(job_id))
 
-    def _run(self, rows: Sequence[Trajectory]) -> list[StepResult]:
-        """Run a step; of a batch that can't be run, as much of it as can, the culprits failed."""
+    def _run(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
+        """Begin a step; of a batch that can't be run, as much of it as can, the culprits failed. What was begun."""
         try:
-            return [run_step(rows, self._batcher.max_batch)]
+            self._flights.begin(run_step(rows, self._batcher.max_batch), self._generations)
+            for row in rows:
+                if row.finished:
+                    self._batcher.remove(row)
+            return [rows]
         except Exception as error:
             if out_of_memory(error):
                 return self._run_smaller(rows, error)
@@ -218,15 +235,15 @@ class Engine:
             log.warning("a batch of %d rows failed, running them one by one: %s", len(rows), error)
             return self._run_each(rows)
 
-    def _run_each(self, rows: Sequence[Trajectory]) -> list[StepResult]:
+    def _run_each(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
         """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""
-        results = []
+        batches = []
         for row in rows:
             if row.job_id in self._generations:
-                results += self._run([row])
-        return results
+                batches += self._run([row])
+        return batches
 
-    def _run_smaller(self, rows: Sequence[Trajectory], error: Exception) -> list[StepResult]:
+    def _run_smaller(self, rows: Sequence[Trajectory], error: Exception) -> list[Sequence[Trajectory]]:
         """Halve the batch for good. The rows have not moved, they are chosen again."""
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -242,34 +259,40 @@ class Engine:
         samplers = {self._generations[row.job_id].request.sampler for row in rows if row.job_id in self._generations}
         self._tally.batch_ran(rows, len(samplers), busy_s)
 
-    def _post_process(self, result: StepResult) -> None:
-        """Rows move on; finished ones leave as pixels; what is not a number leaves as an error."""
-        result.commit()
-        for row, finite in zip(result.rows, result.finite, strict=True):
-            generation = self._generations.get(row.job_id)
-            if generation is None:
-                continue  # another image of the request failed in this step
-            if not finite:
-                where = f"the image of seed {row.seed} at step {row.step} of {row.steps}"
-                self._fail(row.job_id, "not_finite", f"{where} is not a number", retryable=False)
-            elif row.finished:
-                self._finish(generation, row)
-        for job_id in {row.job_id for row in result.rows} & self._generations.keys():
-            progress = self._generations[job_id].progress(self._last_step_at, self._progress_interval_s)
-            if progress is not None:
+    def _post_process(self, step: Landed) -> None:
+        """Finished images are kept; what is not a number, or was never computed, leaves as an error."""
+        for landing in step.rows:
+            if landing.generation.ended:
+                continue  # another image of the request failed, or it was canceled meanwhile
+            if not landing.finite:
+                where = f"the image of seed {landing.row.seed} at step {landing.step} of {landing.row.steps}"
+                self._fail(landing.row.job_id, "not_finite", f"{where} is not a number", retryable=False)
+            elif landing.pixels is not None:
+                self._finish(landing.generation, landing.row, landing.pixels)
+        for generation in step.generations:
+            generation.flights -= 1
+            if generation.ended:
+                self._release_unused(generation)
+            elif step.error is not None:
+                self._fail_late(generation.job_id, step.error)
+            elif (progress := generation.progress(self._last_step_at, self._progress_interval_s)) is not None:
                 self.outbox.put(progress)
 
-    def _finish(self, generation: Generation, row: Trajectory) -> None:
+    def _finish(self, generation: Generation, row: Trajectory, pixels: NDArray[np.uint8]) -> None:
         """Keep a finished image; the request's last one ends the request."""
-        assert row.x_t is not None
-        generation.images[row.index] = to_pixels(row.x_t)
-        self._batcher.remove(row)
+        generation.images[row.index] = pixels
         if generation.done:
             if generation.told_step == 0:
                 self.outbox.put(generation.last_progress())
             self._end(generation)
             self._tally.succeeded()
             self.outbox.put(generation.success())
+
+    def _fail_late(self, job_id: str, error: Exception) -> None:
+        """The device raised after it had been told of the step: the rows' states are lost with it."""
+        log.error("job %s: a step failed on the device", job_id, exc_info=error)
+        code = "out_of_memory" if out_of_memory(error) else "engine_error"
+        self._fail(job_id, code, f"{type(error).__name__}: {error}", retryable=True)
 
     def _fail(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
         self._end(self._generations[job_id])
@@ -280,12 +303,18 @@ class Engine:
         self.outbox.put(Failed(job_id, code, detail, retryable))
 
     def _end(self, generation: Generation) -> None:
-        """The request's rows leave the batcher and its pin its model."""
+        """The request's rows leave the batcher and its pin its model, now or when its last step has landed."""
+        generation.ended = True
         del self._generations[generation.job_id]
         for row in generation.rows:
             if row in self._batcher:
                 self._batcher.remove(row)
-        self._pool.release(generation.model)
+        self._release_unused(generation)
+
+    def _release_unused(self, generation: Generation) -> None:
+        """Of an ended request."""
+        if generation.flights == 0:
+            self._pool.release(generation.model)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -13,7 +13,14 @@ from worker.models.loaded_model import LoadedModel
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """Holds a pin on its model from admission to its end."""
+    """Holds a pin on its model from admission to its end, and until the last step of its rows has landed.
+
+    Attributes:
+        told_at, told_step: when it last told its progress, and which.
+        saved_at: when its state was last saved, or it was admitted; never while infinite.
+        flights: steps of its rows that are under way.
+        ended: whether its ending was told.
+    """
 
     job_id: str
     request: SamplingRequest
@@ -23,7 +30,8 @@ class Generation:
     told_at: float = float("-inf")
     told_step: int = 0
     saved_at: float = float("inf")
-    """When its state was last saved, or it was admitted; never while infinite."""
+    flights: int = 0
+    ended: bool = False
 
     @property
     def slowest_step(self) -> int:
@@ -31,7 +39,13 @@ class Generation:
         return min(row.step for row in self.rows)
 
     @property
+    def walked(self) -> bool:
+        """Whether no image has a step left to do."""
+        return all(row.finished for row in self.rows)
+
+    @property
     def done(self) -> bool:
+        """Whether all images are here."""
         return len(self.images) == len(self.rows)
 
     def progress(self, now: float, interval_s: float) -> Progressed | None:

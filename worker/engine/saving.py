@@ -1,5 +1,6 @@
 """Saves long requests between two steps, at a bounded share of the time, and sets a request where it was left."""
 
+import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from worker.engine.generation import Generation
 from worker.engine.messages import Saved, SavedChain, SavedImage
+from worker.engine.readback import ReadBack, Transfer
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
+
+log = logging.getLogger(__name__)
 
 SHARE = 0.01
 """Most of the engine's time that saving may take."""
@@ -21,21 +25,17 @@ BYTES_PER_NUMBER = 4
 
 @dataclass(slots=True)
 class _Copy:
-    """A state on its way from the device; `x` is [N, C, H, W] float32 on the host, valid once `arrived` is reached."""
+    """A state on its way from the device; `transfer` brings [N, C, H, W] float32."""
 
     generation: Generation
     steps: tuple[int, ...]
     with_x_t: tuple[bool, ...]
     with_history: tuple[bool, ...]
-    x: Tensor
-    arrived: "torch.cuda.Event | None"
-
-    @property
-    def is_here(self) -> bool:
-        return self.arrived is None or bool(self.arrived.query())  # type: ignore[no-untyped-call]  # torch has no types there
+    transfer: Transfer
 
     def chain(self) -> SavedChain:
-        rows = iter(self.x.numpy())
+        (x,) = self.transfer.take()
+        rows = iter(x.numpy())
         model = self.generation.model
         images = tuple(
             SavedImage(step, next(rows) if x_t else None, next(rows) if history else None)
@@ -51,11 +51,13 @@ class ChainSaver:
     Args:
         interval_s: seconds between two saves of one request.
         max_bytes: a request whose state is larger is never saved.
+        read_back: brings states to the host.
     """
 
-    def __init__(self, interval_s: float, max_bytes: int) -> None:
+    def __init__(self, interval_s: float, max_bytes: int, read_back: ReadBack) -> None:
         self._interval_s = interval_s
         self._max_bytes = max_bytes
+        self._read_back = read_back
         self._rests_until = float("-inf")
         self._copies: deque[_Copy] = deque()
 
@@ -63,13 +65,13 @@ class ChainSaver:
         """Start to copy the request that is due for longest; False when none is."""
         if now < self._rests_until:
             return False
-        due = [g for g in generations if now >= g.saved_at + self._interval_s and not g.done]
+        due = [g for g in generations if now >= g.saved_at + self._interval_s and not g.walked]
         if not due:
             return False
         generation = min(due, key=lambda g: g.saved_at)
         generation.saved_at = now
         if largest_bytes(generation.rows) <= self._max_bytes:
-            self._copies.append(_copy(generation))
+            self._copies.append(_copy(generation, self._read_back))
         return True
 
     def took(self, began: float, ended: float) -> None:
@@ -77,11 +79,19 @@ class ChainSaver:
         self._rests_until = ended + (ended - began) * (1 / SHARE - 1)
 
     def arrived(self) -> Iterator[Saved]:
-        """What has reached the host."""
-        while self._copies and self._copies[0].is_here:
-            copy = self._copies.popleft()
-            if not copy.generation.done:
-                yield Saved(copy.generation.job_id, copy.chain())
+        """What has reached the host, of requests that have steps left to do."""
+        while self._copies:
+            copy = self._copies[0]
+            try:
+                if not copy.transfer.is_here():
+                    return
+                chain = copy.chain()
+            except Exception as error:  # of a kernel long ago, which fails the jobs that it was for
+                log.warning("job %s: its state can't be read back: %s", copy.generation.job_id, error)
+                chain = None
+            self._copies.popleft()
+            if chain is not None and not copy.generation.ended and not copy.generation.walked:
+                yield Saved(copy.generation.job_id, chain)
 
 
 def largest_bytes(rows: Sequence[Trajectory]) -> int:
@@ -90,7 +100,7 @@ def largest_bytes(rows: Sequence[Trajectory]) -> int:
 
 
 @torch.inference_mode()
-def _copy(generation: Generation) -> _Copy:
+def _copy(generation: Generation, read_back: ReadBack) -> _Copy:
     rows = generation.rows
     with_x_t = tuple(row.x_t is not None for row in rows)
     with_history = tuple(row.x_0_previous is not None and row.needs_history for row in rows)
@@ -98,17 +108,8 @@ def _copy(generation: Generation) -> _Copy:
     for row, history in zip(rows, with_history, strict=True):
         states += [row.x_t] if row.x_t is not None else []
         states += [row.x_0_previous] if history and row.x_0_previous is not None else []
-    device = generation.model.device
     x = torch.stack(states) if states else torch.zeros(0, *generation.model.shape)
-    arrived = None
-    if device.type == "cuda":
-        # Into pinned memory: the engine goes on with the next step while the bytes travel.
-        x = torch.empty(x.shape, pin_memory=True).copy_(x, non_blocking=True)
-        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
-        arrived.record(torch.cuda.current_stream(device))
-    else:
-        x = x.cpu()
-    return _Copy(generation, tuple(row.step for row in rows), with_x_t, with_history, x, arrived)
+    return _Copy(generation, tuple(row.step for row in rows), with_x_t, with_history, read_back([x]))
 
 
 def misfit(chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) -> str | None:
@@ -147,5 +148,6 @@ def set_back(chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) 
 
 
 def _on_device(x: NDArray[np.float32] | None, model: LoadedModel) -> Tensor | None:
-    # A copy: the bytes it came from are read-only.
-    return None if x is None else torch.tensor(x, dtype=torch.float32, device=model.device)
+    # A copy: the bytes it came from are read-only. Into pinned memory where a GPU fetches it, so that nobody waits.
+    pinned = model.device.type == "cuda"
+    return None if x is None else torch.tensor(x, pin_memory=pinned).to(model.device, non_blocking=True)

@@ -71,14 +71,14 @@ class Trajectory:
         return self.plan.is_noisy[self.step]
 
     @property
-    def coefficients(self) -> Tensor:
-        """[7] float32: the next step's numbers of the update rule."""
-        return self.plan.coefficients[self.step]
+    def coefficients(self) -> list[float]:
+        """The next step's seven numbers of the update rule."""
+        return self.plan.numbers[self.step]
 
     @property
     def needs_history(self) -> bool:
         """Whether the next step reads the last one's x_0."""
-        return not self.finished and bool(self.coefficients[Column.X_0_PREVIOUS] != 0)
+        return not self.finished and self.coefficients[Column.X_0_PREVIOUS] != 0
 
     def advance(self, x_t: Tensor, x_0: Tensor) -> None:
         """One more step is behind the image."""

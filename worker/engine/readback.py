@@ -1,0 +1,61 @@
+"""The way from the device to the host, taken while the engine goes on with the next step."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+
+class Transfer(Protocol):
+    """Tensors on their way. Both methods raise what the device has found wrong in the meantime."""
+
+    def is_here(self) -> bool:
+        """Whether `take` would not have to wait."""
+
+    def take(self) -> tuple[Tensor, ...]:
+        """The tensors, on the host, in the order in which they were given; waits for them if need be."""
+
+
+class ReadBack(Protocol):
+    """Sets tensors of one device on their way, as they are once all that the device was told before is done."""
+
+    def __call__(self, tensors: Sequence[Tensor]) -> Transfer: ...
+
+
+def read_back(tensors: Sequence[Tensor]) -> Transfer:
+    """From a GPU into pinned memory, so that nobody waits; what is on the host already has arrived at once."""
+    if any(tensor.is_cuda for tensor in tensors):
+        return _FromGpu(tensors)
+    return _OnTheHost(tuple(tensors))
+
+
+class _OnTheHost:
+    def __init__(self, tensors: tuple[Tensor, ...]) -> None:
+        self._tensors = tensors
+
+    def is_here(self) -> bool:
+        return True
+
+    def take(self) -> tuple[Tensor, ...]:
+        return self._tensors
+
+
+class _FromGpu:
+    def __init__(self, tensors: Sequence[Tensor]) -> None:
+        # torch keeps the tensors' memory until the copies are done: they are queued on the stream that made them.
+        self._copies = tuple(
+            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+            for tensor in tensors
+        )
+        # Blocking: the thread that waits sleeps, and leaves its core to the encoders.
+        self._arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        device = next(tensor.device for tensor in tensors if tensor.is_cuda)
+        self._arrival.record(torch.cuda.current_stream(device))
+
+    def is_here(self) -> bool:
+        return bool(self._arrival.query())  # type: ignore[no-untyped-call]  # torch has no types there
+
+    def take(self) -> tuple[Tensor, ...]:
+        self._arrival.synchronize()
+        return self._copies
