@@ -1,8 +1,11 @@
-"""The two figures of speed that the promise rests on: what a job costs the worker, and how long a submit takes."""
+"""What a job costs the worker, how long a submit takes, and what each fsync adds: `python -m tests.faults.figures`."""
 
 import asyncio
+import itertools
 import os
+import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
@@ -10,11 +13,15 @@ from rq import Queue, Retry
 from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
-from tests.faults.processes import Machines, Slot
+from tests.faults.processes import DEFAULT_LEASES, Machines
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
 from worker.queue.rq_overrides import SUSPENDED_KEY
 
 INSTANT_WORKER = ("tests.worker.queue.fake_worker", "0")
+FSYNCS = ("everysec", "always")
+"""First the one that the embedded Valkey and the compose file set, then the one that loses nothing in a power cut."""
+OVERHEAD_BAR_MS = 2.0
+SUBMIT_BAR_MS = 50.0
 
 
 def fill(machines: Machines, count: int, *, steps: int = 1) -> None:
@@ -41,53 +48,105 @@ def fill(machines: Machines, count: int, *, steps: int = 1) -> None:
             pipeline.execute()
 
 
-def worker_overhead_ms(jobs: int = 2000) -> tuple[float, float]:
-    """(milliseconds from one end to the next, processor milliseconds of the worker per job), of jobs of one step of an
-    engine that takes no time."""
-    with Machines(workers=1, gateways=0, worker_command=INSTANT_WORKER) as machines:
-        client, (worker,) = machines.client, machines.workers
-        client.set(SUSPENDED_KEY, 1)
-        time.sleep(0.5)
-        fill(machines, jobs)
-        cpu_before = _cpu_s(worker)
-        client.delete(SUSPENDED_KEY)
-        finished = f"rq:finished:{QUEUE_NAME}"
-        while not (first := int(client.zcard(finished))):
-            time.sleep(0.001)
-        began = time.monotonic()
-        while (done := int(client.zcard(finished))) < jobs:
-            time.sleep(0.005)
-        took = time.monotonic() - began
-        return took / (done - first) * 1e3, (_cpu_s(worker) - cpu_before) / jobs * 1e3
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """Milliseconds per job of one run."""
+
+    wall: float
+    """From one end to the next, while jobs wait."""
+    worker: float
+    """Processor time of the worker, all its threads."""
+    server: float
+    """Processor time of Valkey, its threads that sync and rewrite the file included."""
 
 
-def _cpu_s(slot: Slot) -> float:
-    fields = Path(f"/proc/{slot.pid}/stat").read_text().rpartition(")")[2].split()
+@dataclass(frozen=True, slots=True)
+class Submits:
+    """Of one gateway with many jobs waiting."""
+
+    latencies_ms: list[float]
+    """At a steady rate."""
+    most_per_s: list[float]
+    """Answers per second when each of the connections posts as soon as it has its answer; one number per run."""
+
+
+def worker_overhead(rounds: int = 5, jobs: int = 1000) -> dict[str, list[Overhead]]:
+    """What a job costs, by fsync, in turns on one server and one worker with its default settings.
+
+    The jobs are of one step and one image of 8 x 8, and the engine takes no time for its step: what is left is the
+    worker's own work, and the fake engine's, which is counted too.
+    """
+    runs: dict[str, list[Overhead]] = {fsync: [] for fsync in FSYNCS}
+    with Machines(workers=1, gateways=0, worker_command=INSTANT_WORKER, **DEFAULT_LEASES) as machines:
+        _run_overhead(machines, jobs)  # the first run pays for what Python does once
+        for _ in range(rounds):
+            for fsync in FSYNCS:
+                machines.client.config_set("appendfsync", fsync)
+                runs[fsync].append(_run_overhead(machines, jobs))
+    return runs
+
+
+def _run_overhead(machines: Machines, jobs: int) -> Overhead:
+    client, (worker,) = machines.client, machines.workers
+    assert machines.valkey.process is not None
+    finished = f"rq:finished:{QUEUE_NAME}"
+    client.set(SUSPENDED_KEY, 1)
+    time.sleep(0.5)
+    fill(machines, jobs)
+    before = int(client.zcard(finished))
+    pids = (worker.pid, machines.valkey.process.pid)
+    cpu_before = [_cpu_s(pid) for pid in pids]
+    client.delete(SUSPENDED_KEY)
+    while not (first := int(client.zcard(finished)) - before):
+        time.sleep(0.001)
+    began = time.monotonic()
+    while (done := int(client.zcard(finished)) - before) < jobs:
+        time.sleep(0.005)
+    wall_s = (time.monotonic() - began) / (done - first)
+    used_s = [_cpu_s(pid) - cpu for pid, cpu in zip(pids, cpu_before, strict=True)]
+    return Overhead(wall_s * 1e3, *(used / jobs * 1e3 for used in used_s))
+
+
+def _cpu_s(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def submit_latencies_ms(queued: int = 10_000, per_s: float = 200.0, over_s: float = 15.0) -> list[float]:
-    """Of POST /generate at a steady rate, whatever the answers take, on one gateway with that many jobs waiting."""
-    with Machines(workers=1, gateways=1, max_queue_jobs=10 * queued, max_queue=10**9) as machines:
+def submits(
+    rounds: int = 3, queued: int = 10_000, per_s: float = 200.0, steady_s: float = 5.0, most_s: float = 2.0
+) -> dict[str, Submits]:
+    """POST /generate on one gateway with that many jobs waiting, by fsync, in turns on one server."""
+    by_fsync = {fsync: Submits([], []) for fsync in FSYNCS}
+    with Machines(workers=1, gateways=1, max_queue_jobs=10 * queued, max_queue=10**9, **DEFAULT_LEASES) as machines:
         machines.client.set(SUSPENDED_KEY, 1)
         time.sleep(0.5)
         fill(machines, queued, steps=50)
-        return asyncio.run(_submit_steadily(machines.urls[0], per_s, over_s))
+        for _ in range(rounds):
+            for fsync in FSYNCS:
+                machines.client.config_set("appendfsync", fsync)
+                by_fsync[fsync].latencies_ms.extend(asyncio.run(_submit(machines.urls[0], steady_s, per_s)))
+                answered = asyncio.run(_submit(machines.urls[0], most_s, None, connections=16))
+                by_fsync[fsync].most_per_s.append(len(answered) / most_s)
+    return by_fsync
 
 
-async def _submit_steadily(url: str, per_s: float, over_s: float, connections: int = 64) -> list[float]:
-    """Each latency counts from the moment when its request was due, also when all connections were busy then."""
+async def _submit(url: str, over_s: float, per_s: float | None, connections: int = 64) -> list[float]:
+    """Latencies in ms at a steady rate, whatever the answers take, or (None) as fast as the answers come. Each counts
+    from the moment when its request was due, also when all connections were busy then."""
     loop = asyncio.get_running_loop()
     host, _, port = url.removeprefix("http://").partition(":")
     latencies: list[float] = []
-    began = loop.time() + 1.0
-    numbers = iter(range(int(per_s * over_s)))
+    began = loop.time() + 0.5
+    numbers = itertools.count()
 
     async def one_connection() -> None:
         # Plain sockets: a client library takes as long for a request as the gateway does.
         reader, writer = await asyncio.open_connection(host, int(port))
-        for number in numbers:
-            due = began + number / per_s
+        while True:
+            number = next(numbers)
+            due = began + number / per_s if per_s else max(began, loop.time())
+            if due >= began + over_s:
+                break
             await asyncio.sleep(due - loop.time())
             body = f'{{"seed": {number}, "steps": 50, "batch": 1}}'
             writer.write(
@@ -106,3 +165,34 @@ async def _submit_steadily(url: str, per_s: float, over_s: float, connections: i
 
 def percentile(values: list[float], share: float) -> float:
     return sorted(values)[min(len(values) - 1, int(share * len(values)))]
+
+
+def measure() -> tuple[list[str], bool]:
+    """Lines to print, and whether both bars are kept with the fsync that the product runs with."""
+    lines, kept = [], True
+    for fsync, runs in worker_overhead().items():
+        wall, worker, server = ([getattr(run, name) for run in runs] for name in ("wall", "worker", "server"))
+        lines.append(
+            f"worker overhead, appendfsync {fsync}: {_middle(wall)} ms a job, {_middle(worker)} ms of processor, and"
+            f" {_middle(server)} ms of the server's (bar {OVERHEAD_BAR_MS:g})"
+        )
+        kept &= fsync != FSYNCS[0] or max(statistics.median(wall), statistics.median(worker)) <= OVERHEAD_BAR_MS
+    for fsync, told in submits().items():
+        p50, p99 = percentile(told.latencies_ms, 0.5), percentile(told.latencies_ms, 0.99)
+        lines.append(
+            f"submit, 10,000 queued, appendfsync {fsync}: at 200 a second p50 {p50:.1f} ms, p99 {p99:.1f} ms"
+            f" (bar {SUBMIT_BAR_MS:g}); at most {_middle(told.most_per_s, 0)} a second"
+        )
+        kept &= fsync != FSYNCS[0] or p99 <= SUBMIT_BAR_MS
+    lines.append(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
+    return lines, kept
+
+
+def _middle(values: list[float], digits: int = 2) -> str:
+    """Median (least to most)."""
+    shown = [f"{value:.{digits}f}" for value in (statistics.median(values), min(values), max(values))]
+    return f"{shown[0]} ({shown[1]} to {shown[2]})"
+
+
+if __name__ == "__main__":
+    print("\n".join(measure()[0]))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import httpx
 import redis
@@ -32,6 +32,8 @@ SHORT_LEASES: dict[str, object] = {
     "worker_ttl_s": 3,
     "grace_s": 0.3,
 }
+DEFAULT_LEASES: dict[str, Any] = {"lease_s": 15, "heartbeat_s": 4, "maintenance_s": 5, "worker_ttl_s": 30}
+"""What an operator gets who sets nothing."""
 
 
 @dataclass
