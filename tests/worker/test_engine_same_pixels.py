@@ -20,10 +20,12 @@ from worker.engine.messages import Canceled
 from worker.engine.runner import run_step
 from worker.engine.trajectory import Trajectory
 from worker.models.batch_invariant import make_batch_invariant
+from worker.models.cpu_team import CpuTeam
 from worker.models.device import choose_dtype
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
+from worker.models.threaded import ThreadedDenoiser
 from worker.models.unet_denoiser import UNetDenoiser
 from worker.store.model_store import Checkpoint, ModelStore
 
@@ -167,18 +169,14 @@ def test_a_step_is_bitwise_the_same_in_every_batch_size_on_the_cifar_10_configur
     """35,746,307 parameters, attention at 16x16, one head: other shapes, so other kernels, than the tiny model."""
     unet = cifar_10_unet().eval()
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
-    denoise = UNetDenoiser(make_batch_invariant(unet, (3, 32, 32), 0), torch.float32)
+    team = CpuTeam(threads)
+    denoise = ThreadedDenoiser(UNetDenoiser(make_batch_invariant(unet, (3, 32, 32), 0, team), torch.float32), team)
     x_t = initial_noise(torch.arange(6), (3, 32, 32))
     timesteps = torch.linspace(0, 999, 6).long()
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.inference_mode():
-            together = denoise(x_t, timesteps, None)
-            for rows in ([4], [5, 3, 1]):
-                assert torch.equal(denoise(x_t[rows], timesteps[rows], None), together[rows]), rows
-    finally:
-        torch.set_num_threads(before)
+    together = denoise.one_thread(x_t, timesteps, None)
+    for way in (denoise.narrow, denoise.wide):
+        for rows in ([4], [5, 3, 1]):
+            assert torch.equal(way(x_t[rows], timesteps[rows], None), together[rows]), rows
 
 
 @pytest.mark.slow
@@ -191,7 +189,9 @@ def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbour
     def fresh_pool() -> ModelPool:
         def load(checkpoint: Checkpoint) -> LoadedModel:
             like = load_checkpoint(checkpoint, CPU, torch.float32)
-            denoise = UNetDenoiser(make_batch_invariant(cifar_10_unet().eval(), (3, 32, 32), 0), torch.float32)
+            team = CpuTeam(2)
+            unet = make_batch_invariant(cifar_10_unet().eval(), (3, 32, 32), 0, team)
+            denoise = ThreadedDenoiser(UNetDenoiser(unet, torch.float32), team)
             return replace(like, denoise=denoise, shape=(3, 32, 32), num_classes=0, labels=(), null_label=None)
 
         return filled_pool(tiny_store, load)

@@ -1,7 +1,5 @@
 """One image's numbers do not change with the batch it is in, whatever the number of threads."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -9,33 +7,31 @@ from torch import Tensor
 from tests.worker.engine_harness import CPU
 from tests.worker.tiny_models import tiny_unet
 from worker.models.batch_invariant import OneByOne, is_batch_invariant, make_batch_invariant
+from worker.models.cpu_team import CpuTeam
+from worker.models.threaded import ThreadedDenoiser
 from worker.models.unet_denoiser import UNetDenoiser
 
 
-@pytest.fixture(params=[1, 2, 3])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
+def tiny_denoiser(*, fixed: bool, threads: int = 1) -> ThreadedDenoiser:
+    unet, team = tiny_unet().eval(), CpuTeam(threads)
+    prepared = make_batch_invariant(unet, (1, 8, 8), 5, team) if fixed else unet
+    return ThreadedDenoiser(UNetDenoiser(prepared, torch.float32), team)
 
 
-def tiny_denoiser(*, fixed: bool) -> UNetDenoiser:
-    unet = tiny_unet().eval()
-    return UNetDenoiser(make_batch_invariant(unet, (1, 8, 8), 5) if fixed else unet, torch.float32)
-
-
+@pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_fixed_forms_are_exact(threads: int) -> None:
-    assert is_batch_invariant(tiny_denoiser(fixed=True), (1, 8, 8), 5, CPU)
+    denoise = tiny_denoiser(fixed=True, threads=threads)
+    for ask in (denoise.one_thread, denoise.narrow, denoise.wide):
+        assert is_batch_invariant(ask, (1, 8, 8), 5, CPU)
 
 
 def test_torchs_own_forms_are_not_which_is_why_there_are_fixed_ones() -> None:
     """When this fails, torch has become exact and `batch_invariant` can go."""
-    assert not is_batch_invariant(tiny_denoiser(fixed=False), (1, 8, 8), 5, CPU)
+    assert not is_batch_invariant(tiny_denoiser(fixed=False).one_thread, (1, 8, 8), 5, CPU)
 
 
 def test_one_by_one_is_exact_whatever_it_wraps() -> None:
-    assert is_batch_invariant(OneByOne(tiny_denoiser(fixed=False)), (1, 8, 8), 5, CPU)
+    assert is_batch_invariant(OneByOne(tiny_denoiser(fixed=False).one_thread), (1, 8, 8), 5, CPU)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ from torch import nn
 
 from tests.worker.engine_harness import CPU
 from worker.models.batch_invariant import is_batch_invariant, make_batch_invariant
+from worker.models.cpu_team import CpuTeam
 from worker.models.fast_blocks import FastAttention, FastResnetBlock
 from worker.models.unet_denoiser import UNetDenoiser
 from worker.models.winograd import WinogradConv2d
@@ -54,13 +55,13 @@ def test_a_prepared_network_computes_what_diffusers_does(kind: str) -> None:
     x_t = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
     timesteps = torch.tensor([3, 500, 999])
     expected = UNetDenoiser(unet(kind), torch.float32)(x_t, timesteps, None)
-    prepared = UNetDenoiser(make_batch_invariant(unet(kind), SHAPE, 0), torch.float32)
+    prepared = UNetDenoiser(make_batch_invariant(unet(kind), SHAPE, 0, CpuTeam(1)), torch.float32)
     torch.testing.assert_close(prepared(x_t, timesteps, None), expected, rtol=1e-4, atol=1e-4)
     assert is_batch_invariant(prepared, SHAPE, 0, CPU)
 
 
 def test_the_networks_of_ddpm_get_the_fast_forms() -> None:
-    modules = list(make_batch_invariant(unet("plain"), SHAPE, 0).modules())
+    modules = list(make_batch_invariant(unet("plain"), SHAPE, 0, CpuTeam(1)).modules())
     kinds = [type(module) for module in modules]
     assert not {nn.Conv2d, nn.Linear, nn.GroupNorm} & set(kinds)
     assert (kinds.count(FastResnetBlock), kinds.count(FastAttention)) == (8, 4)
@@ -68,6 +69,7 @@ def test_the_networks_of_ddpm_get_the_fast_forms() -> None:
 
 
 def test_what_is_not_known_keeps_its_own_form() -> None:
-    kinds = [type(m) for m in make_batch_invariant(unet("scaled and shifted by the time"), SHAPE, 0).modules()]
+    prepared = make_batch_invariant(unet("scaled and shifted by the time"), SHAPE, 0, CpuTeam(1))
+    kinds = [type(module) for module in prepared.modules()]
     assert FastResnetBlock not in kinds
     assert WinogradConv2d in kinds

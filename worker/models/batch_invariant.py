@@ -3,11 +3,13 @@
 torch chooses another algorithm for a batch of one (its own convolution instead of oneDNN's), a matrix product sums in
 another order when the number of rows is not a multiple of its tile, and a group norm splits its sums wherever the
 threads' shares of the batch end. The differences are of 1e-6, and one in thousands turns a pixel. Here the algorithm is
-fixed, a matrix product always has the same shape and a norm sees one image.
+fixed, a matrix product always has the same shape and a norm's sums are one thread's.
 """
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,11 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.diffusion.noise import initial_noise
+from worker.models.cpu_team import CpuTeam
 from worker.models.fast_blocks import FastAttention, FastResnetBlock, TimeShifts, is_plain_attention, is_plain_resnet
 from worker.models.loaded_model import Denoiser
 from worker.models.unet_denoiser import UNetDenoiser
 from worker.models.winograd import WinogradConv2d, winograd_suits
 
+PIXELS_SPLIT = 1024
+"""Of an image whose pixels torch shares out among its threads, in channels_last; of smaller ones, the groups."""
 ROW_BLOCK = 8
 """Rows per matrix product; a multiple of the tiles (4 and 8) of the CPU libraries."""
 
@@ -41,13 +46,37 @@ class FixedConv2d(nn.Module):
         self.stride = list(conv.stride)
         self.dilation = list(conv.dilation)
         self.groups = conv.groups
-        weight = conv.weight.detach().contiguous(memory_format=torch.channels_last)
-        # Else every call would bring all of the weights into the library's own order first.
-        packed = torch.ops.mkldnn._reorder_convolution_weight(
-            weight, self.padding, self.stride, self.dilation, self.groups, [1, conv.in_channels, *image_size]
-        )
-        self.register_buffer("weight", packed)
-        self.weight: Tensor
+        self.input_size = [conv.in_channels, *image_size]
+        self._packings: dict[tuple[int, int], Tensor] = {}  # by (threads, images)
+        self._packing = threading.Lock()
+        self._plain: Tensor | None = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+
+    def _packed(self, images: int) -> Tensor:
+        """The weights in the order that oneDNN wants for so many images on so many threads.
+
+        It would bring them from any other into that order in each call, by the slowest of its ways: twenty times the
+        convolution's own time. Most sizes want the same order, and share one copy.
+        """
+        key = (torch.get_num_threads(), images)
+        packed = self._packings.get(key)
+        if packed is None:
+            with self._packing:
+                packed = self._packings[key] = self._pack(images)
+        return packed
+
+    def _pack(self, images: int) -> Tensor:
+        weight = self._plain
+        if weight is None:
+            weight = next(self.buffers()).to_dense().contiguous(memory_format=torch.channels_last)
+        how = (self.padding, self.stride, self.dilation, self.groups, [images, *self.input_size])
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *how)
+        order = torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
+        for known in self.buffers():
+            if torch.equal(torch.ops.mkldnn._get_mkldnn_serialized_md(known), order):
+                return known
+        self.register_buffer(f"packed_{len(self._buffers)}", packed)
+        self._plain = None
+        return cast(Tensor, packed)
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
         """The convolution, with what is added to it.
@@ -62,7 +91,7 @@ class FixedConv2d(nn.Module):
         """
         # Some operations return a batch of one in another memory format, for which oneDNN sums in another order.
         x = x.contiguous(memory_format=torch.channels_last)
-        how = (self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups)
+        how = (self._packed(len(x)), self.bias, self.padding, self.stride, self.dilation, self.groups)
         if residual is None:
             y = torch.ops.mkldnn._convolution_pointwise(x, *how, "none", [], None)
         else:
@@ -89,21 +118,25 @@ class FixedLinear(nn.Module):
 
 
 class FixedGroupNorm(nn.Module):
-    """A group norm of one image at a time where threads would share the batch otherwise."""
+    """A group norm whose sums are never split among threads."""
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(self, norm: nn.GroupNorm, team: CpuTeam) -> None:
         super().__init__()
         self.weight = norm.weight
         self.bias = norm.bias
         self.num_groups = norm.num_groups
         self.eps = norm.eps
+        self.team = team
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] → the same shape."""
-        if torch.get_num_threads() == 1:
-            return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
-        images = [F.group_norm(x[i : i + 1], self.num_groups, self.weight, self.bias, self.eps) for i in range(len(x))]
-        return torch.cat(images)
+        if torch.get_num_threads() == 1 or x[0, 0].numel() < PIXELS_SPLIT:
+            return self._norm(x)
+        images = self.team.narrow([partial(self._norm, x[i : i + 1]) for i in range(len(x))])
+        return images[0] if len(images) == 1 else torch.cat(images)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,33 +153,54 @@ class OneByOne:
 @torch.inference_mode()
 def is_batch_invariant(denoise: Denoiser, shape: tuple[int, int, int], num_classes: int, device: torch.device) -> bool:
     """Whether rows of batches of 2, 3, 5 and 8 are bitwise what they are alone. Some 30 rows of work."""
-    x_t = initial_noise(torch.arange(8, device=device), shape)
-    timesteps = torch.arange(8, device=device) * 100
-    labels = torch.arange(8, device=device) % num_classes if num_classes else None
+    ask = _Questions(shape, num_classes, device)
+    alone = torch.cat([ask(denoise, [i]) for i in range(8)])
+    return all(
+        torch.equal(ask(denoise, rows), alone[rows]) for rows in ([6, 1], [2, 0, 5], [3, 4, 6, 0, 1], [*range(8)])
+    )
 
-    def ask(rows: list[int]) -> Tensor:
-        return denoise(x_t[rows], timesteps[rows], None if labels is None else labels[rows])
 
-    alone = torch.cat([ask([i]) for i in range(8)])
-    return all(torch.equal(ask(rows), alone[rows]) for rows in ([6, 1], [2, 0, 5], [3, 4, 6, 0, 1], list(range(8))))
+@torch.inference_mode()
+def agree(one: Denoiser, other: Denoiser, shape: tuple[int, int, int], num_classes: int) -> bool:
+    """Whether two ways of asking on the CPU say bitwise the same of batches of 1 to 4."""
+    ask = _Questions(shape, num_classes, torch.device("cpu"))
+    return all(torch.equal(ask(one, rows), ask(other, rows)) for rows in ([3], [1, 6], [5, 2, 0], [4, 7, 0, 1]))
+
+
+class _Questions:
+    """Eight rows to ask a denoiser about."""
+
+    def __init__(self, shape: tuple[int, int, int], num_classes: int, device: torch.device) -> None:
+        self._x_t = initial_noise(torch.arange(8, device=device), shape)
+        self._timesteps = torch.arange(8, device=device) * 100
+        self._labels = torch.arange(8, device=device) % num_classes if num_classes else None
+
+    def __call__(self, denoise: Denoiser, rows: list[int]) -> Tensor:
+        labels = None if self._labels is None else self._labels[rows]
+        return denoise(self._x_t[rows], self._timesteps[rows], labels)
 
 
 def make_batch_invariant(
-    unet: nn.Module, shape: tuple[int, int, int], num_classes: int, *, winograd: bool = True
+    unet: nn.Module, shape: tuple[int, int, int], num_classes: int, team: CpuTeam, *, winograd: bool = True
 ) -> nn.Module:
     """Replace what is inside a U-Net on the CPU by forms that are exact and, where there are such, faster.
 
     Whole blocks of the kinds that `fast_blocks` knows, else their convolutions, linear layers and group norms; what is
-    of another kind is left as it is. Returns the U-Net, to be called with images of this shape only.
+    of another kind is left as it is. Returns the U-Net, to be called with images of this shape only, from any number of
+    threads at a time.
     """
     time_shifts = TimeShifts()
-    _replace_inside(unet, _image_sizes(unet, shape, num_classes), winograd, time_shifts)
+    _replace_inside(unet, _image_sizes(unet, shape, num_classes), winograd, time_shifts, team)
     time_shifts.fuse(FixedLinear)
     return unet
 
 
 def _replace_inside(
-    module: nn.Module, sizes: Mapping[nn.Module, tuple[int, int]], winograd: bool, time_shifts: TimeShifts
+    module: nn.Module,
+    sizes: Mapping[nn.Module, tuple[int, int]],
+    winograd: bool,
+    time_shifts: TimeShifts,
+    team: CpuTeam,
 ) -> None:
     for name, child in module.named_children():
         if type(child) is nn.Conv2d and child in sizes:
@@ -155,9 +209,9 @@ def _replace_inside(
         elif type(child) is nn.Linear:
             setattr(module, name, FixedLinear(child))
         elif type(child) is nn.GroupNorm:
-            setattr(module, name, FixedGroupNorm(child))
+            setattr(module, name, FixedGroupNorm(child, team))
         else:
-            _replace_inside(child, sizes, winograd, time_shifts)
+            _replace_inside(child, sizes, winograd, time_shifts, team)
             if is_plain_resnet(child):
                 setattr(module, name, FastResnetBlock(child, time_shifts))
             elif is_plain_attention(child):

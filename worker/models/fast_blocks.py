@@ -1,5 +1,6 @@
 """diffusers' blocks with the same weights in fewer operations: sums fused into convolutions, one-head attention."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -21,11 +22,18 @@ def is_plain_resnet(block: Any) -> bool:
     )
 
 
+class _Latest(threading.local):
+    """Of one thread."""
+
+    asked: Tensor | None = None
+    answers: tuple[Tensor, ...] = ()
+
+
 class TimeShifts(nn.Module):
     """What the time's embedding adds to each residual block: all blocks' linear layers as one, multiplied once a call.
 
-    A block asks with the embedding that it is given, and the first to ask with a new one makes the answers of all. Two
-    threads may ask at a time; then the answers are made twice.
+    A block asks with the embedding that it is given, and the first to ask with a new one makes the answers of all.
+    Threads that run parts of a batch at a time have each their own.
     """
 
     def __init__(self) -> None:
@@ -33,7 +41,7 @@ class TimeShifts(nn.Module):
         self._linears: list[Any] = []
         self._sizes: list[int] = []
         self.fused: nn.Module | None = None
-        self._latest: tuple[Tensor, tuple[Tensor, ...]] | None = None
+        self._latest = _Latest()
 
     def add(self, linear: Any) -> int:
         """The number by which this layer's answers are asked for; all layers join before the first question."""
@@ -61,10 +69,10 @@ class TimeShifts(nn.Module):
     def forward(self, temb: Tensor, number: int) -> Tensor:
         """[N, E] → [N, C'] of the layer `number`."""
         latest = self._latest
-        if latest is None or latest[0] is not temb:
+        if latest.asked is not temb:
             assert self.fused is not None, "asked before `fuse`"
-            latest = self._latest = (temb, self.fused(F.silu(temb)).split(self._sizes, dim=1))
-        return latest[1][number]
+            latest.asked, latest.answers = temb, self.fused(F.silu(temb)).split(self._sizes, dim=1)
+        return latest.answers[number]
 
 
 class FastResnetBlock(nn.Module):

@@ -3,16 +3,16 @@
 import itertools
 import json
 import logging
-from collections.abc import Callable
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from worker.models.batch_invariant import OneByOne, is_batch_invariant, make_batch_invariant
+from worker.models.batch_invariant import is_batch_invariant
 from worker.models.chain_config import read_chain_config
+from worker.models.cpu_form import prepare_on_cpu
+from worker.models.cpu_team import cpu_threads
 from worker.models.device import use_reproducible_kernels
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden_sample
@@ -32,11 +32,13 @@ def load_checkpoint(
     *,
     pad_batch: PadBatch = PadBatch.AUTO,
     max_batch: int = 16,
+    threads: int | None = None,
 ) -> LoadedModel:
     """Read, check and prepare one version; slow, and touching nothing that serves.
 
     Args:
         max_batch: the engine's; the one size of batches where `pad_batch` asks for a single one.
+        threads: of the CPU; None for as many as there are.
 
     Raises:
         UnsupportedModel: another kind of network or scheduler.
@@ -48,22 +50,23 @@ def load_checkpoint(
     config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
     num_classes = _check_config(config, manifest, where)
     shape = (manifest.channels, manifest.height, manifest.width)
-    kind = json.dumps(
-        [config, shape, str(device), str(dtype), torch.get_num_threads(), pad_batch, max_batch], sort_keys=True
-    )
+    threads = cpu_threads(threads)
+    kind = json.dumps([config, shape, str(device), str(dtype), threads, pad_batch, max_batch], sort_keys=True)
 
-    def prepare(form: Form) -> tuple[nn.Module, Denoiser]:
+    def open_unet() -> nn.Module:
         unet = _open_unet(checkpoint.path / "unet", dtype, where)
         _check_finite(unet, where)
-        if form is Form.DIFFUSERS:
-            unet = _in_channels_last(unet.to(device))
-        else:
-            unet = make_batch_invariant(unet, shape, num_classes, winograd=form is Form.FASTEST)
-        return unet, padded(UNetDenoiser(unet, dtype), pad_batch, max_batch, device)
+        return unet
 
-    if device.type == "cuda":
+    denoise: Denoiser
+    if device.type == "cpu":
+        unet, denoise = prepare_on_cpu(open_unet, kind, shape, num_classes, dtype, threads, where)
+        denoise = padded(denoise, pad_batch, max_batch, device)
+    else:
         use_reproducible_kernels()
-    unet, denoise = _exact(prepare, kind, shape, num_classes, device, where)
+        unet = _in_channels_last(open_unet().to(device))
+        denoise = padded(UNetDenoiser(unet, dtype), pad_batch, max_batch, device)
+        _log_exactness(denoise, kind, shape, num_classes, device, where)
     model = LoadedModel(
         name=checkpoint.model,
         version=checkpoint.version,
@@ -85,53 +88,17 @@ def load_checkpoint(
     return model
 
 
-class Form(Enum):
-    """How a U-Net is prepared."""
-
-    FASTEST = "fastest"
-    """For the CPU, with Winograd's convolutions where they pay."""
-    DIRECT = "direct"
-    """For the CPU, with plain convolutions."""
-    DIFFUSERS = "diffusers"
-    """As diffusers made it, in channels_last: for a GPU."""
+_known_exactness: dict[str, bool] = {}  # a reload of the same network need not be probed again
 
 
-_exact_forms: dict[str, Form | None] = {}  # a reload of the same network on the same threads need not be probed again
-
-
-def _exact(
-    prepare: Callable[[Form], tuple[nn.Module, Denoiser]],
-    kind: str,
-    shape: tuple[int, int, int],
-    num_classes: int,
-    device: torch.device,
-    where: str,
-) -> tuple[nn.Module, Denoiser]:
-    """The U-Net in the fastest form whose rows do not depend on the batch they are in, else one asked row by row.
-
-    On a GPU the answer is only logged: there a batch row by row would cost more than it is worth.
-    """
-    if device.type != "cpu":
-        unet, denoise = prepare(Form.DIFFUSERS)
-        if kind not in _exact_forms:
-            exact = is_batch_invariant(denoise, shape, num_classes, device)
-            _exact_forms[kind] = Form.DIFFUSERS if exact else None
-        if _exact_forms[kind] is None:
-            log.warning("%s: an image's last bits depend on its batch on %s", where, device)
-        return unet, denoise
-    if kind in _exact_forms:
-        form = _exact_forms[kind]
-        unet, denoise = prepare(form or Form.DIRECT)
-        return unet, denoise if form else OneByOne(denoise)
-    for form in (Form.FASTEST, Form.DIRECT):
-        unet, denoise = prepare(form)
-        if is_batch_invariant(denoise, shape, num_classes, device):
-            _exact_forms[kind] = form
-            return unet, denoise
-        log.warning("%s: batches in the %s form are not exact on this processor", where, form.value)
-    _exact_forms[kind] = None
-    log.warning("%s: images are run one by one", where)
-    return unet, OneByOne(denoise)
+def _log_exactness(
+    denoise: Denoiser, kind: str, shape: tuple[int, int, int], num_classes: int, device: torch.device, where: str
+) -> None:
+    """Say so where rows depend on their batch: on a GPU, a batch row by row would cost more than it is worth."""
+    if kind not in _known_exactness:
+        _known_exactness[kind] = is_batch_invariant(denoise, shape, num_classes, device)
+    if not _known_exactness[kind]:
+        log.warning("%s: an image's last bits depend on its batch on %s", where, device)
 
 
 def _in_channels_last(unet: nn.Module) -> nn.Module:
