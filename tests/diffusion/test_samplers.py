@@ -230,6 +230,13 @@ def test_a_plan_is_a_float32_table_with_a_row_for_each_timestep() -> None:
     assert chain.timesteps == inference_timesteps("leading", 1000, 7)
 
 
+@pytest.mark.parametrize("sampler", SamplerName)
+def test_an_offset_moves_the_timesteps_of_every_sampler(sampler: SamplerName) -> None:
+    plain, moved = (plan(sampler, SCHEDULE, 10, spacing="leading", steps_offset=offset) for offset in (0, 1))
+    assert moved.timesteps == tuple(t + 1 for t in plain.timesteps)
+    assert not torch.equal(moved.coefficients, plain.coefficients)
+
+
 def test_dpm_solver_walks_its_own_timesteps_unless_told_otherwise() -> None:
     own = plan("dpmpp_2m", SCHEDULE, 10).timesteps
     assert own == (999, 899, 799, 699, 599, 500, 400, 300, 200, 100)
@@ -244,6 +251,7 @@ def test_dpm_solver_walks_its_own_timesteps_unless_told_otherwise() -> None:
         ({"spacing": "karras"}, "need a spacing of leading, linspace, trailing, got 'karras'"),
         ({"prediction_type": "flow"}, "need a prediction_type of epsilon, v_prediction, sample, got 'flow'"),
         ({"eta": -0.1}, "need 0 <= eta <= 1, got -0.1"),
+        ({"eta": 1.1}, "need 0 <= eta <= 1, got 1.1"),
         ({"eta": math.nan}, "need 0 <= eta <= 1, got nan"),
         ({"sampler": "ddpm", "eta": 0.5}, "need eta = 0 with sampler ddpm, got 0.5"),
         ({"num_inference_steps": 0}, "need 1 <= num_inference_steps <= 1000, got 0"),

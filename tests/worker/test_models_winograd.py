@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -21,6 +21,9 @@ from worker.models.winograd import WinogradConv2d, winograd_suits
     fused=st.booleans(),
     seed=st.integers(0, 2**31),
 )
+# Three blocks of two images and of one; an image of two bands.
+@example(images=5, channels=(3, 4), tiles=(8, 8), bias=True, fused=True, seed=0)
+@example(images=2, channels=(3, 4), tiles=(17, 9), bias=True, fused=True, seed=0)
 @torch.inference_mode()
 def test_it_is_the_convolution(
     images: int, channels: tuple[int, int], tiles: tuple[int, int], bias: bool, fused: bool, seed: int
