@@ -44,9 +44,9 @@ def connect(settings: Settings) -> Redis:
 def create_app(settings: Settings, redis: Redis) -> FastAPI:
     """The application; it closes `redis` when it ends."""
     disable_pickle()
-    gateway = Gateway(
-        settings, redis, JobQueue(redis, settings), Catalogue(redis, settings.redis_timeout_s), JobEvents(redis)
-    )
+    queue = JobQueue(redis, settings)
+    catalogue = Catalogue(redis, settings.redis_timeout_s)
+    gateway = Gateway(settings, redis, queue, catalogue, JobEvents(redis, queue))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

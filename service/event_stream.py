@@ -15,8 +15,6 @@ from service.schemas import Job, JobState
 
 RETRY_S = 2
 """After which a browser connects again by itself."""
-LOOK_S = 1.0
-"""The longest that a change goes unseen whose message was lost, or that nobody tells of: a moved queue, a start."""
 
 EVENT_NAMES = {state: "progress" if state is JobState.RUNNING else state.value for state in JobState}
 
@@ -78,36 +76,40 @@ class EventStream(Response):
 
     async def _follow(self, watch: Watch, send: Send, gone: "asyncio.Task[None]") -> None:
         settings, events = self._gateway.settings, self._gateway.events
-        job_id, seen = self._job.id, self._seen
-        job: Job | None = self._job
+        job, seen = self._job, self._seen
         began = sent = time.monotonic()
-        away_since: float | None = None
         while True:
-            if job is not None and event_id(job) != seen:
+            if event_id(job) != seen:
                 seen = event_id(job)
                 await _body(send, _event(EVENT_NAMES[job.status], job.model_dump_json(), seen))
                 sent = time.monotonic()
-            if job is not None and job.status.is_terminal:
+            if job.status.is_terminal:
                 return
+            due = min(sent + settings.stream_heartbeat_s, began + settings.stream_s)
+            news = await watch.news(max(0.0, due - time.monotonic()))
             now = time.monotonic()
+            # `gone`: up to Python 3.11 the Redis client loses a cancellation now and then.
+            if events.ending or gone.done() or now - began >= settings.stream_s:
+                return
             if now - sent >= settings.stream_heartbeat_s:
                 await _body(send, ":\n\n")
-                sent = time.monotonic()
-            due = min(sent + settings.stream_heartbeat_s, began + settings.stream_s)
-            await watch.news(min(LOOK_S, max(0.0, due - now)))
-            # `gone`: up to Python 3.11 the Redis client loses a cancellation now and then.
-            if events.ending or gone.done() or time.monotonic() - began >= settings.stream_s:
+                sent = now
+            if events.outage_s >= settings.stream_outage_s:
+                await _body(send, _error(redis_unavailable()))
                 return
+            if not news:
+                continue
+            if events.outage_s:
+                watch.behind = True
+                continue
             try:
-                job, away_since = await require_job(self._gateway, job_id), None
+                async with events.reading:
+                    job = await require_job(self._gateway, job.id)
             except NotFound as error:
                 await _body(send, _error(error))
                 return
             except REDIS_AWAY:
-                job, away_since = None, away_since or time.monotonic()
-                if time.monotonic() - away_since >= settings.stream_outage_s:
-                    await _body(send, _error(redis_unavailable()))
-                    return
+                watch.behind = True
 
 
 async def _disconnected(receive: Receive) -> None:

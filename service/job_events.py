@@ -1,21 +1,27 @@
-"""Who watches which job: one subscription to Redis serves all open streams of this gateway."""
+"""Who watches which job, and who tells them that it has changed: one subscription to Redis, and a look every second."""
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from redis.asyncio import Redis
 from redis.asyncio.client import PubSub
+from redis.exceptions import RedisError
 
-from service.errors import REDIS_AWAY
+from service.job_queue import JobQueue
 from worker.contract import events_channel
 
 log = logging.getLogger(__name__)
 
+LOOK_S = 1.0
+"""The longest that a change goes unseen whose message was lost, or that nobody tells of: a moved queue, a start."""
 TURN_S = 0.1
-"""How soon a new watch is subscribed to; until then only its own looks at the job tell it anything."""
+"""How soon a new watch is subscribed to."""
 RECONNECT_S = 0.5
+READS_AT_ONCE = 8
+"""A queue that moves wakes all who wait in it: they read one after the other, and requests get their turn between."""
 
 
 class Watch:
@@ -23,32 +29,41 @@ class Watch:
 
     def __init__(self) -> None:
         self._news = asyncio.Event()
+        self.behind = False
+        """Set by who could not read the job: the next look wakes it even if the job is as it was."""
 
     def wake(self) -> None:
         self._news.set()
 
-    async def news(self, timeout_s: float) -> None:
-        """Return when the job may have changed since the last call, and after `timeout_s` whether it has or not."""
+    async def news(self, timeout_s: float) -> bool:
+        """Wait until the job may have changed since the last call; False when it has not within `timeout_s`."""
         try:
             async with asyncio.timeout(timeout_s):
                 await self._news.wait()
         except TimeoutError:
-            return
+            return False
         self._news.clear()
+        self.behind = False
+        return True
 
 
 class JobEvents:
     """Wakes the watches of a job when a worker, or a gateway that cancels it, says that it has changed.
 
-    A message says only that: whoever is woken looks at the job itself. So a message that is lost costs nothing but the
+    A message says only that: whoever is woken reads the job itself. So a message that is lost costs nothing but the
     time until the next look, and any number of messages that come while a client is slow are one.
     """
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, queue: JobQueue) -> None:
         self._redis = redis
+        self._queue = queue
         self._watches: dict[str, set[Watch]] = {}
-        self._listener: asyncio.Task[None] | None = None
+        self._seen: dict[str, bytes] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._away_since: float | None = None
         self._ending = False
+        self.reading = asyncio.Semaphore(READS_AT_ONCE)
+        """To be held while reading a job that has news."""
 
     @property
     def watched(self) -> int:
@@ -60,35 +75,64 @@ class JobEvents:
         """This gateway is shutting down: whoever watches should come to an end."""
         return self._ending
 
+    @property
+    def outage_s(self) -> float:
+        """For how long Redis has not answered; 0 while it does."""
+        return 0.0 if self._away_since is None else time.monotonic() - self._away_since
+
     @contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
-        channel, watch = events_channel(job_id), Watch()
-        self._watches.setdefault(channel, set()).add(watch)
-        if self._listener is None or self._listener.done():
-            self._listener = asyncio.create_task(self._listen(), name="job-events")
+        watch = Watch()
+        self._watches.setdefault(job_id, set()).add(watch)
+        for name, work in (("listen", self._listen), ("look", self._look)):
+            if name not in self._tasks or self._tasks[name].done():
+                self._tasks[name] = asyncio.create_task(work(), name=f"job events: {name}")
         if self._ending:
             watch.wake()
         try:
             yield watch
         finally:
-            self._watches[channel].remove(watch)
-            if not self._watches[channel]:
-                del self._watches[channel]
+            self._watches[job_id].remove(watch)
+            if not self._watches[job_id]:
+                del self._watches[job_id]
 
     def end(self) -> None:
         self._ending = True
-        for channel in self._watches:
-            self._wake(channel)
+        self._wake_all()
 
     async def aclose(self) -> None:
         self.end()
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
-    def _wake(self, channel: str) -> None:
-        for watch in self._watches.get(channel, ()):
+    def _wake(self, job_id: str) -> None:
+        for watch in self._watches.get(job_id, ()):
             watch.wake()
+
+    def _wake_all(self) -> None:
+        for job_id in self._watches:
+            self._wake(job_id)
+
+    async def _look(self) -> None:
+        """As long as anybody watches."""
+        while self._watches:
+            job_ids = list(self._watches)
+            try:
+                seen = dict(zip(job_ids, await self._queue.look(job_ids), strict=True))
+            except RedisError as error:
+                if self._away_since is None:
+                    log.warning("%d watched job(s) can't be looked at: %s", len(job_ids), error)
+                    self._away_since = time.monotonic()
+                self._wake_all()
+            else:
+                self._away_since = None
+                for job_id, state in seen.items():
+                    if state != self._seen.get(job_id) or any(watch.behind for watch in self._watches.get(job_id, ())):
+                        self._wake(job_id)
+                self._seen = seen
+            await asyncio.sleep(LOOK_S)
+        self._away_since, self._seen = None, {}
 
     async def _listen(self) -> None:
         """Holds a connection of its own for as long as anybody watches."""
@@ -97,20 +141,20 @@ class JobEvents:
                 # One task alone subscribes, reads and connects again: the client is not made for two.
                 async with self._redis.pubsub() as pubsub:
                     await self._hear(pubsub)
-            except REDIS_AWAY as error:
+            except RedisError as error:
                 log.warning("no news of %d job(s) from Redis, looking at them instead: %s", len(self._watches), error)
                 await asyncio.sleep(RECONNECT_S)
 
     async def _hear(self, pubsub: PubSub) -> None:
-        subscribed: set[str] = set()
+        subscribed: dict[str, str] = {}
         while self._watches:
-            wanted = set(self._watches)
-            if wanted - subscribed:
-                await pubsub.subscribe(*wanted - subscribed)
-            if subscribed - wanted:
-                await pubsub.unsubscribe(*subscribed - wanted)
+            wanted = {events_channel(job_id): job_id for job_id in self._watches}
+            if new := wanted.keys() - subscribed.keys():
+                await pubsub.subscribe(*new)
+            if gone := subscribed.keys() - wanted.keys():
+                await pubsub.unsubscribe(*gone)
             subscribed = wanted
             message = await pubsub.get_message(timeout=TURN_S)
             if message is not None:
                 # The confirmation of a subscription is news too: what was said before it was not heard.
-                self._wake(message["channel"].decode())
+                self._wake(subscribed.get(message["channel"].decode(), ""))

@@ -127,3 +127,34 @@ redis.call('PUBLISH', ARGV[4], '')
 return status
 """
 )
+
+# KEYS: queue
+# ARGV: prefix of job keys, prefix of progress keys, then job ids
+# Answers a text for each, another one whenever the job is seen to have changed.
+LOOK = """
+local wanted, seen, places = {}, {}, nil
+for i = 3, #ARGV do wanted[ARGV[i]] = true end
+
+local function place_of(id)
+    -- One walk of the queue for all of them.
+    if not places then
+        places = {}
+        for place, waiting in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+            if wanted[waiting] then places[waiting] = place end
+        end
+    end
+    return places[id] or ''
+end
+
+for i = 3, #ARGV do
+    local status = redis.pcall('HGET', ARGV[1] .. ARGV[i], 'status')
+    if type(status) ~= 'string' then
+        seen[#seen + 1] = 'gone'
+    elseif status == 'started' then
+        seen[#seen + 1] = status .. (redis.call('GET', ARGV[2] .. ARGV[i]) or '')
+    else
+        seen[#seen + 1] = status .. (status == 'queued' and place_of(ARGV[i]) or '')
+    end
+end
+return seen
+"""
