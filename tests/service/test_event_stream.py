@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -24,6 +25,16 @@ def fragile_valkey(valkey: ValkeyHandle) -> Iterator[ValkeyHandle]:
     """It may be killed; the next test finds it running."""
     yield valkey
     valkey.restart()
+
+
+@asynccontextmanager
+async def gateway_of(valkey: ValkeyHandle) -> AsyncIterator[Gateway]:
+    """The inside of a gateway, without its server."""
+    settings = Settings(redis_url=valkey.url)
+    gateway: Gateway = create_app(settings, connect(settings)).state.gateway
+    yield gateway
+    await gateway.events.aclose()
+    await gateway.redis.aclose()
 
 
 class SlowClient:
@@ -55,25 +66,37 @@ def test_a_slow_client_skips_states_and_nothing_is_kept_for_it(
 ) -> None:
     job_id = submit(http, steps=1000)
     job = worker.take()
-    settings = Settings(redis_url=valkey.url)
 
     async def run() -> list[str]:
-        app = create_app(settings, connect(settings))
-        gateway: Gateway = app.state.gateway
-        client = SlowClient()
-        stream = EventStream(gateway, await require_job(gateway, job_id), None)
-        streaming = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))  # type: ignore[arg-type]
-        await client.waits.wait()
-        for step in range(1, 300):
-            worker.report(job, step)
-        await asyncio.to_thread(worker.succeed, job)
-        client.reads.set()
-        await streaming
-        await gateway.events.aclose()
-        await gateway.redis.aclose()
-        return client.ids
+        async with gateway_of(valkey) as gateway:
+            client = SlowClient()
+            stream = EventStream(gateway, await require_job(gateway, job_id), None)
+            streaming = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))  # type: ignore[arg-type]
+            await client.waits.wait()
+            for step in range(1, 300):
+                worker.report(job, step)
+            await asyncio.to_thread(worker.succeed, job)
+            client.reads.set()
+            await streaming
+            return client.ids
 
     assert asyncio.run(run()) == ["running", "succeeded"]
+
+
+def test_who_could_not_read_a_job_is_woken_again_though_it_is_as_it_was(
+    http: httpx.Client, valkey: ValkeyHandle
+) -> None:
+    job_id = submit(http)
+
+    async def run() -> bool:
+        async with gateway_of(valkey) as gateway:
+            with gateway.events.watch(job_id) as watch:
+                while await watch.news(0.3):
+                    pass  # the first look, the confirmation of the subscription
+                watch.behind = True
+                return await watch.news(30)
+
+    assert asyncio.run(run())
 
 
 def test_a_gateway_that_ends_ends_its_streams_whole_and_they_go_on_elsewhere(
@@ -107,10 +130,11 @@ def test_a_stream_outlives_a_redis_that_is_killed_and_comes_back(
         assert [event.id for event in source.events][-1] == "succeeded"
 
 
+@pytest.mark.parametrize("heartbeat_s", [0.1, 1000])
 def test_a_stream_whose_redis_stays_away_ends_with_an_event_that_says_so(
-    worker: FakeWorker, fragile_valkey: ValkeyHandle, start_gateway: Callable[..., httpx.Client]
+    heartbeat_s: float, worker: FakeWorker, fragile_valkey: ValkeyHandle, start_gateway: Callable[..., httpx.Client]
 ) -> None:
-    http = start_gateway(stream_outage_s=1.5, stream_heartbeat_s=0.1)
+    http = start_gateway(stream_outage_s=1.5, stream_heartbeat_s=heartbeat_s)
     job_id = submit(http)
     with follow(http, events_of(job_id)) as source:
         assert next(source.events).id == "queued-0"
@@ -118,7 +142,7 @@ def test_a_stream_whose_redis_stays_away_ends_with_an_event_that_says_so(
         comments = source.comments
         (last,) = source.events
     assert (last.name, last.id, json.loads(last.data)["code"]) == ("error", "queued-0", "redis_unavailable")
-    assert source.comments > comments, "the connection was kept alive meanwhile"
+    assert (source.comments > comments) == (heartbeat_s < 1), "comments go on meanwhile"
     fragile_valkey.start()
     worker.succeed(worker.take())
     with follow(http, events_of(job_id), last.id) as again:
