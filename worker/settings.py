@@ -30,6 +30,8 @@ class WorkerSettings(BaseSettings):
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     max_batch: int = Field(default=16, ge=1, le=4096)
     """Images in one U-Net call."""
+    cpu_threads: int | None = Field(default=None, ge=1, le=1024)
+    """Threads that compute on a CPU. None: one for each core that the process may use."""
     pad_batch: Literal["auto", "off", "sizes", "one"] = "auto"
     """Whether batches are filled up to fixed sizes: a few (`sizes`, a GPU's default), the largest always, or not."""
     model_budget_bytes: int | None = Field(default=None, ge=1)

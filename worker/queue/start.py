@@ -111,7 +111,12 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     pool = ModelPool(
         store,
         lambda checkpoint: load_checkpoint(
-            checkpoint, device, dtype, pad_batch=PadBatch(settings.pad_batch), max_batch=settings.max_batch
+            checkpoint,
+            device,
+            dtype,
+            pad_batch=PadBatch(settings.pad_batch),
+            max_batch=settings.max_batch,
+            threads=settings.cpu_threads,
         ),
         memory_budget_bytes=settings.model_budget_bytes,
         keep_versions=settings.keep_versions,
