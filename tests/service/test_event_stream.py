@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
+from rq.job import Job
 
 from service.app import connect, create_app
 from service.event_stream import EventStream
@@ -83,20 +84,32 @@ def test_a_slow_client_skips_states_and_nothing_is_kept_for_it(
     assert asyncio.run(run()) == ["running", "succeeded"]
 
 
-def test_who_could_not_read_a_job_is_woken_again_though_it_is_as_it_was(
-    http: httpx.Client, valkey: ValkeyHandle
+def test_a_change_that_nobody_tells_of_is_seen_all_the_same(
+    http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
 ) -> None:
-    job_id = submit(http)
+    worker.tells = False
+    ahead, job_id = submit(http), submit(http)
+    jobs: list[Job] = []
+    changes = {
+        "the queue moves": lambda: http.delete(f"/jobs/{ahead}"),
+        "it is begun": lambda: jobs.append(worker.take()),
+        "it gets on": lambda: worker.report(jobs[0], 1),
+        "it ends": lambda: worker.succeed(jobs[0]),
+    }
 
-    async def run() -> bool:
+    async def run() -> None:
         async with gateway_of(valkey) as gateway:
             with gateway.events.watch(job_id) as watch:
                 while await watch.news(0.3):
                     pass  # the first look, the confirmation of the subscription
+                for name, change in changes.items():
+                    await asyncio.to_thread(change)
+                    assert await watch.news(30), name
+                # Who could not read the job is woken again though it is as it was.
                 watch.behind = True
-                return await watch.news(30)
+                assert await watch.news(30)
 
-    assert asyncio.run(run())
+    asyncio.run(run())
 
 
 def test_a_gateway_that_ends_ends_its_streams_whole_and_they_go_on_elsewhere(

@@ -73,9 +73,7 @@ def test_a_job_that_never_was_is_a_404_problem(http: httpx.Client) -> None:
     assert answer.headers["Content-Type"] == "application/problem+json"
 
 
-@pytest.mark.parametrize("tells", [True, False], ids=["told", "every message lost"])
-def test_every_change_is_one_event_and_the_end_is_the_last(tells: bool, http: httpx.Client, worker: FakeWorker) -> None:
-    worker.tells = tells
+def test_every_change_is_one_event_and_the_end_is_the_last(http: httpx.Client, worker: FakeWorker) -> None:
     ahead, job_id = submit(http), submit(http, steps=STEPS)
     with follow(http, events_of(job_id)) as source:
         events = source.events
