@@ -60,6 +60,7 @@ def test_an_error_in_one_share_waits_for_the_others_and_harms_no_later_call() ->
             raise MemoryError("the first share")
         if int(timesteps[0]) == 1:
             assert may_end.wait(20)
+            threading.Event().wait(0.2)
             ended.set()
         return x_t
 
