@@ -4,6 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 TESTS  ?= tests
+JOBS   ?= 2
 
 .PHONY: run test check bench soak clean
 
@@ -11,7 +12,7 @@ run: $(READY)
 	$(BIN)/reverie up --draw .reverie/images
 
 test: $(READY)
-	$(BIN)/python -m pytest $(TESTS)
+	$(BIN)/python -m pytest --numprocesses $(JOBS) --dist loadfile $(TESTS)
 
 check: $(READY)
 	$(BIN)/ruff check .
