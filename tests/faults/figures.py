@@ -90,10 +90,9 @@ def _run_overhead(machines: Machines, jobs: int) -> Overhead:
     client, (worker,) = machines.client, machines.workers
     assert machines.valkey.process is not None
     finished = f"rq:finished:{QUEUE_NAME}"
-    client.set(SUSPENDED_KEY, 1)
-    time.sleep(0.5)
-    fill(machines, jobs)
     before = int(client.zcard(finished))
+    client.set(SUSPENDED_KEY, 1)
+    fill(machines, jobs)
     pids = (worker.pid, machines.valkey.process.pid)
     cpu_before = [_cpu_s(pid) for pid in pids]
     client.delete(SUSPENDED_KEY)
@@ -119,7 +118,6 @@ def submits(
     by_fsync = {fsync: Submits([], []) for fsync in FSYNCS}
     with Machines(workers=1, gateways=1, max_queue_jobs=10 * queued, max_queue=10**9, **DEFAULT_LEASES) as machines:
         machines.client.set(SUSPENDED_KEY, 1)
-        time.sleep(0.5)
         fill(machines, queued, steps=50)
         for _ in range(rounds):
             for fsync in FSYNCS:
