@@ -34,6 +34,8 @@ class WorkerSettings(BaseSettings):
     """Threads that compute on a CPU. None: one for each core that the process may use."""
     pad_batch: Literal["auto", "off", "sizes", "one"] = "auto"
     """Whether batches are filled up to fixed sizes: a few (`sizes`, a GPU's default), the largest always, or not."""
+    cuda_graphs: Literal["auto", "off"] = "auto"
+    """Whether a GPU runs recordings of the few sizes of batches that `pad_batch` asks for. `off`: kernel by kernel."""
     model_budget_bytes: int | None = Field(default=None, ge=1)
     """Memory for weights; the models used least recently leave it first. None: all models of the store at once."""
     keep_versions: int | None = Field(default=None, ge=1)

@@ -23,6 +23,7 @@ from worker.engine.saving import ChainSaver, set_back
 from worker.engine.tally import Tally
 from worker.engine.trajectory import Trajectory
 from worker.models.errors import ModelError
+from worker.models.failures import out_of_memory
 from worker.models.pool import ModelPool
 
 log = logging.getLogger(__name__)
@@ -244,9 +245,13 @@ class Engine:
         return batches
 
     def _run_smaller(self, rows: Sequence[Trajectory], error: Exception) -> list[Sequence[Trajectory]]:
-        """Halve the batch for good. The rows have not moved, they are chosen again."""
+        """Give back what nobody needs, else halve the batch for good. The rows have not moved and are chosen again."""
+        spared = self._pool.drop_spares()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+        if spared:
+            log.warning("out of memory with %d rows; the networks kept for the next reloads are gone", len(rows))
+            return []
         tried = min(sum(row.cost for row in rows), self._batcher.max_batch)
         if self._batcher.halve(tried):
             log.warning("out of memory with %d rows; batches hold %d now", tried, self._batcher.max_batch)
@@ -315,10 +320,3 @@ class Engine:
         """Of an ended request."""
         if generation.flights == 0:
             self._pool.release(generation.model)
-
-
-def out_of_memory(error: Exception) -> bool:
-    """Whether an allocation failed, on the GPU or (where torch raises a plain RuntimeError) on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )

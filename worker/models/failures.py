@@ -45,10 +45,15 @@ class Failure:
 def may_pass(error: BaseException) -> bool:
     """Whether the same files could be loaded later: no memory, or a file system that is away."""
     return any(
-        isinstance(cause, MemoryError | torch.OutOfMemoryError)
-        or "can't allocate memory" in str(cause)  # torch's plain RuntimeError on the CPU
-        or (isinstance(cause, OSError) and cause.errno in PASSING_ERRNOS)
+        out_of_memory(cause) or (isinstance(cause, OSError) and cause.errno in PASSING_ERRNOS)
         for cause in _causes(error)
+    )
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on the GPU or (where torch raises a plain RuntimeError) on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 

@@ -1,6 +1,6 @@
 """A checkpoint in memory: the U-Net on its device and everything the engine must know to sample from it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
@@ -47,6 +47,7 @@ class LoadedModel:
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
         weight_bytes: memory that the weights take on the device.
+        let_go: called once when it has left memory and nothing runs on it; from then on others may be written there.
     """
 
     name: str
@@ -63,6 +64,7 @@ class LoadedModel:
     step: int = 0
     created_at: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    let_go: Callable[[], None] = lambda: None
     _plans: dict[tuple[object, ...], SamplerPlan] = field(init=False, repr=False, default_factory=dict)
 
     @property

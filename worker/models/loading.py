@@ -1,8 +1,8 @@
 """From a checkpoint's folder to a model in memory: diffusers builds the U-Net, this checks it and makes it ready."""
 
-import itertools
 import json
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from worker.models.cpu_team import cpu_threads
 from worker.models.device import use_reproducible_kernels
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden_sample
+from worker.models.gpu_networks import GpuNetworks, bytes_of, gpu_networks
 from worker.models.loaded_model import Denoiser, LoadedModel
 from worker.models.padded import PadBatch, padded
-from worker.models.unet_denoiser import UNetDenoiser
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 
@@ -33,12 +33,14 @@ def load_checkpoint(
     pad_batch: PadBatch = PadBatch.AUTO,
     max_batch: int = 16,
     threads: int | None = None,
+    networks: GpuNetworks | None = None,
 ) -> LoadedModel:
     """Read, check and prepare one version; slow, and touching nothing that serves.
 
     Args:
         max_batch: the engine's; the one size of batches where `pad_batch` asks for a single one.
         threads: of the CPU; None for as many as there are.
+        networks: records and keeps networks on a GPU; None records none.
 
     Raises:
         UnsupportedModel: another kind of network or scheduler.
@@ -58,34 +60,50 @@ def load_checkpoint(
         _check_finite(unet, where)
         return unet
 
-    denoise: Denoiser
-    if device.type == "cpu":
+    def checked(denoise: Denoiser, weight_bytes: int, let_go: Callable[[], None] = lambda: None) -> LoadedModel:
+        model = LoadedModel(
+            name=checkpoint.model,
+            version=checkpoint.version,
+            weights_sha256=manifest.weights_sha256,
+            denoise=denoise,
+            chain=chain,
+            shape=shape,
+            labels=tuple(manifest.labels),
+            num_classes=num_classes,
+            null_label=manifest.null_label,
+            device=device,
+            weight_bytes=weight_bytes,
+            step=manifest.step,
+            created_at=manifest.created_at,
+            metrics=dict(manifest.metrics),
+            let_go=let_go,
+        )
+        if manifest.golden is not None:
+            check_golden_sample(model, manifest.golden)
+        return model
+
+    if device.type == "cpu" and networks is None:
         unet, denoise = prepare_on_cpu(open_unet, kind, shape, num_classes, dtype, threads, where)
-        denoise = padded(denoise, pad_batch, max_batch, device)
-    else:
-        use_reproducible_kernels()
-        unet = _in_channels_last(open_unet().to(device))
-        denoise = padded(UNetDenoiser(unet, dtype), pad_batch, max_batch, device)
-        _log_exactness(denoise, kind, shape, num_classes, device, where)
-    model = LoadedModel(
-        name=checkpoint.model,
-        version=checkpoint.version,
-        weights_sha256=manifest.weights_sha256,
-        denoise=denoise,
-        chain=chain,
-        shape=shape,
-        labels=tuple(manifest.labels),
-        num_classes=num_classes,
-        null_label=manifest.null_label,
-        device=device,
-        weight_bytes=sum(t.numel() * t.element_size() for t in itertools.chain(unet.parameters(), unet.buffers())),
-        step=manifest.step,
-        created_at=manifest.created_at,
-        metrics=dict(manifest.metrics),
-    )
-    if manifest.golden is not None:
-        check_golden_sample(model, manifest.golden)
-    return model
+        return checked(padded(denoise, pad_batch, max_batch, device), bytes_of(unet))
+    use_reproducible_kernels()
+    networks = networks or gpu_networks(device, record=False)
+    with networks.aside():
+        network = networks.prepare(
+            open_unet,
+            kind,
+            shape,
+            dtype,
+            device,
+            with_labels=num_classes > 0,
+            pad_batch=pad_batch,
+            max_batch=max_batch,
+        )
+        try:
+            _log_exactness(network.denoise, kind, shape, num_classes, device, where)
+            return checked(network.denoise, bytes_of(network.unet), lambda: networks.give_back(network))
+        except BrokenModel:
+            networks.give_back(network)
+            raise
 
 
 _known_exactness: dict[str, bool] = {}  # a reload of the same network need not be probed again
@@ -99,13 +117,6 @@ def _log_exactness(
         _known_exactness[kind] = is_batch_invariant(denoise, shape, num_classes, device)
     if not _known_exactness[kind]:
         log.warning("%s: an image's last bits depend on its batch on %s", where, device)
-
-
-def _in_channels_last(unet: nn.Module) -> nn.Module:
-    for weight in unet.parameters():
-        if weight.dim() == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    return unet
 
 
 def _read_json(path: Path, where: str) -> dict[str, Any]:

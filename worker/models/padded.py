@@ -24,17 +24,24 @@ class PadBatch(StrEnum):
     """The largest batch always: exact on every device, and a single image takes as long as a full batch."""
 
 
-def padded(denoise: Denoiser, pad_batch: PadBatch, max_batch: int, device: torch.device) -> Denoiser:
-    """The denoiser, padded as the setting says; `max_batch` is the engine's."""
+def sizes_of(pad_batch: PadBatch, max_batch: int, device: torch.device) -> tuple[int, ...] | None:
+    """Sizes of the batches that a U-Net is asked with, rising; None: any. `max_batch` is the engine's."""
     if pad_batch is PadBatch.AUTO:
         pad_batch = PadBatch.SIZES if device.type == "cuda" else PadBatch.OFF
     match pad_batch:
         case PadBatch.SIZES:
-            return PaddedDenoiser(denoise)
+            largest = min(max_batch, BATCH_SIZES[-1])
+            return (*(size for size in BATCH_SIZES if size < largest), largest)
         case PadBatch.ONE:
-            return PaddedDenoiser(denoise, (max_batch,))
+            return (max_batch,)
         case _:
-            return denoise
+            return None
+
+
+def padded(denoise: Denoiser, pad_batch: PadBatch, max_batch: int, device: torch.device) -> Denoiser:
+    """The denoiser, padded as the setting says."""
+    sizes = sizes_of(pad_batch, max_batch, device)
+    return denoise if sizes is None else PaddedDenoiser(denoise, sizes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from worker.contract import ModelInfo
 from worker.models.catalogue import Catalogue
@@ -24,6 +25,16 @@ Wish = tuple[str, str | None]
 
 FETCH_WITHIN_S = 10.0
 """A version loaded on demand is dropped when nobody has come for it so long after."""
+
+
+class Spares(Protocol):
+    """Networks kept for the weights of versions to come; safe from any thread."""
+
+    def spare_bytes(self) -> int:
+        """Memory of their weights."""
+
+    def drop_spares(self) -> bool:
+        """Give it back; False when there are none."""
 
 
 @dataclass(slots=True)
@@ -50,6 +61,7 @@ class ModelPool:
         store: where the checkpoints are.
         load: makes a model of a checkpoint whose files were verified; raises ModelError.
         memory_budget_bytes: of weights; None: all that the store holds.
+        spares: what `load` keeps of models that were let go; counted in the budget, and the first to leave.
         keep_versions: of each model, offer these many newest versions and delete the rest, see `prune`; None: all.
         poll_interval_s: how often `current` is looked at.
         retry_after_s: a load that failed for want of memory or of the file system is tried again after so long.
@@ -62,6 +74,7 @@ class ModelPool:
         load: Callable[[Checkpoint], LoadedModel],
         *,
         memory_budget_bytes: int | None = None,
+        spares: Spares | None = None,
         keep_versions: int | None = None,
         poll_interval_s: float = 1.0,
         retry_after_s: float = 15.0,
@@ -70,6 +83,7 @@ class ModelPool:
         self._store = store
         self._load = load
         self._budget = memory_budget_bytes
+        self._spares = spares
         self._poll_interval_s = poll_interval_s
         self._retry_after_s = retry_after_s
         self._clock = clock
@@ -115,6 +129,10 @@ class ModelPool:
                 raise ValueError(f"{model.name}/{model.version} is released more often than it was acquired")
             resident.pins -= 1
             self._drop_the_unneeded()
+
+    def drop_spares(self) -> bool:
+        """Give back memory that no model needs; False when there is none."""
+        return self._spares is not None and self._spares.drop_spares()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have `listener` called, on the loading thread, whenever a load has succeeded or failed."""
@@ -277,7 +295,13 @@ class ModelPool:
             if key in self._residents:
                 return
         self._store.verify(*key)
-        loaded = self._load(checkpoint)
+        try:
+            loaded = self._load(checkpoint)
+        except Exception as error:
+            if not (may_pass(error) and self.drop_spares()):
+                raise
+            log.warning("can't load %s/%s, giving back networks that nothing runs on: %s", *key, error)
+            loaded = self._load(checkpoint)
         with self._changed:
             self._residents[key] = _Resident(loaded, loaded_at=self._clock())
         log.info("loaded %s/%s", *key)
@@ -306,12 +330,27 @@ class ModelPool:
             never_fetched = resident.used_at < resident.loaded_at
             patience = FETCH_WITHIN_S if never_fetched else 0.0
             if resident.pins == 0 and self._serving.get(key[0]) != key[1] and now >= resident.loaded_at + patience:
-                del self._residents[key]
+                self._drop(key)
         if self._budget is None:
             return
         newest = max(self._residents.values(), key=lambda resident: resident.loaded_at, default=None)
         for key, resident in sorted(self._residents.items(), key=lambda item: item[1].used_at):
-            if sum(r.model.weight_bytes for r in self._residents.values()) <= self._budget:
+            if self._fits():
                 return
             if resident.pins == 0 and resident is not newest:
-                del self._residents[key]
+                self._drop(key)
+        self._fits()
+
+    def _drop(self, key: Key) -> None:
+        """Called with the lock held."""
+        self._residents.pop(key).model.let_go()
+
+    def _fits(self) -> bool:
+        """Whether the weights keep to the budget, if need be without spares. Called with the lock held."""
+        budget = self._budget
+        if budget is None:
+            return True
+        used = sum(resident.model.weight_bytes for resident in self._residents.values())
+        if self._spares is not None and used + self._spares.spare_bytes() > budget:
+            self._spares.drop_spares()
+        return used <= budget

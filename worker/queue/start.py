@@ -94,6 +94,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
     from worker.engine.engine import Engine
     from worker.models.device import choose_device, choose_dtype
+    from worker.models.gpu_networks import gpu_networks
     from worker.models.loading import load_checkpoint
     from worker.models.padded import PadBatch
     from worker.models.pool import ModelPool
@@ -108,6 +109,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     # A thread that loads a model is busy in Python for tens of milliseconds. The engine gives the interpreter away at
     # each of the hundreds of operations of a step, and would wait this long to get it back every time.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    networks = None if device.type == "cpu" else gpu_networks(device, record=settings.cuda_graphs == "auto")
     pool = ModelPool(
         store,
         lambda checkpoint: load_checkpoint(
@@ -117,7 +119,9 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
             pad_batch=PadBatch(settings.pad_batch),
             max_batch=settings.max_batch,
             threads=settings.cpu_threads,
+            networks=networks,
         ),
+        spares=networks,
         memory_budget_bytes=settings.model_budget_bytes,
         keep_versions=settings.keep_versions,
     )
