@@ -47,3 +47,12 @@ def test_predict_x_0_undoes_q_sample_at_each_rows_own_timestep() -> None:
     x_t = q_sample(x_0, eps, alpha_bar)
     assert x_t.dtype == torch.float32
     torch.testing.assert_close(predict_x_0(x_t, eps, alpha_bar), x_0, rtol=1e-4, atol=1e-4)
+
+
+def test_the_little_noise_of_the_first_timestep_is_exact_in_float32() -> None:
+    """1 - alpha_bar is 1e-4 there; taken after a cast of alpha_bar to float32 it would be off in its fourth digit."""
+    schedule = NoiseSchedule.linear()
+    t = torch.tensor([0])
+    zero, one = torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1)
+    assert float(q_sample(zero, one, schedule.alpha_bar(t))) == pytest.approx(0.01, rel=2e-7)
+    assert float(q_sample(one, zero, schedule.alpha_bar(t))) == pytest.approx(0.9999**0.5, rel=2e-7)

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.worker.engine_harness import CPU
 from tests.worker.tiny_models import tiny_unet
-from worker.models.batch_invariant import OneByOne, is_batch_invariant, make_batch_invariant
+from worker.models.batch_invariant import FixedLinear, OneByOne, is_batch_invariant, make_batch_invariant
 from worker.models.cpu_team import CpuTeam
 from worker.models.threaded import ThreadedDenoiser
 from worker.models.unet_denoiser import UNetDenoiser
@@ -32,6 +32,16 @@ def test_torchs_own_forms_are_not_which_is_why_there_are_fixed_ones() -> None:
 
 def test_one_by_one_is_exact_whatever_it_wraps() -> None:
     assert is_batch_invariant(OneByOne(tiny_denoiser(fixed=False).one_thread), (1, 8, 8), 5, CPU)
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7])
+@torch.inference_mode()
+def test_a_linear_layer_of_short_sequences_is_exact(length: int) -> None:
+    """A product of few rows sums in another order than one of many, so that a sequence must never join another's."""
+    linear = FixedLinear(nn.Linear(40, 24))
+    x = torch.randn(5, length, 40, generator=torch.Generator().manual_seed(0))
+    together = linear(x)
+    assert all(torch.equal(linear(x[i : i + 1])[0], together[i]) for i in range(5))
 
 
 @torch.inference_mode()

@@ -2,11 +2,15 @@
 
 import base64
 import json
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
 
 from tests.worker.engine_harness import CPU, ask, draw, filled_pool, load_float32
@@ -14,6 +18,7 @@ from tests.worker.tiny_models import CHAIN_CONFIG, TINY, publish_tiny
 from worker.contract import SamplerName
 from worker.diffusion.prediction import PredictionType
 from worker.diffusion.spacing import Spacing
+from worker.diffusion.update import Clip
 from worker.models.chain_config import read_chain_config
 from worker.models.device import choose_device, choose_dtype
 from worker.models.errors import BrokenModel, UnsupportedModel
@@ -90,13 +95,28 @@ def test_the_scheduler_configuration_is_read_as_diffusers_means_it() -> None:
             "timestep_spacing": "trailing",
             "steps_offset": 1,
             "clip_sample": False,
+            "clip_sample_range": 2.0,
             "rescale_betas_zero_snr": True,
         },
         "here",
     )
     assert (chain.prediction_type, chain.spacing, chain.steps_offset) == (PredictionType.V, Spacing.TRAILING, 1)
-    assert (chain.schedule.num_train_timesteps, chain.clip.clip_sample) == (400, False)
+    assert (chain.schedule.num_train_timesteps, chain.clip) == (400, Clip(clip_sample=False, clip_sample_range=2.0))
     assert chain.schedule.has_zero_terminal_snr
+
+
+@pytest.mark.parametrize(
+    "kind", [DDPMScheduler, DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler], ids=lambda kind: kind.__name__
+)
+def test_what_a_configuration_leaves_out_is_diffusers_default(kind: Any) -> None:
+    theirs, ours = kind().config, read_chain_config({"_class_name": kind.__name__}, "here")
+    # A class that knows no clip_sample does not clip.
+    assert ours.clip.clip_sample == theirs.get("clip_sample", False)
+    assert ours.spacing == theirs["timestep_spacing"]
+    assert ours.steps_offset == theirs["steps_offset"]
+    assert ours.prediction_type == theirs["prediction_type"]
+    betas = kind().betas.double()
+    torch.testing.assert_close(ours.schedule.betas, betas, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +151,12 @@ def test_the_golden_sample_is_drawn_again_and_compared(tiny_store: ModelStore, s
         check_golden_sample(model, golden(255 - image))
     with pytest.raises(BrokenModel, match="32 pixels"):
         check_golden_sample(model, golden(image[:4]))
+
+    checkpoint = tiny_store.checkpoint(TINY)
+    for pixels, is_ours in ((image, True), (255 - image, False)):
+        published = replace(checkpoint, manifest=checkpoint.manifest.model_copy(update={"golden": golden(pixels)}))
+        with nullcontext() if is_ours else pytest.raises(BrokenModel, match="golden sample"):
+            load_float32(published)
 
 
 def test_devices_and_number_formats_are_checked() -> None:
