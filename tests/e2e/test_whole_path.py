@@ -50,29 +50,33 @@ def test_a_classifier_of_real_digits_reads_what_was_asked_for(stack: Stack) -> N
     classifier = SVC(gamma="scale").fit(digits.data, digits.target)
     with ThreadPoolExecutor(10) as pool:
         jobs = pool.map(
-            lambda d: stack.finished(stack.generate(seed=1000, steps=50, batch=20, class_label=d)), range(10)
+            lambda d: stack.finished(stack.generate(seed=1000, steps=20, batch=10, class_label=d)), range(10)
         )
     right = 0
     for digit, job in enumerate(jobs):
-        drawn = np.stack([pixels(png) for png in stack.images(job)]).reshape(20, 64)
+        drawn = np.stack([pixels(png) for png in stack.images(job)]).reshape(10, 64)
         right += int((classifier.predict(drawn / 255.0 * 16.0) == digit).sum())
-    assert right >= 180, f"{right} of 200 images were read as asked"
+    assert right >= 90, f"{right} of 100 images were read as asked"
 
 
 def test_requests_of_different_length_and_sampler_share_a_batch_and_keep_their_pixels(stack: Stack) -> None:
     bodies: list[dict[str, object]] = [
-        {"seed": 5, "steps": 400, "batch": 3, "sampler": "ddpm", "class_label": 4},
-        {"seed": 90, "steps": 300, "batch": 2, "sampler": "ddim", "class_label": 8},
-        {"seed": 17, "steps": 250, "batch": 1, "sampler": "dpmpp_2m"},
+        {"seed": 5, "steps": 90, "batch": 3, "sampler": "ddpm", "class_label": 4},
+        {"seed": 90, "steps": 70, "batch": 2, "sampler": "ddim", "class_label": 8},
+        {"seed": 17, "steps": 60, "batch": 1, "sampler": "dpmpp_2m"},
     ]
-    alone = [stack.finished(stack.generate(**body)) for body in bodies]
-    together = [stack.finished(job_id) for job_id in [stack.generate(**body) for body in bodies]]
-    for one, other in zip(alone, together, strict=True):
-        assert [pixels(p).tobytes() for p in stack.images(one)] == [pixels(p).tobytes() for p in stack.images(other)]
+    alone = [drawn(stack, stack.generate(**body)) for body in bodies]
 
-    deadline = time.monotonic() + 30  # counters travel with the worker's next heartbeat
-    while (seen := stack.worker_status().counters).samplers_in_batch_max < 2 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert seen.requests_in_batch_max >= 2
-    assert seen.step_counts_in_batch_max >= 2
-    assert seen.samplers_in_batch_max >= 2
+    deadline = time.monotonic() + 60
+    while True:  # short jobs may miss one another on a busy machine
+        with ThreadPoolExecutor(len(bodies)) as pool:
+            together = list(pool.map(lambda body: stack.generate(**body), bodies))
+        assert [drawn(stack, job_id) for job_id in together] == alone
+        seen = stack.worker_status().counters  # as of the worker's last heartbeat
+        if min(seen.requests_in_batch_max, seen.step_counts_in_batch_max, seen.samplers_in_batch_max) >= 2:
+            return
+        assert time.monotonic() < deadline, f"no two of them shared a batch: {seen}"
+
+
+def drawn(stack: Stack, job_id: str) -> list[bytes]:
+    return [pixels(png).tobytes() for png in stack.images(stack.finished(job_id))]
