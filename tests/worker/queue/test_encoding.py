@@ -25,6 +25,7 @@ def test_decoding_gives_back_what_was_encoded(pixels: np.ndarray, image_format: 
         decoded = np.asarray(image.convert(mode)).reshape(pixels.shape)
     assert np.array_equal(decoded, pixels)
     assert (encoded.height, encoded.width) == pixels.shape[:2]
+    assert encode(pixels.copy(), image_format) == encoded, "the same pixels gave another file"
 
 
 def test_the_hash_is_of_the_pixels_in_c_order_whatever_the_memory_layout_and_format() -> None:

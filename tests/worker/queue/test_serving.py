@@ -62,6 +62,26 @@ def test_many_jobs_share_one_process_and_its_batches(jobs: Jobs, workers: Worker
     assert worker.process.poll() is None
 
 
+def test_a_busy_worker_shares_its_round_trips_among_its_jobs(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    """Jobs are claimed together, and those that ended together are delivered together."""
+    count, looks = 300, 0
+    for seed in range(count):
+        jobs.add(seed, steps=1)
+    valkey.client.config_resetstat()
+    workers.start(step_ms=2, heartbeat_s=5, lease_s=15, maintenance_s=5, worker_ttl_s=30)
+
+    def all_ended() -> bool:
+        nonlocal looks
+        looks += 1
+        return valkey.client.zcard(jobs.queue.finished_job_registry.key) == count
+
+    wait_until(all_ended, "all jobs to end")
+    # One claim, one delivery and one message for each job alone would be three times as many.
+    assert valkey.client.info("stats")["total_reads_processed"] - looks < count * 4 / 3
+
+
 def test_no_key_of_a_job_is_left_without_an_expiry(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
     workers.start()
     ended = [jobs.add(1, batch=2), jobs.add_raw("os.system", ["true"])]
@@ -95,6 +115,16 @@ def test_progress_is_kept_and_published_while_a_job_runs(jobs: Jobs, workers: Wo
     assert heard[-1].step == heard[-1].steps == 150
     kept = ProgressSnapshot.model_validate_json(valkey.client.get(progress_key(job_id)) or b"")
     assert kept == heard[-1]
+
+
+def test_an_end_is_told_of_a_job_that_never_began(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
+    job_id = jobs.add_raw("os.system", ["true"])
+    with valkey.client.pubsub(ignore_subscribe_messages=True) as events:  # type: ignore[no-untyped-call]
+        events.subscribe(events_channel(job_id))
+        workers.start()
+        wait_until(lambda: events.get_message(timeout=0.1) is not None, "a word of its end")
+        assert jobs.status(job_id) == "failed"
+        events.unsubscribe()
 
 
 def test_a_worker_says_what_it_can_draw(workers: Workers, valkey: ValkeyHandle) -> None:
