@@ -8,11 +8,17 @@ import pytest
 import torch
 from diffusers import DDPMPipeline
 from PIL import Image
+from safetensors.torch import load_file
 
-from training.__main__ import main
+from training.__main__ import HELD_OUT_FRACTION, HELD_OUT_SEED, main
+from training.digits import load_digits
+from training.evaluation import HeldOut
+from training.loop import Budget, TrainingSettings, as_eps_network, train
+from training.network import build_unet
 from training.publishing import noise_schedule
 from training.sampling import draw_images
 from worker.store import ModelStore
+from worker.store.manifest import WEIGHTS_PATH
 
 QUICK = ["--steps", "3", "--width", "8", "--layers", "1", "--batch", "8"]
 
@@ -41,6 +47,21 @@ def test_the_manifest_says_how_good_and_how_made(store: ModelStore) -> None:
     assert manifest.recipe.command.startswith("python -m training --store ")
     assert manifest.recipe.seed == 0
     assert manifest.recipe.libraries["torch"] == torch.__version__
+
+
+def test_the_averaged_weights_are_published_with_their_loss_on_images_never_trained_on(store: ModelStore) -> None:
+    """Trained and evaluated again, by hand, on the two sides of the split."""
+    schedule = noise_schedule()
+    trained_on, held_out = load_digits().split(HELD_OUT_FRACTION, HELD_OUT_SEED)
+    unet = build_unet((1, 8, 8), 10, width=8, layers_per_block=1, seed=0)
+    settings = TrainingSettings(batch_size=8)
+    ema, _ = train(unet, trained_on, schedule, settings, Budget(steps=3), after_step=lambda report, ema: None)
+    checkpoint = store.checkpoint("digits")
+    published = load_file(checkpoint.path / WEIGHTS_PATH)
+    for name, weight in ema.network.state_dict().items():
+        torch.testing.assert_close(published[name], weight, rtol=0, atol=1e-7, msg=name)
+    expected = HeldOut.draw(held_out, schedule, seed=HELD_OUT_SEED).loss(as_eps_network(ema.network))
+    assert checkpoint.manifest.metrics["held_out_loss"] == pytest.approx(expected, rel=1e-5)
 
 
 def test_diffusers_opens_what_is_published(store: ModelStore) -> None:
