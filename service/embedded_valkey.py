@@ -42,9 +42,10 @@ def bundled_binary() -> Path | None:
 class EmbeddedValkey:
     """A server on a unix socket, with its data in `<data_dir>/valkey` and its log in `<data_dir>/valkey.log`.
 
-    Every write goes to the append-only file before it is answered, so killing the server loses nothing. It is synced
-    to the disk once a second (`appendfsync everysec`), so a power cut or a crash of the machine may lose
-    about the last second of accepted jobs; `always` would lose none and cost one disk sync per write.
+    Every write goes to the append-only file before it is answered, so killing the server loses nothing; only while a
+    sync takes long does the server hold writes back in memory, for two seconds at most. The file is synced to the disk
+    once a second (`appendfsync everysec`), so a power cut or a crash of the machine may lose about the last second of
+    accepted jobs; `always` would lose none and cost one disk sync per write: `tests/faults/figures.py` measures it.
     """
 
     def __init__(self, data_dir: DataDir, binary: Path) -> None:
