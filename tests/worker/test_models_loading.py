@@ -13,7 +13,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
 from safetensors.torch import load_file, save_file
 
-from tests.worker.engine_harness import CPU, ask, draw, filled_pool, load_float32
+from tests.worker.engine_harness import CPU, FaultyDenoiser, ask, draw, filled_pool, load_float32
 from tests.worker.tiny_models import CHAIN_CONFIG, TINY, publish_tiny
 from worker.contract import SamplerName
 from worker.diffusion.prediction import PredictionType
@@ -151,6 +151,9 @@ def test_the_golden_sample_is_drawn_again_and_compared(tiny_store: ModelStore, s
         check_golden_sample(model, golden(255 - image))
     with pytest.raises(BrokenModel, match="32 pixels"):
         check_golden_sample(model, golden(image[:4]))
+    nothing = FaultyDenoiser(model.denoise, lambda x_t, timesteps: torch.full_like(x_t, torch.nan))
+    with pytest.raises(BrokenModel, match="off by nan"):
+        check_golden_sample(replace(model, denoise=nothing), golden(image))
 
     checkpoint = tiny_store.checkpoint(TINY)
     for pixels, is_ours in ((image, True), (255 - image, False)):
