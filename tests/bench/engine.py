@@ -1,14 +1,17 @@
 """Part engine: image-steps per second of the engine and of diffusers' pipeline, and the share of the GEMM peak."""
 
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench import networks
-from tests.bench.figures import Bar, Figure
+from tests.bench.engine_plan import bars_of, batches, budget_s_of, steps_of
+from tests.bench.figures import Figure
+from tests.bench.fixed_sizes import fixed_sizes
 from tests.bench.machine import has_native_bfloat16
 from tests.bench.own_loop import image_steps_per_s
 from tests.bench.peers.pipeline import draw, open_pipeline
@@ -16,30 +19,21 @@ from tests.bench.samples import Measure, alternate, ratios
 from tests.bench.session import Session
 
 PART = "engine"
-STEPS = {1: 12, 4: 6, 16: 4, 32: 3, 64: 10, 128: 10}
-"""Steps of one measured chain, by batch size."""
-GPU_STEPS = 50
 EMULATED_PATIENCE_S = 20.0
 """A bfloat16 chain that would take longer than this where it is emulated is not run."""
 
 
 def run(session: Session) -> list[Figure]:
-    batches: tuple[int, ...]
-    if session.on_gpu:
-        batches, budget_s = (1, 16, 64, 128), 60.0
-    elif session.quick:
-        batches, budget_s = (1, 4), 5.0
-    else:
-        batches, budget_s = (1, 4, 16, 32), 45.0
     model = session.large_model
     pool, folder = session.pool(model), session.checkpoint(model).path
     plain = open_pipeline(folder, session.device, torch.float32)
     bfloat16 = open_pipeline(folder, session.device, torch.bfloat16, channels_last=True)
+    as_it_comes = open_pipeline(folder, session.device, torch.bfloat16) if session.on_gpu else None
     work = _flop_per_image_step(plain.unet, networks.SHAPES[model], session.device)
     native = has_native_bfloat16(session.device)
     figures, emulated_s = [], 0.0
-    for batch in batches:
-        steps = GPU_STEPS if session.on_gpu else STEPS[batch]
+    for batch in batches(on_gpu=session.on_gpu, quick=session.quick):
+        steps = steps_of(batch, on_gpu=session.on_gpu)
         session.say(f"  batch {batch}: {steps} steps a chain")
 
         def reverie(batch: int = batch, steps: int = steps) -> float:
@@ -47,7 +41,9 @@ def run(session: Session) -> list[Figure]:
 
         measures: dict[str, Measure] = {"reverie": reverie, "fp32": _pipeline(plain, batch, steps)}
         if native:
-            measures["bf16"] = _pipeline(bfloat16, batch, steps)
+            measures["bf16 channels_last"] = _pipeline(bfloat16, batch, steps)
+        if session.on_gpu:
+            measures["bf16"] = _pipeline(as_it_comes, batch, steps)
         measures["gemm"] = lambda: gemm_flop_per_s(session.device, session.dtype)
         if session.on_gpu or session.quick:
             for measure in measures.values():
@@ -56,16 +52,19 @@ def run(session: Session) -> list[Figure]:
             for pipe in (plain, bfloat16) if native else (plain,):
                 _pipeline(pipe, batch, 1)()
             image_steps_per_s(pool, model, batch, 1)
+        budget_s = budget_s_of(on_gpu=session.on_gpu, quick=session.quick)
         taken = alternate(measures, rounds=2 if session.quick else 7, budget_s=budget_s)
         if not native:
             # Once, and only where it ends: one such chain can take longer than all of the rest.
             expected_s = emulated_s * batch
             if batch == 1 or expected_s <= EMULATED_PATIENCE_S:
-                taken["bf16"] = [_pipeline(bfloat16, batch, 1)()]
-                emulated_s = max(emulated_s, 1 / taken["bf16"][0])
+                taken["bf16 channels_last"] = [_pipeline(bfloat16, batch, 1)()]
+                emulated_s = max(emulated_s, 1 / taken["bf16 channels_last"][0])
         for name, rates in taken.items():
             session.say(f"    {name}: {', '.join(f'{rate:.3g}' for rate in rates)}")
         figures += _figures(session, batch, taken, work, native)
+    if session.on_gpu:
+        figures += fixed_sizes(session, model)
     return figures
 
 
@@ -77,26 +76,25 @@ def _figures(session: Session, batch: int, taken: dict[str, list[float]], flop: 
         Figure(PART, f"Reverie {session.dtype_name}, {at}", unit, taken["reverie"]),
         Figure(PART, f"DDIMPipeline fp32, {at}", unit, taken["fp32"]),
     ]
-    above_fp32, above_bf16 = Bar(">=", 2.4), Bar(">=", 1.1)
-    if session.on_gpu:
-        above_bf16 = Bar(">=", 3.0 if batch == 1 else 1.5)
+    bars = bars_of(batch, on_gpu=session.on_gpu)
     figures.append(
         Figure(
             PART,
             f"Reverie / DDIMPipeline fp32, {at}",
             "x",
             ratios(taken["reverie"], taken["fp32"]),
-            None if session.on_gpu else above_fp32,
+            bars.above_fp32,
         )
     )
-    if "bf16" in taken:
-        figures.append(Figure(PART, f"DDIMPipeline bf16 channels_last, {at}", unit, taken["bf16"], note=emulated))
-        against = ratios(taken["reverie"][: len(taken["bf16"])], taken["bf16"])
-        held = None if session.on_gpu and 1 < batch < 64 else above_bf16
-        figures.append(
-            Figure(PART, f"Reverie / DDIMPipeline bf16 channels_last, {at}", "x", against, held, note=emulated)
-        )
-    else:
+    for peer in ("bf16 channels_last", "bf16"):
+        if peer not in taken:
+            continue
+        against = ratios(taken["reverie"][: len(taken[peer])], taken[peer])
+        figures += [
+            Figure(PART, f"DDIMPipeline {peer}, {at}", unit, taken[peer], note=emulated),
+            Figure(PART, f"Reverie / DDIMPipeline {peer}, {at}", "x", against, bars.above_bf16, note=emulated),
+        ]
+    if "bf16 channels_last" not in taken:
         session.say(
             f"  bf16 at batch {batch} is left out: emulated, it would take over {EMULATED_PATIENCE_S:g} s a step"
         )
@@ -110,11 +108,25 @@ def _figures(session: Session, batch: int, taken: dict[str, list[float]], flop: 
 
 def _pipeline(pipeline: Any, batch: int, steps: int) -> Callable[[], float]:
     def measure() -> float:
-        began = time.perf_counter()
-        draw(pipeline, range(batch), steps)
-        return batch * steps / (time.perf_counter() - began)
+        with torchs_own_choice():
+            began = time.perf_counter()
+            draw(pipeline, range(batch), steps)  # its images are on the host then
+            return batch * steps / (time.perf_counter() - began)
 
     return measure
+
+
+@contextlib.contextmanager
+def torchs_own_choice() -> Iterator[None]:
+    """Give CUDA's libraries the freedom that Reverie takes from them in its process: a peer would have it."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_bf16_reduced_precision_reduction
+    matmul.allow_bf16_reduced_precision_reduction = True
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
+            yield
+    finally:
+        matmul.allow_bf16_reduced_precision_reduction = before
 
 
 def _flop_per_image_step(unet: torch.nn.Module, shape: tuple[int, int, int], device: torch.device) -> float:

@@ -9,7 +9,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from tests.bench import networks
-from tests.bench.own_loop import count_succeeded, filled_pool, loader, request_for
+from tests.bench.own_loop import count_succeeded, filled_pool, request_for
 from tests.bench.samples import median
 from tests.bench.session import Session
 from worker.engine.engine import Engine
@@ -46,13 +46,13 @@ def pauses_in_steps(session: Session, store: ModelStore, model: str, reloads: in
     networks.publish(store, model)
     versions = [networks.publish(store, model, number, make_current=False).version for number in range(1, reloads + 1)]
     stamps: list[float] = []
-    load = loader(session.device, session.dtype)
+    load = session.loader(session.max_batch)
 
     def load_stamped(checkpoint: Checkpoint) -> LoadedModel:
         loaded = load(checkpoint)
         return dataclasses.replace(loaded, denoise=StampedDenoiser(loaded.denoise, stamps, "bench-engine"))
 
-    pool = filled_pool(store, load_stamped, model)
+    pool = filled_pool(store, load_stamped, model, load.networks)
     engine, stop = Engine(pool, session.max_batch), threading.Event()
     threads = [
         threading.Thread(target=engine.run, args=[stop], name="bench-engine"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tests.bench.figures import Bar, Figure
-from tests.bench.own_loop import draw_all, filled_pool, loader, request_for
+from tests.bench.own_loop import draw_all, filled_pool, request_for
 from tests.bench.session import Session
 from worker.contract import SamplerName
 from worker.engine.engine import Engine
@@ -43,14 +43,14 @@ class TimedDenoiser:
 def run(session: Session) -> list[Figure]:
     model, steps = session.large_model, 20 if session.quick or session.on_gpu else 12
     timed: list[TimedDenoiser] = []
-    load = loader(session.device, session.dtype)
+    load = session.loader(BATCH)
 
     def load_timed(checkpoint: Checkpoint) -> LoadedModel:
         loaded = load(checkpoint)
         timed.append(TimedDenoiser(loaded.denoise, session.device))
         return dataclasses.replace(loaded, denoise=timed[-1])
 
-    pool = filled_pool(session.store(model), load_timed, model)
+    pool = filled_pool(session.store(model), load_timed, model, load.networks)
     (denoiser,) = timed
     figures = []
     for sampler, bar in ((SamplerName.DDIM, Bar("<=", 0.03)), (SamplerName.DDPM, None)):

@@ -3,15 +3,18 @@
 import queue
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from worker.contract import SamplerName, SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.messages import EngineRequest, Failed, Succeeded
+from worker.models.gpu_networks import GpuNetworks, gpu_networks
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
-from worker.models.pool import ModelPool
+from worker.models.padded import PadBatch
+from worker.models.pool import ModelPool, Spares
 from worker.store.model_store import Checkpoint, ModelStore
 
 
@@ -19,13 +22,44 @@ class RequestFailed(Exception):
     """The engine could not draw what the benchmark asked for."""
 
 
-def loader(device: torch.device, dtype: torch.dtype) -> Callable[[Checkpoint], LoadedModel]:
-    return lambda checkpoint: load_checkpoint(checkpoint, device, dtype)
+@dataclass(frozen=True)
+class Loader:
+    """Loads as a worker does; `networks` is there on a GPU, and is what its pool takes spares from."""
+
+    device: torch.device
+    dtype: torch.dtype
+    max_batch: int
+    pad_batch: PadBatch
+    networks: GpuNetworks | None
+
+    def __call__(self, checkpoint: Checkpoint) -> LoadedModel:
+        return load_checkpoint(
+            checkpoint,
+            self.device,
+            self.dtype,
+            pad_batch=self.pad_batch,
+            max_batch=self.max_batch,
+            networks=self.networks,
+        )
 
 
-def filled_pool(store: ModelStore, load: Callable[[Checkpoint], LoadedModel], model: str) -> ModelPool:
+def loader(
+    device: torch.device,
+    dtype: torch.dtype,
+    max_batch: int,
+    *,
+    pad_batch: PadBatch = PadBatch.AUTO,
+    cuda_graphs: bool = True,
+) -> Loader:
+    networks = None if device.type == "cpu" else gpu_networks(device, record=cuda_graphs)
+    return Loader(device, dtype, max_batch, pad_batch, networks)
+
+
+def filled_pool(
+    store: ModelStore, load: Callable[[Checkpoint], LoadedModel], model: str, spares: Spares | None = None
+) -> ModelPool:
     """A pool that has loaded the current version of `model`."""
-    pool = ModelPool(store, load)
+    pool = ModelPool(store, load, spares=spares)
     pool.acquire(model)
     pool.load_wishes()
     return pool
@@ -40,7 +74,11 @@ def request_for(
 def draw_all(
     engine: Engine, requests: Sequence[SamplingRequest], on_step: Callable[[float], None] | None = None
 ) -> float:
-    """Draw the requests, all of them submitted at once; returns the seconds it took.
+    """Draw the requests, all of them submitted at once; returns the seconds until their pixels are on the host.
+
+    Args:
+        on_step: told the seconds of each turn of the engine that began a step; on a GPU, one that only waits for what
+            is under way is none.
 
     Raises:
         RequestFailed: one of them.
@@ -50,11 +88,13 @@ def draw_all(
         engine.submit(EngineRequest(f"job-{number}", request))
     left = len(requests)
     while left:
+        steps = engine.counters().steps
         step_began = time.perf_counter()
         engine.take_messages()
-        ran = engine.step()
-        if ran and on_step is not None:
-            on_step(time.perf_counter() - step_began)
+        engine.step()
+        took_s = time.perf_counter() - step_began
+        if on_step is not None and engine.counters().steps > steps:
+            on_step(took_s)
         left -= count_succeeded(engine)
     return time.perf_counter() - began
 

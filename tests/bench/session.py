@@ -8,8 +8,9 @@ from pathlib import Path
 import torch
 
 from tests.bench import networks
+from tests.bench.engine_plan import batches
 from tests.bench.machine import dtype_name
-from tests.bench.own_loop import filled_pool, loader
+from tests.bench.own_loop import Loader, filled_pool, loader
 from worker.models.device import choose_dtype
 from worker.models.pool import ModelPool
 from worker.store.model_store import Checkpoint, ModelStore
@@ -74,5 +75,10 @@ class Session:
     def pool(self, model: str) -> ModelPool:
         """`model` in memory, as the worker loads it."""
         if model not in self._pools:
-            self._pools[model] = filled_pool(self.store(model), loader(self.device, self.dtype), model)
+            load = self.loader()
+            self._pools[model] = filled_pool(self.store(model), load, model, load.networks)
         return self._pools[model]
+
+    def loader(self, max_batch: int | None = None) -> Loader:
+        """As the worker loads, for batches of that many at most; without a number, for all that are measured."""
+        return loader(self.device, self.dtype, max_batch or max(batches(on_gpu=self.on_gpu, quick=self.quick)))
