@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.worker.engine_harness import Driver, HandClock, ask, draw, filled_pool, plain, same_pixels
@@ -60,6 +60,7 @@ def resumed(pool: ModelPool, request: SamplingRequest, chain: SavedChain) -> Dri
     guidance_scale=st.sampled_from([1.0, 3.5]),
     where=st.floats(0, 1),
 )
+@example(sampler=SamplerName.DPMPP_2M, steps=6, batch=2, max_batch=4, guidance_scale=1.0, where=0.5)
 def test_a_chain_taken_up_anywhere_ends_on_the_same_pixels(
     pool: ModelPool,
     sampler: SamplerName,
