@@ -12,12 +12,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.worker.engine_harness import CPU, Driver, HandClock, SlowDevice, ask, draw, filled_pool, same_pixels
+from tests.worker.engine_harness import (
+    CPU,
+    Driver,
+    HandClock,
+    SlowDevice,
+    ask,
+    draw,
+    filled_pool,
+    loading_with,
+    same_pixels,
+)
 from worker.contract import SamplerName, SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.flights import MOST_AHEAD
 from worker.engine.messages import Canceled, EngineRequest, Failed, Saved, Succeeded
 from worker.engine.readback import read_back
+from worker.models.device import DeviceLost
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
@@ -181,6 +192,24 @@ def test_what_the_device_raises_late_fails_the_jobs_of_that_step_and_no_other(po
     assert "CUDA error: transfer 0" in failed.detail
     assert same_pixels(driver.images("late"), draw(pool, ask(steps=9)))
     assert pool.pinned() == set()
+
+
+def test_a_lost_device_ends_the_engine_and_not_one_job_after_the_other(tiny_store: ModelStore) -> None:
+    """Whoever runs the engine gives its jobs to another process. A meta device is as good as a lost one."""
+
+    def fault(x_t: Tensor, timesteps: Tensor) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def load(checkpoint: Checkpoint) -> LoadedModel:
+        return replace(loading_with(fault)(checkpoint), device=torch.device("meta"))
+
+    driver = Driver(filled_pool(tiny_store, load))
+    driver.submit("one", ask(batch=2))
+    driver.submit("other", ask())
+    with pytest.raises(DeviceLost, match="meta is lost to this process: CUDA error"):
+        driver.step()
+    driver.collect()
+    assert endings(driver) == {}
 
 
 def test_states_are_saved_when_they_arrive_and_not_of_images_that_only_wait_for_their_pixels(pool: ModelPool) -> None:

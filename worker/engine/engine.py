@@ -22,6 +22,7 @@ from worker.engine.runner import run_step, to_pixels
 from worker.engine.saving import ChainSaver, set_back
 from worker.engine.tally import Tally
 from worker.engine.trajectory import Trajectory
+from worker.models.device import end_if_lost
 from worker.models.errors import ModelError
 from worker.models.failures import out_of_memory
 from worker.models.pool import ModelPool
@@ -109,7 +110,11 @@ class Engine:
         return waiting + max(0, len(self._batcher) - self._batcher.max_batch)
 
     def run(self, stop: threading.Event) -> None:
-        """The engine thread's loop. Requests in flight when `stop` is set are left where they are."""
+        """The engine thread's loop. Requests in flight when `stop` is set are left where they are.
+
+        Raises:
+            DeviceLost: nothing can be computed in this process any more.
+        """
         while not stop.is_set():
             self.take_messages(wait_s=0.0 if len(self._batcher) or len(self._flights) else IDLE_LOOK_S)
             self.step()
@@ -229,6 +234,7 @@ class Engine:
         except Exception as error:
             if out_of_memory(error):
                 return self._run_smaller(rows, error)
+            end_if_lost(rows[0].model.device, error)
             if len(rows) == 1:
                 log.exception("job %s: step %d failed", rows[0].job_id, rows[0].step)
                 self._fail(rows[0].job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
@@ -246,10 +252,7 @@ class Engine:
 
     def _run_smaller(self, rows: Sequence[Trajectory], error: Exception) -> list[Sequence[Trajectory]]:
         """Give back what nobody needs, else halve the batch for good. The rows have not moved and are chosen again."""
-        spared = self._pool.drop_spares()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        if spared:
+        if self._pool.drop_spares():
             log.warning("out of memory with %d rows; the networks kept for the next reloads are gone", len(rows))
             return []
         tried = min(sum(row.cost for row in rows), self._batcher.max_batch)
@@ -295,6 +298,7 @@ class Engine:
 
     def _fail_late(self, job_id: str, error: Exception) -> None:
         """The device raised after it had been told of the step: the rows' states are lost with it."""
+        end_if_lost(self._generations[job_id].model.device, error)
         log.error("job %s: a step failed on the device", job_id, exc_info=error)
         code = "out_of_memory" if out_of_memory(error) else "engine_error"
         self._fail(job_id, code, f"{type(error).__name__}: {error}", retryable=True)

@@ -3,6 +3,20 @@
 import torch
 
 
+class DeviceLost(Exception):
+    """The device answers nothing in this process any more: a fault of a CUDA kernel ends them all."""
+
+
+def end_if_lost(device: torch.device, error: Exception) -> None:
+    """Raise DeviceLost if `error` was more than one failed call: else every job to come would fail by it."""
+    try:
+        torch.zeros((), device=device).item()
+    except torch.OutOfMemoryError:
+        return
+    except RuntimeError as lost:
+        raise DeviceLost(f"{device} is lost to this process: {error}") from lost
+
+
 def choose_device(wanted: str = "auto") -> torch.device:
     """`auto`: the GPU if there is one, else the CPU. Raises ValueError for a device that is not there."""
     if wanted == "auto":
