@@ -50,13 +50,13 @@ def test_a_classifier_of_real_digits_reads_what_was_asked_for(stack: Stack) -> N
     classifier = SVC(gamma="scale").fit(digits.data, digits.target)
     with ThreadPoolExecutor(10) as pool:
         jobs = pool.map(
-            lambda d: stack.finished(stack.generate(seed=1000, steps=20, batch=10, class_label=d)), range(10)
+            lambda d: stack.finished(stack.generate(seed=1000, steps=20, batch=20, class_label=d)), range(10)
         )
     right = 0
     for digit, job in enumerate(jobs):
-        drawn = np.stack([pixels(png) for png in stack.images(job)]).reshape(10, 64)
+        drawn = np.stack([pixels(png) for png in stack.images(job)]).reshape(20, 64)
         right += int((classifier.predict(drawn / 255.0 * 16.0) == digit).sum())
-    assert right >= 90, f"{right} of 100 images were read as asked"
+    assert right >= 180, f"{right} of 200 images were read as asked"
 
 
 def test_requests_of_different_length_and_sampler_share_a_batch_and_keep_their_pixels(stack: Stack) -> None:

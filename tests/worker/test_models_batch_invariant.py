@@ -50,3 +50,12 @@ def test_the_fixed_forms_compute_what_torchs_do() -> None:
     timesteps, labels = torch.arange(5) * 200, torch.arange(5)
     ours: Tensor = tiny_denoiser(fixed=True)(x_t, timesteps, labels)
     torch.testing.assert_close(ours, tiny_denoiser(fixed=False)(x_t, timesteps, labels), rtol=1e-4, atol=1e-5)
+
+
+def test_a_network_that_says_what_is_no_number_is_not_taken_for_inexact() -> None:
+    """What is found of the first checkpoint holds for those after it, and they may be sound."""
+
+    def no_number(x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        return x_t * float("nan")
+
+    assert is_batch_invariant(no_number, (1, 8, 8), 5, CPU)
