@@ -125,6 +125,13 @@ class Finisher:
                 waiting = self._deliver_once(waiting)
             except REDIS_AWAY as error:
                 self._health.failed(error)
+            except Exception as error:
+                if len(waiting) > 1:
+                    # One of them can't even be written down: each alone, so that it keeps back no other.
+                    for one in waiting:
+                        self._deliver([one])
+                    return
+                waiting = self._after(*waiting[0], error)
             else:
                 if not waiting:
                     self._health.answered()
@@ -142,16 +149,21 @@ class Finisher:
             error = next((answer for answer in got if isinstance(answer, Exception)), None)
             if error is None:
                 self._tell(job, end, str(got[-1]) if got else "")
-            elif isinstance(error, REDIS_AWAY) or refused_for_now(error):
-                self._health.failed(error)
-                again.append((job, end))
-            elif isinstance(end, _Refused):
-                logger.error("job %s: its end can't be written; its lease runs out", job.job_id, exc_info=error)
             else:
-                # What can't be delivered for a reason of its own ends as that.
-                logger.error("job %s: its result can't be delivered", job.job_id, exc_info=error)
-                again.append((job, _undeliverable(error)))
+                again += self._after(job, end, error)
         return again
+
+    def _after(self, job: HeldJob, end: _End, error: Exception) -> list[_Ended]:
+        """What is to be sent in the place of an end that met an error."""
+        if refused_for_now(error):
+            self._health.failed(error)
+            return [(job, end)]
+        if isinstance(end, _Refused):
+            logger.error("job %s: its end can't be written; its lease runs out", job.job_id, exc_info=error)
+            return []
+        # What can't be delivered for a reason of its own ends as that.
+        logger.error("job %s: its result can't be delivered", job.job_id, exc_info=error)
+        return [(job, _undeliverable(error))]
 
     def _calls(self, job: HeldJob, end: _End) -> list[Call]:
         """What tells Redis of it, the status last; nothing of a job that another worker has."""
