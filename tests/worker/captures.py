@@ -13,17 +13,18 @@ class RunAgain:
 
     Attributes:
         recorded: rows of each recording, in order.
-        refuses: which sizes can't be recorded.
+        refuses: which sizes can't be recorded, and fail with `error`.
     """
 
     recorded: list[int] = field(default_factory=list)
     refuses: Callable[[int], bool] = lambda size: False
+    error: Exception = field(default_factory=lambda: RuntimeError("operation not permitted when stream is capturing"))
     _answers: list[Tensor] = field(default_factory=list)
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         answer = run().clone()
         if self.refuses(len(answer)):
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise self.error
         self.recorded.append(len(answer))
         self._answers.append(answer)
 

@@ -66,10 +66,10 @@ class Counted:
     networks: GpuNetworks = field(init=False)
 
     def __post_init__(self) -> None:
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        loading, recording = (torch.cuda.Stream() for _ in range(2))  # type: ignore[no-untyped-call]
 
         def begin() -> Capture:
-            capture = CudaGraphCapture(stream)
+            capture = CudaGraphCapture(recording)
 
             def counted(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
                 replay = capture(run)
@@ -78,7 +78,7 @@ class Counted:
 
             return counted
 
-        self.networks = GpuNetworks(begin, stream)
+        self.networks = GpuNetworks(begin, loading)
 
 
 @pytest.fixture(scope="module", params=[PadBatch.ONE, PadBatch.SIZES])

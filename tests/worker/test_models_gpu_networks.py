@@ -279,3 +279,12 @@ def test_what_cannot_be_recorded_runs_without_and_is_not_tried_again(
     assert len(card.captures) == 1
     assert card.networks.spare_bytes() == 0
     assert same_pixels(draw(card.pool, REQUEST), fresh(store))
+
+
+def test_a_network_that_found_no_memory_to_be_recorded_runs_without_and_the_next_is_tried(store: ModelStore) -> None:
+    card = Card(store, capture=RunAgain(refuses=lambda size: True, error=torch.OutOfMemoryError("CUDA out of memory")))
+    card.capture = RunAgain()
+    publish(store, 1)
+    card.poll()
+    assert [capture.recorded for capture in card.captures] == [[], list(reversed(SIZES))]
+    assert same_pixels(draw(card.pool, REQUEST), fresh(store))

@@ -27,13 +27,16 @@ class Capture(Protocol):
 
 
 class CudaGraphCapture:
-    """Records on a stream of its own, so that the steps of the engine go on meanwhile on theirs.
+    """Records on a stream on which nothing is ever run, so that the steps of the engine go on meanwhile on theirs.
+
+    Matrix products keep a workspace for each stream, and a recording uses that of its stream wherever it is replayed.
+    All replays must therefore be on one stream, and warming up is on another than the recordings'.
 
     Not `torch.cuda.graph`, which waits for the whole device and gives its free memory back first: the engine's next
     steps would have to ask the driver for it again.
 
     Args:
-        stream: not a default one; the same for all captures of a device, for torch keeps free memory by stream.
+        stream: neither a default one nor the one that is current in the calls; the same for all networks of a device.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
@@ -42,19 +45,20 @@ class CudaGraphCapture:
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream), torch.inference_mode():
+        with torch.inference_mode():
             for _ in range(WARM_UPS):
                 run()
-            self._stream.synchronize()
-            # thread_local: what the engine's thread asks of the driver meanwhile, memory for one, is its own business.
-            graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
-            try:
-                output = run()
-            except BaseException:
-                with contextlib.suppress(RuntimeError):  # it is of the same cause
-                    graph.capture_end()
-                raise
-            graph.capture_end()
+            torch.cuda.current_stream(self._stream.device).synchronize()
+            with torch.cuda.stream(self._stream):
+                # thread_local: what the engine's thread asks of the driver meanwhile, memory say, is its own business.
+                graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+                try:
+                    output = run()
+                except BaseException:
+                    with contextlib.suppress(RuntimeError):  # it is of the same cause
+                        graph.capture_end()
+                    raise
+                graph.capture_end()
 
         def replay() -> Tensor:
             graph.replay()

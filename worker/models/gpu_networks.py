@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from worker.models.capture import Capture, CudaGraphCapture
+from worker.models.failures import out_of_memory
 from worker.models.graphed import GraphedDenoiser
 from worker.models.loaded_model import Denoiser
-from worker.models.padded import PadBatch, padded, sizes_of
+from worker.models.padded import PadBatch, PaddedDenoiser, sizes_of
 from worker.models.unet_denoiser import UNetDenoiser
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class GpuNetworks:
 
     Args:
         begin_capture: makes what records a network; None records none and keeps no spares.
-        stream: where networks are loaded, beside the engine's own; None for a device that has no streams.
+        stream: where weights are copied, beside the engine's own; None for a device that has no streams.
     """
 
     def __init__(self, begin_capture: Callable[[], Capture] | None, stream: torch.cuda.Stream | None = None) -> None:
@@ -51,18 +52,6 @@ class GpuNetworks:
         self._lock = threading.Lock()
         self._spares: dict[str, Network] = {}  # by kind
         self._unrecordable: set[str] = set()
-
-    @contextlib.contextmanager
-    def aside(self) -> Iterator[None]:
-        """Do what is inside on a stream of its own: no copy of it waits for the engine's steps, and no step for it."""
-        if self._stream is None:
-            yield
-            return
-        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
-            try:
-                yield
-            finally:
-                self._stream.synchronize()
 
     def prepare(
         self,
@@ -79,12 +68,27 @@ class GpuNetworks:
         """A network with the weights of `open_unet`, which checks them: a spare is not touched before they are good."""
         unet = open_unet()
         spare = self._take(kind)
-        if spare is not None:
+        with self._aside():
+            if spare is None:
+                return self._place(
+                    unet, kind, shape, dtype, device, with_labels, sizes_of(pad_batch, max_batch, device)
+                )
             spare.unet.load_state_dict(unet.state_dict())  # in place
             return spare
+
+    def _place(
+        self,
+        unet: nn.Module,
+        kind: str,
+        shape: tuple[int, int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+        with_labels: bool,
+        sizes: tuple[int, ...] | None,
+    ) -> Network:
+        """A new network, recorded if that is wanted and can be done."""
         unet = _in_channels_last(unet.to(device))
         plain = UNetDenoiser(unet, dtype)
-        sizes = sizes_of(pad_batch, max_batch, device)
         if self._begin_capture is not None and sizes is not None and kind not in self._unrecordable:
             try:
                 recorded = GraphedDenoiser(
@@ -92,9 +96,10 @@ class GpuNetworks:
                 )
                 return Network(kind, unet, recorded, recorded=True)
             except RuntimeError as error:
-                self._unrecordable.add(kind)
+                if not out_of_memory(error):  # that may pass
+                    self._unrecordable.add(kind)
                 log.warning("a network's calls can't be recorded as CUDA graphs, it runs without: %s", error)
-        return Network(kind, unet, padded(plain, pad_batch, max_batch, device), recorded=False)
+        return Network(kind, unet, plain if sizes is None else PaddedDenoiser(plain, sizes), recorded=False)
 
     def give_back(self, network: Network) -> None:
         """Nothing runs on the network any more; its weights may be overwritten."""
@@ -114,6 +119,18 @@ class GpuNetworks:
             self._spares.clear()
         return had_some
 
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """On a stream of its own: no copy of it waits for the engine's steps, and no step for it."""
+        if self._stream is None:
+            yield
+            return
+        with torch.cuda.device(self._stream.device), torch.cuda.stream(self._stream):
+            try:
+                yield
+            finally:
+                self._stream.synchronize()
+
     def _take(self, kind: str) -> Network | None:
         with self._lock:
             return self._spares.pop(kind, None)
@@ -123,8 +140,8 @@ def gpu_networks(device: torch.device, *, record: bool) -> GpuNetworks:
     """As a worker uses them on this device."""
     if device.type != "cuda":
         return GpuNetworks(None)
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch has no types there
-    return GpuNetworks((lambda: CudaGraphCapture(stream)) if record else None, stream)
+    loading, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+    return GpuNetworks((lambda: CudaGraphCapture(recording)) if record else None, loading)
 
 
 def bytes_of(unet: nn.Module) -> int:

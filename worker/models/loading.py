@@ -87,23 +87,15 @@ def load_checkpoint(
         return checked(padded(denoise, pad_batch, max_batch, device), bytes_of(unet))
     use_reproducible_kernels()
     networks = networks or gpu_networks(device, record=False)
-    with networks.aside():
-        network = networks.prepare(
-            open_unet,
-            kind,
-            shape,
-            dtype,
-            device,
-            with_labels=num_classes > 0,
-            pad_batch=pad_batch,
-            max_batch=max_batch,
-        )
-        try:
-            _log_exactness(network.denoise, kind, shape, num_classes, device, where)
-            return checked(network.denoise, bytes_of(network.unet), lambda: networks.give_back(network))
-        except BrokenModel:
-            networks.give_back(network)
-            raise
+    network = networks.prepare(
+        open_unet, kind, shape, dtype, device, with_labels=num_classes > 0, pad_batch=pad_batch, max_batch=max_batch
+    )
+    try:
+        _log_exactness(network.denoise, kind, shape, num_classes, device, where)
+        return checked(network.denoise, bytes_of(network.unet), lambda: networks.give_back(network))
+    except BrokenModel:
+        networks.give_back(network)
+        raise
 
 
 _known_exactness: dict[str, bool] = {}  # a reload of the same network need not be probed again
