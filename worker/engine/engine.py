@@ -226,11 +226,8 @@ class Engine:
     def _run(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
         """Begin a step; of a batch that can't be run, as much of it as can, the culprits failed. What was begun."""
         try:
-            self._flights.begin(run_step(rows, self._batcher.max_batch), self._generations)
-            for row in rows:
-                if row.finished:
-                    self._batcher.remove(row)
-            return [rows]
+            result = run_step(rows, self._batcher.max_batch)
+            self._flights.begin(result, self._generations)
         except Exception as error:
             if out_of_memory(error):
                 return self._run_smaller(rows, error)
@@ -241,6 +238,10 @@ class Engine:
                 return []
             log.warning("a batch of %d rows failed, running them one by one: %s", len(rows), error)
             return self._run_each(rows)
+        for row in rows if result.pixels is not None else ():
+            if row.finished:
+                self._batcher.remove(row)
+        return [rows]
 
     def _run_each(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
         """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""

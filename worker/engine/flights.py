@@ -1,11 +1,12 @@
 """Steps that a device was told to do and whose outcome is not known yet: not finite, or finished as pixels."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from worker.engine.generation import Generation
 from worker.engine.readback import ReadBack, Transfer
@@ -19,7 +20,7 @@ more, a request would only wait longer for its turn and a failure for its discov
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """What one step made of one row; `step` counts the steps behind the row then, this one included."""
+    """A row that a step finished or broke; `step` counts the steps behind the row then, this one included."""
 
     generation: Generation
     row: Trajectory
@@ -31,18 +32,20 @@ class Landing:
 
 @dataclass(frozen=True, slots=True)
 class Landed:
-    """A step whose outcome is known: its rows, or what the device raised in place of it."""
+    """A step whose outcome is known: what is to be told of its rows, or what the device raised in place of it."""
 
-    generations: tuple[Generation, ...]
-    rows: tuple[Landing, ...]
+    generations: Collection[Generation]
+    rows: Sequence[Landing]
     error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    generations: tuple[Generation, ...]
-    rows: Sequence[tuple[Generation, Trajectory, int, bool]]
-    """Whose it is, the row, steps behind it, whether it is finished."""
+    owners: Mapping[str, Generation]
+    """By job id; another request may come with the same one."""
+    rows: Sequence[Trajectory]
+    steps: Sequence[int]
+    """Behind each row."""
     transfer: Transfer
 
 
@@ -64,11 +67,10 @@ class Flights:
         """Let the rows move on and set the step's outcome on its way. What raises here leaves the rows as they were."""
         transfer = self._read_back([result.finite] if result.pixels is None else [result.finite, result.pixels])
         result.commit()
-        rows = [(generations[row.job_id], row, row.step, row.finished) for row in result.rows]
-        owners = tuple({id(row[0]): row[0] for row in rows}.values())
-        for generation in owners:
+        owners = {row.job_id: generations[row.job_id] for row in result.rows}
+        for generation in owners.values():
             generation.flights += 1
-        self._flights.append(_Flight(owners, rows, transfer))
+        self._flights.append(_Flight(owners, result.rows, [row.step for row in result.rows], transfer))
 
     def landed(self, most: int) -> Iterator[Landed]:
         """The steps whose outcome is here; waits for the oldest ones while more than `most` are under way."""
@@ -79,14 +81,19 @@ class Flights:
                     return
                 finite, *images = flight.transfer.take()
             except Exception as error:  # of a kernel long ago: answered by the engine
-                landed = Landed(flight.generations, (), error)
+                landed = Landed(flight.owners.values(), (), error)
             else:
-                pixels = iter(images[0].numpy() if images else ())
-                landed = Landed(flight.generations, tuple(_landings(flight, finite.tolist(), pixels)))
+                landed = Landed(flight.owners.values(), list(_landings(flight, finite.tolist(), images)))
             self._flights.popleft()
             yield landed
 
 
-def _landings(flight: _Flight, finite: Iterable[bool], pixels: Iterator[NDArray[np.uint8]]) -> Iterator[Landing]:
-    for (generation, row, step, finished), is_finite in zip(flight.rows, finite, strict=True):
-        yield Landing(generation, row, step, is_finite, next(pixels) if finished else None)
+def _landings(flight: _Flight, finite: Sequence[bool], images: Sequence[Tensor]) -> Iterator[Landing]:
+    """`images` holds one tensor with the pixels of the rows that are finished; none when there is no such row."""
+    if not images and all(finite):
+        return  # as nearly always
+    pixels = iter(images[0].numpy() if images else ())
+    for row, step, is_finite in zip(flight.rows, flight.steps, finite, strict=True):
+        finished = step == row.steps
+        if finished or not is_finite:
+            yield Landing(flight.owners[row.job_id], row, step, is_finite, next(pixels) if finished else None)
