@@ -14,7 +14,8 @@ from worker.models.gpu_networks import GpuNetworks, gpu_networks
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.padded import PadBatch
-from worker.models.pool import ModelPool, Spares
+from worker.models.pool import ModelPool
+from worker.models.residents import Spares
 from worker.store.model_store import Checkpoint, ModelStore
 
 

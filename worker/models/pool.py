@@ -6,14 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import replace
 
 from worker.contract import ModelInfo
 from worker.models.catalogue import Catalogue
 from worker.models.errors import BrokenModel
 from worker.models.failures import Failure, may_pass, reason_of
 from worker.models.loaded_model import LoadedModel
+from worker.models.residents import Residents, Spares
 from worker.models.retirement import Key, Retirement
 from worker.store.errors import StoreError
 from worker.store.model_store import Checkpoint, ModelStore
@@ -22,30 +22,6 @@ log = logging.getLogger(__name__)
 
 Wish = tuple[str, str | None]
 """(model, version), or the model's current version."""
-
-FETCH_WITHIN_S = 10.0
-"""A version loaded on demand is dropped when nobody has come for it so long after."""
-
-
-class Spares(Protocol):
-    """Networks kept for the weights of versions to come; safe from any thread."""
-
-    def spare_bytes(self) -> int:
-        """Memory of their weights."""
-
-    def drop_spares(self) -> bool:
-        """Give it back; False when there are none."""
-
-
-@dataclass(slots=True)
-class _Resident:
-    """A model in memory."""
-
-    model: LoadedModel
-    loaded_at: float
-    pins: int = 0
-    used_at: float = float("-inf")
-    """When it was last acquired."""
 
 
 class ModelPool:
@@ -82,13 +58,11 @@ class ModelPool:
     ) -> None:
         self._store = store
         self._load = load
-        self._budget = memory_budget_bytes
-        self._spares = spares
         self._poll_interval_s = poll_interval_s
         self._retry_after_s = retry_after_s
         self._clock = clock
         self._changed = threading.Condition()
-        self._residents: dict[Key, _Resident] = {}
+        self._residents = Residents(memory_budget_bytes, spares)
         self._serving: dict[str, str] = {}
         self._wishes: list[Wish] = []
         self._failures: dict[Wish, Failure] = {}
@@ -108,11 +82,8 @@ class ModelPool:
         wish: Wish = (model, version)
         with self._changed:
             resolved = self._serving.get(model) if version is None else version
-            resident = self._residents.get((model, resolved)) if resolved is not None else None
-            if resident is not None:
-                resident.pins += 1
-                resident.used_at = self._clock()
-                return resident.model
+            if resolved is not None and (model, resolved) in self._residents:
+                return self._residents.pin((model, resolved), self._clock())
             failure = self._failures.get(wish)
             if wish not in self._wishes:
                 if failure is not None and not self._is_over(failure):
@@ -124,15 +95,12 @@ class ModelPool:
     def release(self, model: LoadedModel) -> None:
         """Undo one `acquire`."""
         with self._changed:
-            resident = self._residents[model.name, model.version]
-            if resident.pins < 1:
-                raise ValueError(f"{model.name}/{model.version} is released more often than it was acquired")
-            resident.pins -= 1
+            self._residents.unpin((model.name, model.version))
             self._drop_the_unneeded()
 
     def drop_spares(self) -> bool:
         """Give back memory that no model needs; False when there is none."""
-        return self._spares is not None and self._spares.drop_spares()
+        return self._residents.drop_spares()
 
     def on_change(self, listener: Callable[[], None]) -> None:
         """Have `listener` called, on the loading thread, whenever a load has succeeded or failed."""
@@ -155,7 +123,7 @@ class ModelPool:
     def pinned(self) -> set[Key]:
         """(model, version) of what rows run on."""
         with self._changed:
-            return {key for key, resident in self._residents.items() if resident.pins}
+            return self._residents.pinned()
 
     def has_versions_to_prune(self) -> bool:
         """Whether `prune` would look for something to delete."""
@@ -173,7 +141,7 @@ class ModelPool:
         """
         with self._changed:
             due = self._retirement.due()
-            spared = named | {key for key, resident in self._residents.items() if resident.pins}
+            spared = named | self._residents.pinned()
         doomed, removed = due - spared, []
         for model in sorted({model for model, _ in doomed}):
             stay = {version for version in self._store.versions(model) if (model, version) not in doomed}
@@ -216,7 +184,7 @@ class ModelPool:
                     self._failures.pop(wish, None)  # somebody set `current` back to what serves
                 elif failure is not None and failure.version == current and not self._is_over(failure):
                     pass  # the same bad version
-                elif wish not in self._wishes and (model in self._serving or self._has_room()):
+                elif wish not in self._wishes and (model in self._serving or self._residents.have_room):
                     self._wishes.append(wish)
             for wish, failure in list(self._failures.items()):
                 of_the_store = wish[1] is None and wish[0] in currents
@@ -303,7 +271,7 @@ class ModelPool:
             log.warning("can't load %s/%s, giving back networks that nothing runs on: %s", *key, error)
             loaded = self._load(checkpoint)
         with self._changed:
-            self._residents[key] = _Resident(loaded, loaded_at=self._clock())
+            self._residents.add(loaded, self._clock())
         log.info("loaded %s/%s", *key)
 
     def _bring_back_what_served(self, model: str) -> None:
@@ -319,38 +287,6 @@ class ModelPool:
             with self._changed:
                 del self._serving[model]
 
-    def _has_room(self) -> bool:
-        """Whether models are loaded before anybody asks for them. Called with the lock held."""
-        return self._budget is None or not self._residents
-
     def _drop_the_unneeded(self) -> None:
         """Called with the lock held."""
-        now = self._clock()
-        for key, resident in list(self._residents.items()):
-            never_fetched = resident.used_at < resident.loaded_at
-            patience = FETCH_WITHIN_S if never_fetched else 0.0
-            if resident.pins == 0 and self._serving.get(key[0]) != key[1] and now >= resident.loaded_at + patience:
-                self._drop(key)
-        if self._budget is None:
-            return
-        newest = max(self._residents.values(), key=lambda resident: resident.loaded_at, default=None)
-        for key, resident in sorted(self._residents.items(), key=lambda item: item[1].used_at):
-            if self._fits():
-                return
-            if resident.pins == 0 and resident is not newest:
-                self._drop(key)
-        self._fits()
-
-    def _drop(self, key: Key) -> None:
-        """Called with the lock held."""
-        self._residents.pop(key).model.let_go()
-
-    def _fits(self) -> bool:
-        """Whether the weights keep to the budget, if need be without spares. Called with the lock held."""
-        budget = self._budget
-        if budget is None:
-            return True
-        used = sum(resident.model.weight_bytes for resident in self._residents.values())
-        if self._spares is not None and used + self._spares.spare_bytes() > budget:
-            self._spares.drop_spares()
-        return used <= budget
+        self._residents.drop_the_unneeded(self._serving, self._clock())
