@@ -277,7 +277,7 @@ if not owned and status ~= 'canceled' then
   return already_ended_by(id, execution) and final or 'lost'
 end
 -- For who listens: a moment in which to look at the status, which no one sees before this script is done.
-if progress ~= '' then redis.call('PUBLISH', 'reverie:events:' .. id, progress) end
+redis.call('PUBLISH', 'reverie:events:' .. id, progress)
 if status ~= 'started' then
   if status ~= 'gone' then expire_by(job_key(id), ttl) end
   return status
