@@ -3,12 +3,13 @@
 import queue
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from worker.contract import SamplerName, SamplingRequest
-from worker.engine.engine import Engine
+from worker.engine.engine import Engine, use_one_thread
 from worker.engine.messages import EngineRequest, Failed, Succeeded
 from worker.models.gpu_networks import GpuNetworks, gpu_networks
 from worker.models.loaded_model import LoadedModel
@@ -77,6 +78,8 @@ def draw_all(
 ) -> float:
     """Draw the requests, all of them submitted at once; returns the seconds until their pixels are on the host.
 
+    On a thread of its own, as a worker's engine has one.
+
     Args:
         on_step: told the seconds of each turn of the engine that began a step; on a GPU, one that only waits for what
             is under way is none.
@@ -84,6 +87,11 @@ def draw_all(
     Raises:
         RequestFailed: one of them.
     """
+    with ThreadPoolExecutor(1, initializer=use_one_thread) as thread:
+        return thread.submit(_draw_all, engine, requests, on_step).result()
+
+
+def _draw_all(engine: Engine, requests: Sequence[SamplingRequest], on_step: Callable[[float], None] | None) -> float:
     began = time.perf_counter()
     for number, request in enumerate(requests):
         engine.submit(EngineRequest(f"job-{number}", request))
