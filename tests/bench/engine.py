@@ -3,6 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from tests.bench.figures import Figure
 from tests.bench.fixed_sizes import fixed_sizes
 from tests.bench.machine import has_native_bfloat16
 from tests.bench.own_loop import image_steps_per_s
+from tests.bench.peers.apart import PipelineApart
 from tests.bench.peers.pipeline import draw, open_pipeline
 from tests.bench.samples import Measure, alternate, ratios
 from tests.bench.session import Session
@@ -24,6 +26,14 @@ EMULATED_PATIENCE_S = 20.0
 
 
 def run(session: Session) -> list[Figure]:
+    if session.on_gpu:
+        return _run(session, None)
+    with PipelineApart(session.checkpoint(session.large_model).path) as apart:
+        return _run(session, apart)
+
+
+def _run(session: Session, apart: PipelineApart | None) -> list[Figure]:
+    """`apart` is what Reverie is compared with on a CPU."""
     model = session.large_model
     pool, folder = session.pool(model), session.checkpoint(model).path
     plain = open_pipeline(folder, session.device, torch.float32)
@@ -39,7 +49,8 @@ def run(session: Session) -> list[Figure]:
         def reverie(batch: int = batch, steps: int = steps) -> float:
             return image_steps_per_s(pool, model, batch, steps)
 
-        measures: dict[str, Measure] = {"reverie": reverie, "fp32": _pipeline(plain, batch, steps)}
+        fp32 = _pipeline(plain, batch, steps) if apart is None else partial(apart.image_steps_per_s, batch, steps)
+        measures: dict[str, Measure] = {"reverie": reverie, "fp32": fp32}
         if native:
             measures["bf16 channels_last"] = _pipeline(bfloat16, batch, steps)
         if session.on_gpu:
@@ -49,8 +60,10 @@ def run(session: Session) -> list[Figure]:
             for measure in measures.values():
                 measure()
         else:
-            for pipe in (plain, bfloat16) if native else (plain,):
-                _pipeline(pipe, batch, 1)()
+            if apart is not None:
+                apart.image_steps_per_s(batch, 1)
+            if native:
+                _pipeline(bfloat16, batch, 1)()
             image_steps_per_s(pool, model, batch, 1)
         budget_s = budget_s_of(on_gpu=session.on_gpu, quick=session.quick)
         taken = alternate(measures, rounds=2 if session.quick else 7, budget_s=budget_s)

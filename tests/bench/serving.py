@@ -16,7 +16,7 @@ from tests.bench.trace import TimedRequest, mean_work, poisson_trace, total_work
 PART = "serving"
 TRACE_SEED = 20_250_101
 OVERLOAD = 1.5
-"""Work that arrives for each that the engine by itself can do in the same time."""
+"""Work that arrives for each that the engine by itself can do in the same time: enough that batches are soon full."""
 REVERIE, LITSERVE, FASTAPI = "Reverie", "LitServe", "FastAPI + lock"
 
 
