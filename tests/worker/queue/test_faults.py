@@ -86,9 +86,9 @@ def test_a_second_sigterm_does_not_wait_for_the_grace_period(jobs: Jobs, workers
     worker = workers.start(step_ms=50, grace_s=300)
     job_id = jobs.add(1, steps=1000)
     wait_until(lambda: jobs.status(job_id) == "started", "the job to run")
-    worker.send(signal.SIGTERM)
-    wait_until(lambda: "stopping" in worker.text(), "the first signal to be heard")
-    worker.send(signal.SIGINT)  # Ctrl-C's other half: still the same request
+    worker.send(signal.SIGINT)
+    worker.send(signal.SIGTERM)  # a supervisor's, behind Ctrl-C: still the same request
+    wait_until(lambda: "stopping" in worker.text(), "the first request to be heard")
     time.sleep(0.3)
     assert worker.process.poll() is None
 
