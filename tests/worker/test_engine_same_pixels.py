@@ -20,6 +20,7 @@ from worker.engine.messages import Canceled
 from worker.engine.runner import run_step
 from worker.engine.trajectory import Trajectory
 from worker.models.batch_invariant import make_batch_invariant
+from worker.models.cpu_form import prepare_on_cpu
 from worker.models.cpu_team import CpuTeam
 from worker.models.device import choose_dtype
 from worker.models.loaded_model import LoadedModel
@@ -92,11 +93,7 @@ def test_an_image_does_not_depend_on_its_neighbours(
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def model(request: pytest.FixtureRequest, tiny_store: ModelStore) -> LoadedModel:
-    try:
-        dtype = choose_dtype(request.param, CPU)
-    except ValueError as error:
-        pytest.skip(str(error))
-    return load_checkpoint(tiny_store.checkpoint("tiny"), CPU, dtype)
+    return load_checkpoint(tiny_store.checkpoint("tiny"), CPU, choose_dtype(request.param, CPU))
 
 
 def rows_of(model: LoadedModel, asked: list[SamplingRequest], behind: list[int]) -> list[Trajectory]:
@@ -180,7 +177,30 @@ def test_a_step_is_bitwise_the_same_in_every_batch_size_on_the_cifar_10_configur
 
 
 @pytest.mark.slow
-def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbours(tiny_store: ModelStore) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "asked"),
+    [
+        (
+            torch.float32,
+            [
+                ask(seed=1, steps=3, batch=5, sampler=SamplerName.DDIM),
+                ask(seed=50, steps=2, batch=1, sampler=SamplerName.DDPM),
+                ask(seed=70, steps=2, batch=4, sampler=SamplerName.DPMPP_2M),
+            ],
+        ),
+        (
+            torch.bfloat16,
+            [
+                ask(seed=1, steps=2, batch=2, sampler=SamplerName.DDIM),
+                ask(seed=70, steps=2, batch=2, sampler=SamplerName.DPMPP_2M),
+            ],
+        ),
+    ],
+    ids=["float32", "bfloat16"],
+)
+def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbours(
+    tiny_store: ModelStore, dtype: torch.dtype, asked: list[SamplingRequest]
+) -> None:
     """A mixture of samplers and step counts, joining late, set aside by a small batch, against each image alone.
 
     Alone, the images are drawn by a network that was prepared anew, as in a worker that died and came back.
@@ -189,24 +209,19 @@ def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbour
     def fresh_pool() -> ModelPool:
         def load(checkpoint: Checkpoint) -> LoadedModel:
             like = load_checkpoint(checkpoint, CPU, torch.float32)
-            team = CpuTeam(2)
-            unet = make_batch_invariant(cifar_10_unet().eval(), (3, 32, 32), 0, team)
-            denoise = ThreadedDenoiser(UNetDenoiser(unet, torch.float32), team)
-            return replace(like, denoise=denoise, shape=(3, 32, 32), num_classes=0, labels=(), null_label=None)
+            shape, open_unet = (3, 32, 32), lambda: cifar_10_unet().eval().to(dtype)
+            _, denoise = prepare_on_cpu(open_unet, f"cifar-10 {dtype}", shape, 0, dtype, 2, "cifar-10")
+            return replace(like, denoise=denoise, shape=shape, num_classes=0, labels=(), null_label=None)
 
         return filled_pool(tiny_store, load)
 
-    asked = [
-        ask(seed=1, steps=3, batch=5, sampler=SamplerName.DDIM),
-        ask(seed=50, steps=2, batch=1, sampler=SamplerName.DDPM),
-        ask(seed=70, steps=2, batch=4, sampler=SamplerName.DPMPP_2M),
-    ]
-    driver = Driver(fresh_pool(), max_batch=9)
+    rows = sum(request.batch for request in asked)
+    driver = Driver(fresh_pool(), max_batch=rows - 1)
     for number, request in enumerate(asked):
         driver.submit(str(number), request)
         driver.step()
     driver.finish()
-    assert driver.engine.counters().batch_size_max == 9
+    assert driver.engine.counters().batch_size_max == rows - 1
     other = fresh_pool()
     for number, request in enumerate(asked):
         images = driver.images(str(number))

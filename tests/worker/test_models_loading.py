@@ -165,6 +165,7 @@ def test_the_golden_sample_is_drawn_again_and_compared(tiny_store: ModelStore, s
 def test_devices_and_number_formats_are_checked() -> None:
     assert choose_device("cpu") == CPU
     assert choose_dtype("float32", CPU) == torch.float32
+    assert choose_dtype("bfloat16", CPU) == torch.bfloat16
     assert choose_dtype("auto", CPU) in (torch.float32, torch.bfloat16)
     for wanted in ("tpu", "mps"):
         with pytest.raises(ValueError, match=wanted):

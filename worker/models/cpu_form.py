@@ -66,6 +66,11 @@ def prepare_on_cpu(
         unet = make_batch_invariant(open_unet(), shape, num_classes, team, winograd=form is Form.FASTEST)
         return unet, ThreadedDenoiser(UNetDenoiser(unet, dtype), team)
 
+    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        # torch has other kernels then, many times slower and with forms of their own.
+        log.warning("%s: bfloat16 is emulated on this processor, float32 would be faster", where)
+        unet = open_unet()
+        return unet, ThreadedDenoiser(OneByOne(UNetDenoiser(unet, dtype)), CpuTeam(threads))
     choice = _choices.get(kind)
     if choice is not None:
         unet, denoise = prepare(choice.form or Form.DIRECT)

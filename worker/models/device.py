@@ -41,8 +41,6 @@ def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
         case "float32":
             return torch.float32
         case "bfloat16":
-            if device.type == "cpu" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-                raise ValueError("asked for dtype 'bfloat16', but this processor can't compute in it (no AVX-512)")
             return torch.bfloat16
         case _:
             raise ValueError(f"need a dtype of auto, float32 or bfloat16, got {wanted!r}")
