@@ -130,9 +130,9 @@ def test_a_long_row_is_passed_over_for_at_most_its_stated_bound(rate: float) -> 
 
 
 def test_a_checkpoint_is_not_starved_by_another_ones_stream_of_short_work() -> None:
-    batcher: Batcher[FakeRow] = Batcher(4)
+    batcher: Batcher[FakeRow] = Batcher(4, ageing_rate=0.5)
     batcher.add(lonely := row(20, checkpoint="old"))
-    for _ in range(20 + 1):
+    for _ in range(2 * 20 + 1):
         batcher.add(row(1, checkpoint="new"))
         batch = batcher.choose()
         if lonely in batch:

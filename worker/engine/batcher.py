@@ -43,12 +43,12 @@ class Batcher(Generic[RowT]):
 
     Bounded wait: a row that joined at batch A with R steps is passed over only for rows that joined before batch
     A + R / ageing_rate, because every later one has at least `ageing_rate * joined_at >= R + ageing_rate * A`. With the
-    default rate of 1 nobody who comes R batches after it gets ahead of a row of R steps, however short his work.
+    default rate of 1/4 nobody who comes 4 R batches after it gets ahead of a row of R steps, however short his work.
 
     The batch takes the checkpoint of the most urgent row, so the same bound holds between checkpoints.
     """
 
-    def __init__(self, max_batch: int, *, ageing_rate: float = 1.0) -> None:
+    def __init__(self, max_batch: int, *, ageing_rate: float = 0.25) -> None:
         if max_batch < 1:
             raise ValueError(f"need max_batch >= 1, got {max_batch}")
         if not ageing_rate > 0:

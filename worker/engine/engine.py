@@ -70,7 +70,7 @@ class Engine:
         *,
         clock: Callable[[], float] = time.monotonic,
         progress_interval_s: float = 0.25,
-        ageing_rate: float = 1.0,
+        ageing_rate: float = 0.25,
         save_interval_s: float = 5.0,
         save_max_bytes: int = 8 * 2**20,
         read_back: ReadBack = read_back,

@@ -1,8 +1,9 @@
-"""Takes jobs off the queue and gives them to the engine: as many as fill its batch, and a few to follow."""
+"""Takes jobs off the queue and gives them to the engine: as many as fill its batch, a few to follow, and short ones."""
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import redis
@@ -20,10 +21,22 @@ logger = logging.getLogger(__name__)
 
 AHEAD = 4
 """Jobs claimed beyond a full batch, so that the place of one that ends is filled without a round trip."""
+MOST_HELD = 64
+"""Jobs that a worker holds at most when it lets short ones past those that its batch is full of."""
+PASSING_S = 0.1
+"""How often a worker whose batch is full looks for them."""
 WAIT_FOR_JOB_S = 1
 WAIT_FOR_ROOM_S = 0.1
 # Refused: keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
 PAUSE_AFTER_S = {Attempt.AWAY: 0.2, Attempt.REFUSED: 1.0}
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """How many jobs may be claimed now, and of how many image-steps each at most; None: of any number."""
+
+    jobs: int
+    most_work: int | None = None
 
 
 class Claimer:
@@ -40,6 +53,7 @@ class Claimer:
         max_batch: int,
         stopping: Callable[[], bool],
         sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._leases = leases
         self._engine = engine
@@ -50,6 +64,8 @@ class Claimer:
         self._max_batch = max_batch
         self._stopping = stopping
         self._sleep = sleep
+        self._clock = clock
+        self._looked_for_short_at = -PASSING_S
         self._alone: HeldJob | None = None
         """Claimed, and waiting for all others to leave."""
         self._told_suspended = False
@@ -58,7 +74,7 @@ class Claimer:
         while not self._stopping():
             self._admit_alone()
             room = self._room()
-            if room == 0:
+            if room.jobs == 0:
                 self._held.wait_for_change(WAIT_FOR_ROOM_S)
                 continue
             outcome = self._health.attempt("a claim", partial(self._claim, room))
@@ -66,9 +82,9 @@ class Claimer:
                 self._sleep(PAUSE_AFTER_S[outcome])
         self._give_back_alone()
 
-    def _claim(self, room: int) -> None:
+    def _claim(self, room: Room) -> None:
         """Take what is there, or wait a moment for something."""
-        if not self._take(None, room):
+        if not self._take(None, room) and room.most_work is None:
             moved = self._leases.wait_for_job(WAIT_FOR_JOB_S)
             if moved is not None and self._stopping():
                 self._leases.put_back_moved(moved)
@@ -76,28 +92,47 @@ class Claimer:
                 self._take(moved, room)
         self._health.answered()
 
-    def _room(self) -> int:
-        """Jobs that may be claimed now; none where another one would only make the line behind a full batch whole: it
-        is filled up by half, or each job that ends would cost a claim of its own."""
+    def _room(self) -> Room:
+        """None where another job would only make the line behind a full batch whole: it is filled up by half, or each
+        job that ends would cost a claim of its own. But jobs that are shorter than what the batch is full of need not
+        wait for it: the engine sets longer ones aside for them."""
+        held = self._held.all()
+        if any(job.must_run_alone for job in held):
+            return Room(0)
         images, ahead = 0, 0
-        for job in self._held.all():
-            if job.must_run_alone:
-                return 0
+        for job in held:
             if images >= self._max_batch:
                 ahead += 1
             images += job.images
         if images < self._max_batch:
-            return AHEAD
-        return AHEAD - ahead if ahead <= AHEAD // 2 else 0
+            return Room(AHEAD)
+        if ahead <= AHEAD // 2:
+            return Room(AHEAD - ahead)
+        now = self._clock()
+        if len(held) >= MOST_HELD or now - self._looked_for_short_at < PASSING_S:
+            return Room(0)
+        self._looked_for_short_at = now
+        return Room(AHEAD, most_work=self._longest_running(held) - 1)
+
+    def _longest_running(self, held: Sequence[HeldJob]) -> int:
+        """Most steps that an image in the batch has left, the engine having put those with the fewest into it."""
+        images, longest = 0, 0
+        for job in sorted(held, key=lambda job: job.remaining_steps):
+            if images >= self._max_batch:
+                break
+            images, longest = images + job.images, job.remaining_steps
+        return longest
 
     def _tell_suspended(self, suspended: bool) -> None:
         if suspended != self._told_suspended:
             logger.warning("claiming is %s", "suspended by `rq suspend`" if suspended else "resumed")
             self._told_suspended = suspended
 
-    def _take(self, moved: str | None, room: int) -> bool:
+    def _take(self, moved: str | None, room: Room) -> bool:
         """False when there was nothing to take."""
-        claim = self._leases.claim(moved, room)
+        done = self._engine.counters()
+        image_step_s = done.busy_s / done.image_steps if done.image_steps else 0.0
+        claim = self._leases.claim(moved, room.jobs, image_step_s=image_step_s, most_work=room.most_work)
         self._tell_suspended(claim.suspended)
         if claim.suspended:
             self._sleep(WAIT_FOR_ROOM_S)

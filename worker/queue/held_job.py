@@ -62,6 +62,12 @@ class HeldJob:
     def images(self) -> int:
         return self.request.batch if self.request else 0
 
+    @property
+    def remaining_steps(self) -> int:
+        """Of each of its images, as far as the engine has told."""
+        steps = self.request.steps if self.request else 0
+        return steps - self.progress.step if self.progress else steps
+
     def is_overdue(self, clock: float) -> bool:
         return self.timeout_s is not None and clock - self.claimed_clock > self.timeout_s
 

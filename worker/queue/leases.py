@@ -18,6 +18,12 @@ from worker.queue.rq_overrides import QueueKeys
 if TYPE_CHECKING:
     from redis.commands.core import Script
 
+PATIENCE = 8.0
+"""A job is passed only by jobs that are queued within so many times the time that it would take by itself."""
+LONGEST_PATIENCE_S = 600.0
+"""Nor by any that is queued later than this after it."""
+LOOKED_AT = 256
+"""Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each."""
 STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
 
@@ -127,8 +133,17 @@ class Leases:
             pipeline.lpush(self.keys.queue, job_id.encode("utf-8", "surrogateescape"))
             pipeline.execute()
 
-    def claim(self, moved: str | None, count: int) -> Claim:
-        """Take the moved job, if any, and more from the queue, `count` at most in all."""
+    def claim(self, moved: str | None, count: int, *, image_step_s: float = 0.0, most_work: int | None = None) -> Claim:
+        """Take the moved job, if any, and more from the queue, `count` at most in all.
+
+        The next is the job with the least `queued_at + min(PATIENCE * work * image_step_s, LONGEST_PATIENCE_S)`, so
+        that short jobs pass long ones and none waits for ever; what was put back comes before all others.
+
+        Args:
+            image_step_s: seconds that the worker takes for one step of one image; 0 when unknown: first come, first
+                served.
+            most_work: take from the queue only jobs of so many image-steps at most.
+        """
         if self._unheard:
             self._unheard_claim(keys=self._script_keys, args=self._unheard)
             self._unheard = []
@@ -144,6 +159,10 @@ class Leases:
                     self._default_ttl_s,
                     rq_overrides.SUSPENDED_KEY,
                     (moved or "").encode("utf-8", "surrogateescape"),
+                    PATIENCE * image_step_s,
+                    LONGEST_PATIENCE_S,
+                    "" if most_work is None else most_work,
+                    LOOKED_AT,
                     *execution_ids,
                 ],
             )

@@ -56,6 +56,13 @@ local function requeue(id)
   redis.call('HSET', job_key(id), 'status', 'queued', 'started_at', '', 'worker_name', '')
 end
 
+local function put_back(id)
+  -- At the front, and nobody passes it.
+  requeue(id)
+  redis.call('HSET', job_key(id), 'reverie_put_back', 1)
+  redis.call('LPUSH', QUEUE, id)
+end
+
 local function end_job(id, status, registry, ttl, fields, result)
   redis.call('DEL', 'reverie:chain:' .. id)
   redis.call('HSET', job_key(id), 'status', status, unpack(fields))
@@ -95,7 +102,8 @@ CLAIM = (
     _PRELUDE
     + """
 -- ARGV: worker name, lease in s, time text, ttl for what is dropped, key that suspends claiming,
--- job id moved to the intermediate list or '', execution ids...
+-- job id moved to the intermediate list or '', patience in s for an image-step, longest patience in s,
+-- most image-steps of a job or '', how many jobs to choose among, execution ids...
 -- Takes that job and then jobs from the queue, one for each execution id; while claiming is suspended none, and the
 -- moved one is put back.
 -- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, seconds waited, progress,
@@ -140,6 +148,7 @@ local function take(id, execution)
   redis.call('HSET', key, 'status', 'started', 'worker_name', worker,
     'started_at', time_text, 'last_heartbeat', time_text)
   redis.call('PERSIST', key)
+  redis.call('HDEL', key, 'reverie_put_back')
   redis.call('HSET', execution_key(id, execution), 'id', execution, 'worker_name', worker,
     'created_at', string.format('%.6f', NOW), 'last_heartbeat', string.format('%.6f', NOW))
   lease(id, execution, lease_s)
@@ -156,17 +165,35 @@ local function take(id, execution)
   return true, (tonumber(row[8]) or 0) > 0
 end
 
-local next_execution, lost_before = 7, false
+-- Who comes first: who was queued first, but a job lets others pass for a time that grows with its work.
+local patience, longest, most_work = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local function line()
+  local places, queued_at = {}, 0
+  for place, id in ipairs(redis.call('LRANGE', QUEUE, 0, tonumber(ARGV[10]) - 1)) do
+    -- What has no fields of ours, or is no hash, stands where it is.
+    local fields = redis.pcall('HMGET', job_key(id), 'reverie_work', 'reverie_queued_at', 'reverie_put_back')
+    local work = tonumber(fields[1] or '') or 0
+    queued_at = tonumber(fields[2] or '') or queued_at
+    if not most_work or work <= most_work then
+      local due = fields[3] and 0 or queued_at + math.min(work * patience, longest)
+      places[#places + 1] = {id = id, due = due, place = place}
+    end
+  end
+  table.sort(places, function(a, b) return a.due < b.due or a.due == b.due and a.place < b.place end)
+  return places
+end
+
+local next_execution, lost_before = 11, false
 if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then
   local taken
   taken, lost_before = take(moved, ARGV[next_execution])
   if taken then next_execution = next_execution + 1 end
 end
-while ARGV[next_execution] and not lost_before do
-  local id = redis.call('LPOP', QUEUE)
-  if not id then break end
+for _, next in ipairs(line()) do
+  if not ARGV[next_execution] or lost_before then break end
+  redis.call('LREM', QUEUE, 1, next.id)
   local taken
-  taken, lost_before = take(id, ARGV[next_execution])
+  taken, lost_before = take(next.id, ARGV[next_execution])
   if taken then next_execution = next_execution + 1 end
 end
 return {claimed, dropped, 0}
@@ -184,8 +211,7 @@ for _, entry in ipairs(redis.call('ZREVRANGE', WIP, 0, -1)) do
   if execution and mine[execution] then
     drop_execution(id, execution)
     if is_hash(id) and redis.call('HGET', job_key(id), 'status') == 'started' then
-      requeue(id)
-      redis.call('LPUSH', QUEUE, id)
+      put_back(id)
       returned = returned + 1
     end
   end
@@ -287,6 +313,7 @@ count(ARGV[3], 'failed_job_count')
 if ARGV[6] == '1' and retries_left > 0 then
   redis.call('HSET', job_key(id), 'retries_left', retries_left - 1)
   requeue(id)
+  redis.call('HSET', job_key(id), 'reverie_queued_at', string.format('%.6f', NOW))
   redis.call('RPUSH', QUEUE, id)
   return 'queued'
 end
@@ -307,8 +334,7 @@ for i = #ARGV - 1, 2, -2 do
     drop_execution(id, execution)
     local status = status_of(id)
     if status == 'started' then
-      requeue(id)
-      redis.call('LPUSH', QUEUE, id)
+      put_back(id)
       returned[#returned + 1] = id
     elseif status ~= 'gone' then
       expire_by(job_key(id), tonumber(ARGV[1]))
@@ -349,8 +375,7 @@ for _, entry in ipairs(redis.call('ZREVRANGEBYSCORE', WIP, string.format('%.3f',
         redis.call('HSET', job_key(id), 'retries_left', retries_left - 1)
         local lost = tonumber(redis.call('HGET', job_key(id), 'reverie_lost') or '') or 0
         redis.call('HSET', job_key(id), 'reverie_lost', lost + 1)
-        requeue(id)
-        redis.call('LPUSH', QUEUE, id)
+        put_back(id)
         requeued[#requeued + 1] = id
       else
         end_job(id, 'failed', FAILED, ttl_of(id), {'ended_at', time_text}, result)

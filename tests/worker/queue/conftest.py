@@ -19,9 +19,11 @@ from rq.serializers import JSONSerializer
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.fake_engine import MODEL
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, WORKER_KEY_PREFIX, JobError, JobOutcome, SamplingRequest
+from worker.queue.leases import Leases, ServerClock
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TERMINAL = {"finished", "failed", "canceled", "stopped"}
+SHORT_LEASE_S = 0.2
 PATIENCE_S = 60.0
 """Far more than anything here takes: a slow machine must not fail a test."""
 
@@ -167,3 +169,22 @@ def workers(valkey: ValkeyHandle, tmp_path: Path) -> Iterator[Workers]:
     for worker in started.all:
         if worker.process.poll() is None:
             worker.kill()
+
+
+@pytest.fixture
+def worker_of(valkey: ValkeyHandle) -> Callable[..., Leases]:
+    """One worker's hands on the queue, by the worker's name; its leases are over soon."""
+
+    def make(name: str, lease_s: float = SHORT_LEASE_S) -> Leases:
+        return Leases(
+            valkey.client,
+            QUEUE_NAME,
+            name,
+            f"rq:worker:{name}",
+            lease_s=lease_s,
+            default_ttl_s=3600,
+            max_job_images=64,
+            server_clock=ServerClock(),
+        )
+
+    return make

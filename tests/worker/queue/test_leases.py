@@ -3,38 +3,19 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 import redis
 
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
-from worker.contract import QUEUE_NAME, ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key, progress_key
+from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key, progress_key
 from worker.queue.held_job import HeldJob
-from worker.queue.leases import Call, Leases, ServerClock
+from worker.queue.leases import Call, Leases
 from worker.queue.rq_overrides import SUSPENDED_KEY
 
-LEASE_S = 0.2
 OUTCOME = JobOutcome(model="digits", version="v", weights_sha256="ab", images=[], media_type="image/png")
 IMAGE = ImageRecord(index=0, seed=1, sha256="ab", width=8, height=8, size_bytes=3)
 PROGRESS = ProgressSnapshot(step=5, steps=5, model="digits", version="v", weights_sha256="ab")
 ERROR = JobError(code="not_finite", detail="image 0")
-
-
-@pytest.fixture
-def worker_of(valkey: ValkeyHandle) -> Callable[..., Leases]:
-    def make(name: str, lease_s: float = LEASE_S) -> Leases:
-        return Leases(
-            valkey.client,
-            QUEUE_NAME,
-            name,
-            f"rq:worker:{name}",
-            lease_s=lease_s,
-            default_ttl_s=3600,
-            max_job_images=64,
-            server_clock=ServerClock(),
-        )
-
-    return make
 
 
 def claim_one(leases: Leases) -> HeldJob:
