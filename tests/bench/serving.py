@@ -8,6 +8,7 @@ from tests.bench import networks
 from tests.bench.clients import Replay, Send, replay, to_peer, to_reverie
 from tests.bench.figures import Bar, Figure
 from tests.bench.own_loop import image_steps_per_s
+from tests.bench.peers.openmp import OPENMP_AS_IT_COMES
 from tests.bench.processes import Server, free_port, reverie, serving
 from tests.bench.samples import ratios
 from tests.bench.session import Session
@@ -21,7 +22,10 @@ REVERIE, LITSERVE, FASTAPI = "Reverie", "LitServe", "FastAPI + lock"
 
 
 def run(session: Session) -> list[Figure]:
-    model = session.serving_model
+    return [figure for model in session.served_models for figure in _serve(session, model)]
+
+
+def _serve(session: Session, model: str) -> list[Figure]:
     speed = max(image_steps_per_s(session.pool(model), model, session.max_batch, 10) for _ in range(3))
     rounds, seconds = (1, 6.0) if session.quick else (2, 30.0)
     # A multiple of five: see `poisson_trace`.
@@ -51,7 +55,7 @@ def run(session: Session) -> list[Figure]:
         for name, (server, _) in servers.items():
             if name != REVERIE:
                 server.resume()
-    return _figures(replays)
+    return _figures(replays, model)
 
 
 def _start(session: Session, model: str, running: ExitStack) -> dict[str, tuple[Server, Send]]:
@@ -67,7 +71,7 @@ def _start(session: Session, model: str, running: ExitStack) -> dict[str, tuple[
         arguments = [str(checkpoint.path), str(port), str(session.device), session.dtype_name, *more]
         command = [sys.executable, "-m", f"tests.bench.peers.{module}", *arguments]
         log = session.folder / f"{module}.log"
-        servers[name] = running.enter_context(serving(command, port, "/health", log)), to_peer
+        servers[name] = running.enter_context(serving(command, port, "/health", log, OPENMP_AS_IT_COMES)), to_peer
     return servers
 
 
@@ -75,7 +79,7 @@ def _warm_up() -> list[TimedRequest]:
     return [TimedRequest(0.0, steps=5, images=images, seed=0) for images in (1, 2, 4)]
 
 
-def _figures(replays: dict[str, list[Replay]]) -> list[Figure]:
+def _figures(replays: dict[str, list[Replay]], model: str) -> list[Figure]:
     def each(name: str, measure: Callable[[Replay], float]) -> list[float]:
         return [measure(done) for done in replays[name]]
 
@@ -88,7 +92,7 @@ def _figures(replays: dict[str, list[Replay]]) -> list[Figure]:
     ]
     bars = {"throughput": Bar(">=", 2.0), "short p95": Bar("<=", 0.2), "long p95": Bar("<=", 1.0)}
     figures = [
-        Figure(PART, f"{column}, {name}", unit, each(name, measure))
+        Figure(PART, f"{column}, {name}", unit, each(name, measure), note=networks.TITLES[model])
         for name in replays
         for column, unit, measure in columns
     ]
@@ -96,5 +100,5 @@ def _figures(replays: dict[str, list[Replay]]) -> list[Figure]:
         for column, _, measure in columns:
             against = ratios(each(REVERIE, measure), each(peer, measure))
             bar = bars.get(column) if peer == LITSERVE else None
-            figures.append(Figure(PART, f"{column}, Reverie / {peer}", "x", against, bar))
+            figures.append(Figure(PART, f"{column}, Reverie / {peer}", "x", against, bar, networks.TITLES[model]))
     return figures

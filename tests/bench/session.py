@@ -47,10 +47,15 @@ class Session:
 
     @property
     def serving_model(self) -> str:
-        """The network whose serving is measured: small enough on a CPU that a trace of many requests ends."""
+        """The network that is served: small enough on a CPU that a trace of many requests ends."""
+        return self.served_models[0]
+
+    @property
+    def served_models(self) -> list[str]:
+        """On a CPU two: one that keeps the processor busy at any batch size, and one that gains much by batching."""
         if self.quick:
-            return networks.DIGITS
-        return networks.CIFAR_10 if self.on_gpu else networks.QUARTER
+            return [networks.DIGITS]
+        return [networks.CIFAR_10] if self.on_gpu else [networks.QUARTER, networks.DIGITS]
 
     @property
     def large_model(self) -> str:

@@ -1,7 +1,4 @@
-"""A pipeline in a process of its own, where torch's threads wait for each other as they do for its users.
-
-Reverie has them wait asleep (see `worker`), which leaves the cores to others and slows down one who has them all.
-"""
+"""A pipeline in a process of its own, where torch's threads wait for each other as they do for its users."""
 
 import os
 import time
@@ -13,11 +10,8 @@ from typing import Any, Self
 
 import torch
 
+from tests.bench.peers.openmp import OPENMP_AS_IT_COMES
 from tests.bench.peers.pipeline import draw, open_pipeline
-
-SPINS_VARIABLE = "GOMP_SPINCOUNT"
-LIBGOMPS_OWN_SPINS = "300000"
-"""Where nobody set another number and there are no more threads than cores."""
 
 _pipeline: Any = None  # of the process apart
 
@@ -27,15 +21,13 @@ class PipelineApart:
 
     def __init__(self, folder: Path) -> None:
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        before = os.environ.get(SPINS_VARIABLE)
-        os.environ[SPINS_VARIABLE] = LIBGOMPS_OWN_SPINS
+        before = dict(os.environ)
+        os.environ.update(OPENMP_AS_IT_COMES)
         try:
             self._process.submit(_open, folder).result()
         finally:
-            if before is None:
-                del os.environ[SPINS_VARIABLE]
-            else:
-                os.environ[SPINS_VARIABLE] = before
+            os.environ.clear()
+            os.environ.update(before)
 
     def __enter__(self) -> Self:
         return self
