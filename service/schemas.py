@@ -116,9 +116,12 @@ class Job(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     expires_at: datetime | None = Field(description="When an ended job and its images are forgotten.")
-    position: int | None = Field(description="Jobs ahead of it in the queue; null once it has left the queue.")
+    position: int | None = Field(
+        description="Jobs that were queued before it and still wait; null once it has left the queue."
+    )
     estimated_wait_s: float | None = Field(
-        description="Until it leaves the queue, from the measured speed; null when unknown or no longer waiting."
+        description="Until all that were queued before it have left, from the measured speed; short jobs pass long ones. "
+        "Null when unknown or no longer waiting."
     )
     progress: Progress
     images: list[Image]

@@ -22,7 +22,7 @@ PATIENCE = 8.0
 """A job is passed only by jobs that are queued within so many times the time that it would take by itself."""
 LONGEST_PATIENCE_S = 600.0
 """Nor by any that is queued later than this after it."""
-LOOKED_AT = 256
+LOOKED_AT = 128
 """Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each."""
 STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
