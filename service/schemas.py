@@ -120,8 +120,8 @@ class Job(BaseModel):
         description="Jobs that were queued before it and still wait; null once it has left the queue."
     )
     estimated_wait_s: float | None = Field(
-        description="Until all that were queued before it have left, from the measured speed; short jobs pass long ones. "
-        "Null when unknown or no longer waiting."
+        description="Until all that were queued before it have left, from the measured speed; short jobs pass long "
+        "ones. Null when unknown or no longer waiting."
     )
     progress: Progress
     images: list[Image]
