@@ -6,7 +6,13 @@ from torch import Tensor, nn
 
 from tests.worker.engine_harness import CPU
 from tests.worker.tiny_models import tiny_unet
-from worker.models.batch_invariant import FixedLinear, OneByOne, is_batch_invariant, make_batch_invariant
+from worker.models.batch_invariant import (
+    FixedGroupNorm,
+    FixedLinear,
+    OneByOne,
+    is_batch_invariant,
+    make_batch_invariant,
+)
 from worker.models.cpu_team import CpuTeam
 from worker.models.threaded import ThreadedDenoiser
 from worker.models.unet_denoiser import UNetDenoiser
@@ -42,6 +48,37 @@ def test_a_linear_layer_of_short_sequences_is_exact(length: int) -> None:
     x = torch.randn(5, length, 40, generator=torch.Generator().manual_seed(0))
     together = linear(x)
     assert all(torch.equal(linear(x[i : i + 1])[0], together[i]) for i in range(5))
+
+
+FEW_IN_A_GROUP = [(64, 32, 16), (32, 16, 8), (192, 32, 24)]
+
+
+@pytest.mark.parametrize(
+    ("channels", "groups", "side", "mean"),
+    [
+        *((*shape, mean) for shape in FEW_IN_A_GROUP for mean in (0.0, 100.0)),
+        # Far from zero torch's own, which adds up squares, is off by a tenth.
+        (64, 8, 16, 0.0),
+        (64, 32, 32, 0.0),
+    ],
+)
+@torch.inference_mode()
+def test_a_group_norm_is_exact_and_right(channels: int, groups: int, side: int, mean: float) -> None:
+    """Whichever way it adds up."""
+    torch.manual_seed(0)
+    norm = nn.GroupNorm(groups, channels)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    team = CpuTeam(2)
+    fixed = FixedGroupNorm(norm, team)
+    x = (mean + torch.randn(5, channels, side, side)).contiguous(memory_format=torch.channels_last)
+    (together,) = team.narrow([lambda: fixed(x)])
+    for i in range(5):
+        (alone,) = team.narrow([lambda i=i: fixed(x[i : i + 1])])  # type: ignore[misc]
+        assert torch.equal(alone[0], together[i])
+    assert torch.equal(team.wide(lambda: fixed(x)), together)
+    exact = norm.double()(x.double())
+    torch.testing.assert_close(together.double(), exact, rtol=1e-5, atol=2e-5 if mean == 0 else 1e-3)
 
 
 @torch.inference_mode()

@@ -63,6 +63,8 @@ def test_it_is_used_for_what_it_can_do_alone() -> None:
 
     assert suits()
     assert suits(height=16, width=28)
+    assert suits(in_channels=64, out_channels=64)
+    assert not suits(out_channels=32)
     assert not suits(height=30)
     assert not suits(height=8, width=8)
     for other in (

@@ -25,6 +25,10 @@ from worker.models.winograd import WinogradConv2d, winograd_suits
 
 PIXELS_SPLIT = 1024
 """Of an image whose pixels torch shares out among its threads, in channels_last; of smaller ones, the groups."""
+FEW_CHANNELS = 8
+"""In a group, of images smaller than those: torch then adds them up one by one."""
+SMALLEST_SUMMED = 64
+"""Pixels of an image whose channels are worth adding up apart."""
 ROW_BLOCK = 8
 """Rows per matrix product; a multiple of the tiles (4 and 8) of the CPU libraries."""
 
@@ -125,18 +129,39 @@ class FixedGroupNorm(nn.Module):
         self.weight = norm.weight
         self.bias = norm.bias
         self.num_groups = norm.num_groups
+        self.group_channels = norm.num_channels // norm.num_groups
         self.eps = norm.eps
         self.team = team
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, ...] → the same shape."""
-        if torch.get_num_threads() == 1 or x[0, 0].numel() < PIXELS_SPLIT:
-            return self._norm(x)
-        images = self.team.narrow([partial(self._norm, x[i : i + 1]) for i in range(len(x))])
+        pixels = x[0, 0].numel()
+        by_channel = (
+            x.dim() == 4
+            and self.weight is not None
+            and self.group_channels < FEW_CHANNELS
+            and SMALLEST_SUMMED <= pixels < PIXELS_SPLIT
+        )
+        norm = self._norm_by_channel if by_channel else self._norm
+        if torch.get_num_threads() == 1 or pixels < PIXELS_SPLIT:
+            return norm(x)
+        images = self.team.narrow([partial(norm, x[i : i + 1]) for i in range(len(x))])
         return images[0] if len(images) == 1 else torch.cat(images)
 
     def _norm(self, x: Tensor) -> Tensor:
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def _norm_by_channel(self, x: Tensor) -> Tensor:
+        """Adds up each channel, several at a time, and then those of a group: three to six times as fast."""
+        N, C, H, W = x.shape
+        grouped = (N, self.num_groups, self.group_channels)
+        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, C)
+        mean = pixels.mean(1).view(grouped).mean(2, keepdim=True).expand(grouped).reshape(N, 1, C)
+        centered = pixels - mean
+        variance = (centered * centered).mean(1).view(grouped).mean(2, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps).expand(grouped).reshape(N, C) * self.weight
+        y = torch.addcmul(self.bias, centered, scale[:, None], out=centered)
+        return y.view(N, H, W, C).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,7 +61,7 @@ def winograd_suits(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
         of_this_kind
         and height_px % TILE == width_px % TILE == 0
         and tiles >= 16
-        and min(conv.in_channels, conv.out_channels) >= 128
+        and min(conv.in_channels, conv.out_channels) >= 64
     )
 
 
