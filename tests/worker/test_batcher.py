@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from worker.engine.batcher import Batcher
+from worker.engine.batcher import TURN, Batcher
 
 
 @dataclass(eq=False)
@@ -37,6 +37,8 @@ class BatcherLife(RuleBasedStateMachine):
         self.alive: list[FakeRow] = []
         self.gone: list[FakeRow] = []
         self.batches = 0
+        self.passed: dict[str, int] = {}
+        self.rivals: dict[str, set[str]] = {}
 
     @rule(steps=st.integers(1, 12), cost=st.integers(1, 2), checkpoint=st.sampled_from("abc"), images=st.integers(1, 6))
     def join(self, steps: int, cost: int, checkpoint: str, images: int) -> None:
@@ -61,6 +63,7 @@ class BatcherLife(RuleBasedStateMachine):
         assert len({r.checkpoint for r in batch}) <= 1, "one batch, one checkpoint"
         assert sum(r.cost for r in batch) <= self.max_batch
         self.check_bounded_wait(batch)
+        self.check_turns(batch)
         self.check_no_room_is_wasted(batch)
         self.batches += 1 if batch else 0
         for r in batch:
@@ -73,15 +76,31 @@ class BatcherLife(RuleBasedStateMachine):
                 self.gone.append(r)
 
     def check_bounded_wait(self, batch: list[FakeRow]) -> None:
-        """The most urgent row always runs, and it is never someone who came R / rate batches after a waiting row."""
+        """Of a checkpoint the most urgent row always runs, never one that came R / rate batches after one that waits."""
         if not batch:
             return
         first = batch[0]
         for waiting in self.alive:
-            if waiting not in batch:
+            if waiting not in batch and waiting.checkpoint == first.checkpoint:
                 assert first.joined_at < waiting.joined_at + waiting.remaining_steps / self.ageing_rate or (
                     first.joined_at == waiting.joined_at
                 )
+
+    def check_turns(self, batch: list[FakeRow]) -> None:
+        """Each checkpoint that has rows runs soon; while none waits long, the most urgent row of all runs."""
+        if not batch:
+            return
+        waiting = {r.checkpoint for r in self.alive}
+        most_urgent = min(r.remaining_steps + self.ageing_rate * r.joined_at for r in self.alive)
+        if max((self.passed.get(checkpoint, 0) for checkpoint in waiting)) < TURN:
+            assert batch[0].remaining_steps + self.ageing_rate * batch[0].joined_at == most_urgent
+        ran = batch[0].checkpoint
+        self.passed = {checkpoint: self.passed.get(checkpoint, 0) + 1 for checkpoint in waiting - {ran}}
+        for checkpoint, count in self.passed.items():
+            self.rivals[checkpoint] = self.rivals.get(checkpoint, set()) | (waiting - {checkpoint})
+            assert count < TURN + 1 + len(self.rivals[checkpoint])
+        for checkpoint in set(self.rivals) - set(self.passed):
+            del self.rivals[checkpoint]
 
     def check_no_room_is_wasted(self, batch: list[FakeRow]) -> None:
         room = self.max_batch - sum(r.cost for r in batch)
@@ -129,17 +148,19 @@ def test_a_long_row_is_passed_over_for_at_most_its_stated_bound(rate: float) -> 
     assert waited >= 40 / rate - 2, "ageing is a bound on waiting, not first come first served"
 
 
-def test_a_checkpoint_is_not_starved_by_another_ones_stream_of_short_work() -> None:
-    batcher: Batcher[FakeRow] = Batcher(4, ageing_rate=0.5)
-    batcher.add(lonely := row(20, checkpoint="old"))
-    for _ in range(2 * 20 + 1):
-        batcher.add(row(1, checkpoint="new"))
+def test_a_checkpoint_keeps_its_share_beside_a_stream_of_short_work_on_another() -> None:
+    batcher: Batcher[FakeRow] = Batcher(4)
+    batcher.add(lonely := row(1000, checkpoint="long"))
+    ran = 0
+    for _ in range(100):
+        batcher.add(row(1, checkpoint="short"))
         batch = batcher.choose()
-        if lonely in batch:
-            return
         for r in batch:
-            batcher.remove(r)
-    pytest.fail("the old checkpoint's row never ran")
+            if r is lonely:
+                ran += 1
+            else:
+                batcher.remove(r)
+    assert ran == 100 // (TURN + 1)
 
 
 def test_a_request_of_many_images_is_split_over_batches() -> None:

@@ -23,6 +23,9 @@ class Row(Protocol):
 
 RowT = TypeVar("RowT", bound=Row)
 
+TURN = 4
+"""Batches of others that a checkpoint with waiting rows lets pass before it is its turn, whoever is more urgent."""
+
 
 @dataclass(slots=True)
 class _Place(Generic[RowT]):
@@ -45,7 +48,9 @@ class Batcher(Generic[RowT]):
     A + R / ageing_rate, because every later one has at least `ageing_rate * joined_at >= R + ageing_rate * A`. With the
     default rate of 1/4 nobody who comes 4 R batches after it gets ahead of a row of R steps, however short his work.
 
-    The batch takes the checkpoint of the most urgent row, so the same bound holds between checkpoints.
+    The batch takes the checkpoint of the most urgent row, unless it is another one's turn: of C checkpoints that have
+    rows here, each one runs within `TURN + C` batches, so that a stream of short work on one model leaves another its
+    share.
     """
 
     def __init__(self, max_batch: int, *, ageing_rate: float = 0.25) -> None:
@@ -56,6 +61,7 @@ class Batcher(Generic[RowT]):
         self._max_batch = max_batch
         self._ageing_rate = ageing_rate
         self._places: dict[int, _Place[RowT]] = {}  # by id(): rows are told apart by identity
+        self._passed: dict[Hashable, int] = {}  # batches of others since it last ran, by checkpoint that waits
         self._batches = 0
         self._arrivals = 0
 
@@ -96,15 +102,26 @@ class Batcher(Generic[RowT]):
             return []
         order = sorted(self._places.values(), key=self._urgency)
         self._batches += 1
-        first = order[0].row
+        checkpoint = self._next_checkpoint(order)
+        rows = (place.row for place in order if place.row.checkpoint == checkpoint)
+        first = next(rows)
         batch, room = [first], self._max_batch - first.cost
-        for place in order[1:]:
+        for row in rows:
             if room <= 0:
                 break
-            if place.row.checkpoint == first.checkpoint and place.row.cost <= room:
-                batch.append(place.row)
-                room -= place.row.cost
+            if row.cost <= room:
+                batch.append(row)
+                room -= row.cost
         return batch
+
+    def _next_checkpoint(self, order: list[_Place[RowT]]) -> Hashable:
+        """Whose turn it is, else the most urgent row's."""
+        waiting = dict.fromkeys(place.row.checkpoint for place in order)  # most urgent first
+        passed = {checkpoint: self._passed.get(checkpoint, 0) for checkpoint in waiting}
+        longest = max(waiting, key=passed.__getitem__)  # the most urgent of several
+        chosen = longest if passed[longest] >= TURN else next(iter(waiting))
+        self._passed = {checkpoint: n + 1 for checkpoint, n in passed.items() if checkpoint != chosen}
+        return chosen
 
     def halve(self, rows: int) -> bool:
         """Make batches half as large as `rows` U-Net rows, which did not fit in memory. False when that was one."""
