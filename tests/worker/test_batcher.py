@@ -76,7 +76,7 @@ class BatcherLife(RuleBasedStateMachine):
                 self.gone.append(r)
 
     def check_bounded_wait(self, batch: list[FakeRow]) -> None:
-        """Of a checkpoint the most urgent row always runs, never one that came R / rate batches after one that waits."""
+        """Of a checkpoint the most urgent row runs, never one that came R / rate batches after one that waits."""
         if not batch:
             return
         first = batch[0]
@@ -92,7 +92,7 @@ class BatcherLife(RuleBasedStateMachine):
             return
         waiting = {r.checkpoint for r in self.alive}
         most_urgent = min(r.remaining_steps + self.ageing_rate * r.joined_at for r in self.alive)
-        if max((self.passed.get(checkpoint, 0) for checkpoint in waiting)) < TURN:
+        if max(self.passed.get(checkpoint, 0) for checkpoint in waiting) < TURN:
             assert batch[0].remaining_steps + self.ageing_rate * batch[0].joined_at == most_urgent
         ran = batch[0].checkpoint
         self.passed = {checkpoint: self.passed.get(checkpoint, 0) + 1 for checkpoint in waiting - {ran}}

@@ -1,7 +1,10 @@
 """A batch shared out among threads is the same batch, and is shared out when that ends sooner."""
 
 import gc
+import subprocess
+import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,7 +15,8 @@ from torch import Tensor
 
 from tests.worker.tiny_models import cifar_10_unet, tiny_unet
 from worker.models.batch_invariant import FixedConv2d, agree, make_batch_invariant
-from worker.models.cpu_team import CpuTeam, cpu_threads
+from worker.models.cpu_team import CpuTeam, cpu_threads, split_operations
+from worker.models.host_memory import keep_freed_memory
 from worker.models.threaded import Split, ThreadedDenoiser, measured_split
 from worker.models.unet_denoiser import UNetDenoiser
 
@@ -152,6 +156,15 @@ def test_operations_are_split_over_as_many_threads_as_the_asking_one_is_made_for
     assert team.narrow([torch.get_num_threads]) == [1]
 
 
+def test_what_one_thread_asks_for_changes_no_other() -> None:
+    """torch gives a thread that has not computed yet the number that was set last, by whichever."""
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(split_operations, 1).result()
+        other.submit(split_operations, 7).result()
+        assert one.submit(torch.get_num_threads).result() == 1
+        assert other.submit(torch.get_num_threads).result() == 7
+
+
 def test_a_team_has_a_thread() -> None:
     with pytest.raises(ValueError, match="at least 1 thread, got 0"):
         CpuTeam(0)
@@ -168,3 +181,29 @@ def test_no_more_threads_than_a_container_may_use(quota: str | None, most: int |
     everything = cpu_threads(quota=tmp_path / "not there")
     assert cpu_threads(quota=file) == (everything if most is None else most)
     assert cpu_threads(5, quota=file) == 5
+
+
+TENSORS, PAGES = 64, 100
+
+
+def test_memory_of_one_step_serves_the_next() -> None:
+    """In a process of its own: a C library's settings stay."""
+    program = f"""
+import resource, torch
+from worker.models.cpu_team import CpuTeam
+
+def step() -> None:
+    tensors = [torch.ones({PAGES} * 4096, dtype=torch.uint8) for _ in range({TENSORS})]
+
+team = CpuTeam(1)
+for _ in range(3):
+    team.narrow([step])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    team.narrow([step])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    if not keep_freed_memory():
+        pytest.skip("the C library has no such setting")
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert int(ran.stdout) < TENSORS * PAGES, "page faults of ten steps"

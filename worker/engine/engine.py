@@ -22,6 +22,7 @@ from worker.engine.runner import run_step, to_pixels
 from worker.engine.saving import ChainSaver, set_back
 from worker.engine.tally import Tally
 from worker.engine.trajectory import Trajectory
+from worker.models.cpu_team import split_operations
 from worker.models.device import end_if_lost
 from worker.models.errors import ModelError
 from worker.models.failures import out_of_memory
@@ -46,7 +47,7 @@ class _ModelsChanged:
 def use_one_thread() -> None:
     """Split no operation of the calling thread. Those between two U-Net calls are small: the noise of 16 images takes
     4 ms on one core and 20 ms on two, which wait for each other after each of its hundred operations."""
-    torch.set_num_threads(1)
+    split_operations(1)
 
 
 class Engine:

@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import torch
 
+from worker.models.host_memory import keep_freed_memory
+
 T = TypeVar("T")
 
 _TORCHS_THREADS = torch.get_num_threads()  # a team changes what torch says of threads that start later
@@ -28,6 +30,13 @@ def cpu_threads(wanted: int | None = None, quota: Path = CGROUP_CPU_MAX) -> int:
         return _TORCHS_THREADS
 
 
+def split_operations(threads: int) -> None:
+    """Have each operation of the calling thread split over so many threads, now and whatever others ask for."""
+    # The first word that a thread says of this gives it the number that any thread set last, over its own.
+    torch.get_num_threads()
+    torch.set_num_threads(threads)
+
+
 class CpuTeam:
     """`size` narrow threads, which run each operation alone, and a wide one, which splits it over `size` threads.
 
@@ -40,6 +49,7 @@ class CpuTeam:
     def __init__(self, size: int) -> None:
         if size < 1:
             raise ValueError(f"need a team of at least 1 thread, got {size}")
+        keep_freed_memory()
         self.size = size
         self._narrow = _threads(size, 1, "unet")
         self._wide = _threads(1, size, "unet-wide")
@@ -55,7 +65,7 @@ class CpuTeam:
 
 def _threads(count: int, operation_threads: int, name: str) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(
-        count, thread_name_prefix=name, initializer=torch.set_num_threads, initargs=(operation_threads,)
+        count, thread_name_prefix=name, initializer=split_operations, initargs=(operation_threads,)
     )
 
 
