@@ -73,7 +73,7 @@ def main() -> int:
     for name, run in parts:
         began = time.monotonic()
         report = run()
-        print(f"\n{name}: {time.monotonic() - began:.0f} s, load {_load()}")
+        print(f"\n{name}: {time.monotonic() - began:.0f} s, {_load()}")
         print("\n".join(f"  {line}" for line in report.lines()))
         for trouble in report.troubles[:50]:
             print(f"  BROKEN: {trouble}")
