@@ -17,7 +17,7 @@ from tests.bench.trace import TimedRequest, mean_work, poisson_trace, total_work
 PART = "serving"
 TRACE_SEED = 20_250_101
 OVERLOAD = 1.5
-"""Work that arrives for each that the engine by itself can do in the same time: enough that batches are soon full."""
+"""Work that arrives for each that the engine by itself can do in the same time."""
 REVERIE, LITSERVE, FASTAPI = "Reverie", "LitServe", "FastAPI + lock"
 
 

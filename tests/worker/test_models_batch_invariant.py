@@ -1,5 +1,7 @@
 """One image's numbers do not change with the batch it is in, whatever the number of threads."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -74,7 +76,7 @@ def test_a_group_norm_is_exact_and_right(channels: int, groups: int, side: int, 
     x = (mean + torch.randn(5, channels, side, side)).contiguous(memory_format=torch.channels_last)
     (together,) = team.narrow([lambda: fixed(x)])
     for i in range(5):
-        (alone,) = team.narrow([lambda i=i: fixed(x[i : i + 1])])  # type: ignore[misc]
+        (alone,) = team.narrow([partial(fixed, x[i : i + 1])])
         assert torch.equal(alone[0], together[i])
     assert torch.equal(team.wide(lambda: fixed(x)), together)
     exact = norm.double()(x.double())

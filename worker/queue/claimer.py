@@ -112,7 +112,7 @@ class Claimer:
         if len(held) >= MOST_HELD or now - self._looked_for_short_at < PASSING_S:
             return Room(0)
         self._looked_for_short_at = now
-        return Room(AHEAD, most_work=self._longest_running(held) - 1)
+        return Room(min(AHEAD, MOST_HELD - len(held)), most_work=self._longest_running(held) - 1)
 
     def _longest_running(self, held: Sequence[HeldJob]) -> int:
         """Most steps that an image in the batch has left, the engine having put those with the fewest into it."""

@@ -10,7 +10,7 @@ from uuid import uuid4
 import redis
 
 from worker.contract import JobError, JobOutcome, ProgressSnapshot
-from worker.queue import lua_scripts, rq_overrides
+from worker.queue import claim_scripts, lua_scripts, rq_overrides
 from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import HeldJob, read_claimed_row
 from worker.queue.rq_overrides import QueueKeys
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from redis.commands.core import Script
 
 PATIENCE = 8.0
-"""A job is passed only by jobs that are queued within so many times the time that it would take by itself."""
+"""For a free place a job is passed only by jobs that are queued within so many times the time that it would take."""
 LONGEST_PATIENCE_S = 600.0
 """Nor by any that is queued later than this after it."""
 LOOKED_AT = 128
@@ -110,8 +110,8 @@ class Leases:
             self.keys.failed,
             self.keys.canceled,
         ]
-        self._claim = client.register_script(lua_scripts.CLAIM)
-        self._unheard_claim = client.register_script(lua_scripts.UNHEARD)
+        self._claim = client.register_script(claim_scripts.CLAIM)
+        self._unheard_claim = client.register_script(claim_scripts.UNHEARD)
         self._renew = client.register_script(lua_scripts.RENEW)
         self._store = client.register_script(lua_scripts.STORE)
         self._finish = client.register_script(lua_scripts.FINISH)
@@ -142,7 +142,7 @@ class Leases:
         Args:
             image_step_s: seconds that the worker takes for one step of one image; 0 when unknown: first come, first
                 served.
-            most_work: take from the queue only jobs of so many image-steps at most.
+            most_work: take from the queue only jobs of so many image-steps at most, whoever waits before them.
         """
         if self._unheard:
             self._unheard_claim(keys=self._script_keys, args=self._unheard)

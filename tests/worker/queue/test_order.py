@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -150,3 +151,18 @@ def test_what_the_gateway_did_not_queue_is_as_old_as_what_stands_before_it(
     claim = worker_of("a", 60).claim(None, 4, image_step_s=IMAGE_STEP_S)
     assert [job.job_id for job in claim.jobs] == [old.id, by_hand, new.id, large.id]
     assert claim.dropped == [("text", "its key is a string, not a job")]
+
+
+@pytest.mark.parametrize("field", ["reverie_work", "reverie_queued_at"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "-1e300", "many"])
+def test_no_value_of_a_field_breaks_the_order_of_the_others(
+    valkey: ValkeyHandle, jobs: Jobs, worker_of: Callable[..., Leases], field: str, value: str
+) -> None:
+    """Whoever can write to Redis can write this; a claim that fails would fail for ever."""
+    queued = line_up(valkey, jobs, [(20, 0.0)] * 12)
+    for broken in queued[::3]:
+        valkey.client.hset(f"rq:job:{broken.id}", field, value)
+    order = taken(worker_of("a", 60), 12)
+    sound = [job.id for job in queued if job not in queued[::3]]
+    assert sorted(order) == sorted(job.id for job in queued)
+    assert [id_ for id_ in order if id_ in sound] == sound
