@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from training.image_data import ImageData
 from training.sampling import draw_images
-from worker.contract import SamplerName as ContractSamplerName
+from worker.contract import SamplerName
 from worker.diffusion import NoiseSchedule
 from worker.store import Checkpoint, GoldenSample, ModelStore, PublishFailed, Recipe
 
@@ -77,7 +77,7 @@ def golden_sample(unet: UNet2DModel, schedule: NoiseSchedule, data: ImageData) -
     return GoldenSample(
         seed=GOLDEN_SEED,
         steps=GOLDEN_STEPS,
-        sampler=ContractSamplerName.DDIM,
+        sampler=SamplerName.DDIM,
         class_label=label,
         pixels_base64=base64.b64encode(pixels[0].numpy().tobytes()).decode(),
         tolerance=GOLDEN_TOLERANCE,

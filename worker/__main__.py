@@ -1,5 +1,5 @@
 """`python -m worker`: serve the jobs of one Redis with the models of one store."""
 
-from worker.queue.start import main
+from worker.start import main
 
 main()

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.bench.figures import Figure, table, write_json
 from tests.bench.machine import describe
 from tests.bench.session import Session
-from worker.models.device import choose_device
+from worker.networks.device import choose_device
 
 PARTS = ("engine", "serving", "http", "overhead", "memory", "reload")
 

@@ -14,7 +14,8 @@ from tests.bench.samples import median
 from tests.bench.session import Session
 from worker.engine.engine import Engine
 from worker.engine.messages import EngineRequest
-from worker.models.loaded_model import Denoiser, LoadedModel
+from worker.models.loaded_model import LoadedModel
+from worker.networks.denoiser import Denoiser
 from worker.store.model_store import Checkpoint, ModelStore
 
 STEPS = 10

@@ -5,8 +5,8 @@ from tests.bench.figures import Figure
 from tests.bench.own_loop import filled_pool, image_steps_per_s, loader
 from tests.bench.samples import Measure, alternate, ratios
 from tests.bench.session import Session
-from worker.models.padded import BATCH_SIZES, PadBatch
 from worker.models.pool import ModelPool
+from worker.networks.padded import BATCH_SIZES, PadBatch
 
 PART = "engine"
 ROWS = (1, 3, 16, 24, 33, 64)

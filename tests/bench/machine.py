@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from worker.models.device import choose_dtype
+from worker.networks.device import choose_dtype
 
 
 def describe(device: torch.device, command: str) -> dict[str, object]:

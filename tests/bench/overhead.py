@@ -12,7 +12,8 @@ from tests.bench.own_loop import draw_all, filled_pool, request_for
 from tests.bench.session import Session
 from worker.contract import SamplerName
 from worker.engine.engine import Engine
-from worker.models.loaded_model import Denoiser, LoadedModel
+from worker.models.loaded_model import LoadedModel
+from worker.networks.denoiser import Denoiser
 from worker.store.model_store import Checkpoint
 
 PART = "overhead"

@@ -11,12 +11,12 @@ import torch
 from worker.contract import SamplerName, SamplingRequest
 from worker.engine.engine import Engine, use_one_thread
 from worker.engine.messages import EngineRequest, Failed, Succeeded
-from worker.models.gpu_networks import GpuNetworks, gpu_networks
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
-from worker.models.padded import PadBatch
 from worker.models.pool import ModelPool
 from worker.models.residents import Spares
+from worker.networks.cuda.networks import GpuNetworks, gpu_networks
+from worker.networks.padded import PadBatch
 from worker.store.model_store import Checkpoint, ModelStore
 
 

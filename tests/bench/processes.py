@@ -76,7 +76,7 @@ def reverie(store: Path, folder: Path, max_batch: int, device: str) -> Iterator[
         "REVERIE_DEVICE": device,
         "REVERIE_GRACE_S": "0",
     }
-    command = [sys.executable, "-m", "service.cli", "up", "--port", str(port)]
+    command = [sys.executable, "-m", "service.launcher.cli", "up", "--port", str(port)]
     with serving(command, port, "/readyz", folder / "reverie.log", environment) as server:
         yield server
 

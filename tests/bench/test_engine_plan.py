@@ -8,8 +8,8 @@ from tests.bench.engine import torchs_own_choice
 from tests.bench.engine_plan import bars_of, batches, steps_of
 from tests.bench.figures import Bar
 from tests.bench.fixed_sizes import ROWS, run_as
-from worker.models.device import use_reproducible_kernels
-from worker.models.padded import PadBatch, sizes_of
+from worker.networks.device import use_reproducible_kernels
+from worker.networks.padded import PadBatch, sizes_of
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])

@@ -17,13 +17,14 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
-from worker.queue import claim_scripts, lua_scripts, rq_overrides
+from worker.process import WorkerProcess
+from worker.queue import rq_overrides
 from worker.queue.connection import SOCKET_TIMEOUT_S
-from worker.queue.start import configure_logging
-from worker.queue.worker_process import WorkerProcess
+from worker.queue.lua import claim_scripts, lease_scripts
 from worker.settings import read_settings
+from worker.start import configure_logging
 
-MOMENTS = {"claimed": claim_scripts.CLAIM, "stored": lua_scripts.STORE}
+MOMENTS = {"claimed": claim_scripts.CLAIM, "stored": lease_scripts.STORE}
 FATAL = hashlib.sha1(MOMENTS[sys.argv[1]].encode()).hexdigest()
 
 

@@ -32,7 +32,7 @@ def stack(data_dir: Path, port: int) -> Iterator[httpx.Client]:
     environment |= {"REVERIE_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
     with (data_dir.parent / "stack.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service.cli", "up", "--port", str(port)],
+            [sys.executable, "-m", "service.launcher.cli", "up", "--port", str(port)],
             cwd=REPOSITORY,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from service.command_errors import RemoteError
-from service.http_client import GatewayClient
+from service.launcher.command_errors import RemoteError
+from service.launcher.http_client import GatewayClient
 from tests.service.stand_ins.journal import PATIENCE_S, eventually
 
 JOB: dict[str, Any] = {
@@ -62,7 +62,7 @@ def refusing(response: httpx.Response) -> GatewayClient:
 
 def reverie(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
-        [sys.executable, "-m", "service.cli", *arguments], capture_output=True, text=True, timeout=240
+        [sys.executable, "-m", "service.launcher.cli", *arguments], capture_output=True, text=True, timeout=240
     )
 
 
@@ -130,7 +130,7 @@ def test_generate_asks_for_what_was_typed_and_prints_the_paths(tmp_path: Path) -
 def test_ctrl_c_cancels_the_job_that_generate_waits_for() -> None:
     fake = FakeGateway(*[JOB] * 10_000)
     with listening(fake) as url:
-        command = [sys.executable, "-m", "service.cli", "generate", "--url", url, "--label", "cat"]
+        command = [sys.executable, "-m", "service.launcher.cli", "generate", "--url", url, "--label", "cat"]
         process = subprocess.Popen(command, stderr=subprocess.PIPE)
         eventually(lambda: len(fake.requests) > 2, "polling")
         process.send_signal(signal.SIGINT)
@@ -261,9 +261,8 @@ def test_an_address_without_a_scheme_is_refused() -> None:
 
 
 def test_the_command_loads_no_torch() -> None:
-    code = (
-        "import sys, service.cli; sys.exit(any(name.split('.')[0] in ('torch', 'diffusers') for name in sys.modules))"
-    )
+    loaded = "any(name.split('.')[0] in ('torch', 'diffusers') for name in sys.modules)"
+    code = f"import sys, service.launcher.cli; sys.exit({loaded})"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

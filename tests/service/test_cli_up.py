@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.up import free_port, without_password
+from service.launcher.up import free_port, without_password
 from tests.service.stand_ins.journal import PATIENCE_S, Journal, alive, eventually
 
 

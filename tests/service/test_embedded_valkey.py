@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from service.command_errors import DataDirError, DataDirInUseError, RedisError
-from service.data_dir import SOCKET_PATH_MAX_BYTES, DataDir, socket_path
-from service.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
+from service.launcher.command_errors import DataDirError, DataDirInUseError, RedisError
+from service.launcher.data_dir import SOCKET_PATH_MAX_BYTES, DataDir, socket_path
+from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
 from tests.service.stand_ins.journal import eventually
 
 

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.restart_policy import RestartPolicy
+from service.launcher.restart_policy import RestartPolicy
 from tests.service.stand_ins.journal import PATIENCE_S, Journal, alive, eventually
 
 

@@ -8,26 +8,14 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from worker.contract.names import SamplerName, Spacing
 from worker.diffusion.errors import PlanError
 from worker.diffusion.noise_schedule import NoiseSchedule
 from worker.diffusion.prediction import PredictionType, check_prediction, output_conversion
-from worker.diffusion.spacing import Spacing, dpm_solver_timesteps, inference_timesteps
+from worker.diffusion.spacing import dpm_solver_timesteps, inference_timesteps
 from worker.diffusion.update import Column
 
 _E = TypeVar("_E", bound=StrEnum)
-
-
-class SamplerName(StrEnum):
-    """How noise becomes an image."""
-
-    DDIM = "ddim"
-    """Song et al. 2021."""
-    DDPM = "ddpm"
-    """Ancestral sampling with the posterior's variance (fixed-small). Ho et al. 2020."""
-    DDPM_LARGE = "ddpm_large"
-    """Ancestral sampling with variance beta (fixed-large). Ho et al. 2020."""
-    DPMPP_2M = "dpmpp_2m"
-    """DPM-Solver++ 2M. Lu et al. 2022."""
 
 
 @dataclass(frozen=True, eq=False)

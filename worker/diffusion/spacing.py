@@ -1,19 +1,7 @@
 """Which N of the training timesteps a chain of N steps walks."""
 
-from enum import StrEnum
-
+from worker.contract.names import Spacing
 from worker.diffusion.errors import PlanError
-
-
-class Spacing(StrEnum):
-    """The three rules of Lin et al. 2023, table 2. With T = 1000, N = 10:"""
-
-    LEADING = "leading"
-    """900, 800, ..., 0"""
-    LINSPACE = "linspace"
-    """999, 888, ..., 0"""
-    TRAILING = "trailing"
-    """999, 899, ..., 99"""
 
 
 def inference_timesteps(

@@ -14,19 +14,19 @@ from numpy.typing import NDArray
 from worker.contract import EngineCounters
 from worker.engine.admission import RequestRefused, trajectories
 from worker.engine.batcher import Batcher
-from worker.engine.flights import MOST_AHEAD, Flights, Landed
-from worker.engine.generation import Generation
+from worker.engine.counters import Tally
+from worker.engine.in_flight import MOST_AHEAD, Flights, Landed
 from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed, SavedChain
 from worker.engine.readback import ReadBack, read_back
+from worker.engine.request_state import Generation
 from worker.engine.runner import run_step, to_pixels
 from worker.engine.saving import ChainSaver, set_back
-from worker.engine.tally import Tally
 from worker.engine.trajectory import Trajectory
-from worker.models.cpu_team import split_operations
-from worker.models.device import end_if_lost
 from worker.models.errors import ModelError
-from worker.models.failures import out_of_memory
 from worker.models.pool import ModelPool
+from worker.networks.cpu.team import split_operations
+from worker.networks.device import end_if_lost
+from worker.networks.memory_errors import out_of_memory
 
 log = logging.getLogger(__name__)
 

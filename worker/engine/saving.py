@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from worker.engine.generation import Generation
 from worker.engine.messages import Saved, SavedChain, SavedImage
 from worker.engine.readback import ReadBack, Transfer
+from worker.engine.request_state import Generation
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
 

@@ -1,14 +1,26 @@
 """Reads a diffusers `scheduler_config.json` as the noise schedule and prediction that the model was trained with."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
+from worker.contract import Spacing
 from worker.diffusion.errors import DiffusionError
 from worker.diffusion.noise_schedule import NoiseSchedule
 from worker.diffusion.prediction import PredictionType, check_prediction
-from worker.diffusion.spacing import Spacing
 from worker.diffusion.update import Clip
 from worker.models.errors import UnsupportedModel
-from worker.models.loaded_model import ChainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class ChainConfig:
+    """The training's noise and prediction, as the checkpoint's scheduler configuration gives them."""
+
+    schedule: NoiseSchedule
+    prediction_type: PredictionType
+    clip: Clip
+    spacing: Spacing
+    steps_offset: int
+
 
 # diffusers' classes whose models live on the variance-preserving noise schedule, each with its own defaults for what
 # its configuration leaves out: (clip_sample, timestep_spacing).

@@ -5,9 +5,8 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
-
 from worker.models.errors import BrokenModel, ModelError, ModelUnavailable
+from worker.networks.memory_errors import out_of_memory
 from worker.store.errors import ModelNotFound, StoreError, StoreNotFound, VersionNotFound
 from worker.store.inspection import Fingerprint
 
@@ -47,13 +46,6 @@ def may_pass(error: BaseException) -> bool:
     return any(
         out_of_memory(cause) or (isinstance(cause, OSError) and cause.errno in PASSING_ERRNOS)
         for cause in _causes(error)
-    )
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on the GPU or (where torch raises a plain RuntimeError) on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 

@@ -3,39 +3,16 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
 
 import torch
-from torch import Tensor
 
-from worker.contract import SamplerName, SamplingRequest
-from worker.diffusion.noise_schedule import NoiseSchedule
-from worker.diffusion.prediction import PredictionType
+from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion.samplers import SamplerPlan, plan
-from worker.diffusion.spacing import Spacing
-from worker.diffusion.update import Clip
+from worker.models.chain_config import ChainConfig
+from worker.networks.denoiser import Denoiser
 
 PLANS_KEPT = 64
 """Tables of a model that are kept; most requests ask for one of a few, and one of 1000 steps takes 12 ms to make."""
-
-
-class Denoiser(Protocol):
-    """The U-Net as the engine calls it."""
-
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        """x_t [N, C, H, W] float32, timesteps [N] int64, labels [N] int64 or None for an unconditional model
-        → [N, C, H, W] float32, on the device of x_t. A row's result is bitwise the same whatever the other rows are."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChainConfig:
-    """The training's noise and prediction, as the checkpoint's scheduler configuration gives them."""
-
-    schedule: NoiseSchedule
-    prediction_type: PredictionType
-    clip: Clip
-    spacing: Spacing
-    steps_offset: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,14 +59,14 @@ class LoadedModel:
         """
         spacing: Spacing | None = self.chain.spacing
         if request.spacing is not None:
-            spacing = Spacing(request.spacing.value)
+            spacing = request.spacing
         elif request.sampler == SamplerName.DPMPP_2M:
             spacing = None
         key = (request.sampler, request.steps, spacing, request.eta)
         known = self._plans.pop(key, None)
         if known is None:
             known = plan(
-                request.sampler.value,
+                request.sampler,
                 self.chain.schedule,
                 request.steps,
                 spacing=spacing,

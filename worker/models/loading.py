@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from worker.models.batch_invariant import is_batch_invariant
 from worker.models.chain_config import read_chain_config
-from worker.models.cpu_form import prepare_on_cpu
-from worker.models.cpu_team import cpu_threads
-from worker.models.device import use_reproducible_kernels
 from worker.models.errors import BrokenModel, UnsupportedModel
-from worker.models.golden import check_golden_sample
-from worker.models.gpu_networks import GpuNetworks, bytes_of, gpu_networks
-from worker.models.loaded_model import Denoiser, LoadedModel
-from worker.models.padded import PadBatch, padded
+from worker.models.golden_sample import check_golden_sample
+from worker.models.loaded_model import LoadedModel
+from worker.networks.cpu.forms import prepare_on_cpu
+from worker.networks.cpu.team import cpu_threads
+from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
+from worker.networks.denoiser import Denoiser
+from worker.networks.device import use_reproducible_kernels
+from worker.networks.exactness import is_batch_invariant
+from worker.networks.padded import PadBatch, padded
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 

@@ -10,9 +10,10 @@ from uuid import uuid4
 import redis
 
 from worker.contract import JobError, JobOutcome, ProgressSnapshot
-from worker.queue import claim_scripts, lua_scripts, rq_overrides
+from worker.queue import rq_overrides
 from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import HeldJob, read_claimed_row
+from worker.queue.lua import claim_scripts, lease_scripts
 from worker.queue.rq_overrides import QueueKeys
 
 if TYPE_CHECKING:
@@ -112,12 +113,12 @@ class Leases:
         ]
         self._claim = client.register_script(claim_scripts.CLAIM)
         self._unheard_claim = client.register_script(claim_scripts.UNHEARD)
-        self._renew = client.register_script(lua_scripts.RENEW)
-        self._store = client.register_script(lua_scripts.STORE)
-        self._finish = client.register_script(lua_scripts.FINISH)
-        self._fail = client.register_script(lua_scripts.FAIL)
-        self._release = client.register_script(lua_scripts.RELEASE)
-        self._recover = client.register_script(lua_scripts.RECOVER)
+        self._renew = client.register_script(lease_scripts.RENEW)
+        self._store = client.register_script(lease_scripts.STORE)
+        self._finish = client.register_script(lease_scripts.FINISH)
+        self._fail = client.register_script(lease_scripts.FAIL)
+        self._release = client.register_script(lease_scripts.RELEASE)
+        self._recover = client.register_script(lease_scripts.RECOVER)
         self._unheard: list[str] = []
 
     def wait_for_job(self, timeout_s: int) -> str | None:

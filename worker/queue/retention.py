@@ -13,7 +13,7 @@ from worker.contract import WORKER_KEY_PREFIX, ProgressSnapshot, SamplingRequest
 from worker.queue import rq_overrides
 from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import BadJobError, read_request
-from worker.queue.lua_scripts import ADMITTED_FIELD
+from worker.queue.lua.lease_scripts import ADMITTED_FIELD
 from worker.queue.rq_overrides import QueueKeys
 from worker.store.errors import StoreError
 

@@ -8,9 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from service.command_errors import CommandError
-from service.restart_policy import RestartPolicy
-from service.supervisor import Service, Supervisor
+from service.launcher.command_errors import CommandError
+from service.launcher.restart_policy import RestartPolicy
+from service.launcher.supervisor import Service, Supervisor
 
 
 def main() -> int:

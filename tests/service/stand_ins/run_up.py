@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from service.command_errors import CommandError
-from service.up import Commands, read_settings, up
+from service.launcher.command_errors import CommandError
+from service.launcher.up import Commands, read_settings, up
 from tests.service.stand_ins.journal import Journal
 
 

@@ -4,10 +4,10 @@ import os
 import sys
 
 from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
+from worker.process import WorkerProcess
 from worker.queue import rq_overrides
-from worker.queue.start import configure_logging, open_redis
-from worker.queue.worker_process import WorkerProcess
 from worker.settings import read_settings
+from worker.start import configure_logging, open_redis
 
 
 def main() -> None:

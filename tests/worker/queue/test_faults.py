@@ -15,8 +15,8 @@ from tests.worker.queue.fake_engine import (
     pixels_sha256,
 )
 from worker.contract import WORKER_KEY_PREFIX, image_key
+from worker.process import EXIT_BROKEN, EXIT_HUNG
 from worker.queue.finisher import PAUSE_S
-from worker.queue.worker_process import EXIT_BROKEN, EXIT_HUNG
 
 
 def test_jobs_survive_the_death_of_their_worker_and_are_done_once(jobs: Jobs, workers: Workers) -> None:

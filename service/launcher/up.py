@@ -1,0 +1,190 @@
+"""`reverie up`: checks first, then Valkey, worker and gateway as child processes, until Ctrl-C."""
+
+import os
+import re
+import shlex
+import socket
+import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import redis
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.launcher.command_errors import BadSettingError, PortTakenError, RedisError, StoreError
+from service.launcher.data_dir import DataDir
+from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
+from service.launcher.http_client import refusal
+from service.launcher.supervisor import Service, Supervisor
+
+PYTHON = sys.executable or "python3"
+
+
+class UpSettings(BaseSettings):
+    """What `reverie up` itself needs to know; the children read their own settings from the same environment."""
+
+    model_config = SettingsConfigDict(env_prefix="REVERIE_", frozen=True, env_ignore_empty=True)
+
+    redis_url: str | None = None
+    """None: an embedded Valkey."""
+    data_dir: Path = Path(".reverie")
+    """Where the embedded Valkey keeps its data."""
+    store: Path | None = None
+    """None: the bundled models."""
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    """0: any free port."""
+    ready_timeout_s: float = Field(default=180.0, gt=0)
+    grace_s: float = Field(default=25.0, ge=0)
+    """How long the worker may go on with running jobs after a stop; what doesn't fit goes back into the queue."""
+
+
+@dataclass(frozen=True)
+class Commands:
+    """What runs as worker, as gateway and for the first image."""
+
+    worker: tuple[str, ...] = (PYTHON, "-m", "worker")
+    gateway: tuple[str, ...] = (PYTHON, "-m", "service")
+    draw: tuple[str, ...] = (PYTHON, "-m", "service.launcher.cli", "generate")
+
+
+def read_settings(options: Mapping[str, object]) -> UpSettings:
+    """Settings from options that were given, then from the environment."""
+    try:
+        return UpSettings.model_validate({}) if not options else UpSettings(**options)  # type: ignore[arg-type]  # checked by pydantic
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"])
+        raise BadSettingError(
+            f"REVERIE_{name.upper()} or --{name.replace('_', '-')}: {first['msg']}, got {first['input']!r}"
+        ) from error
+
+
+def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Commands | None = None) -> int:
+    """Run everything until a stop signal; returns the exit code. Raises `CommandError` for what can't be started."""
+    commands = commands or Commands()
+    port = free_port(settings.host, settings.port)
+    if settings.store is not None:
+        check_store(settings.store)
+    url = f"http://{_reachable(settings.host)}:{port}"
+    with ExitStack() as held:
+        services: list[Service] = []
+        if settings.redis_url is None:
+            binary = find_server_binary(bundled_binary())
+            data_dir = held.enter_context(DataDir.acquire(settings.data_dir))
+            valkey = EmbeddedValkey(data_dir, binary)
+            redis_url = valkey.url
+            services.append(valkey.service())
+        else:
+            redis_url = settings.redis_url
+            check_redis(redis_url)
+        env = {**os.environ, "REVERIE_REDIS_URL": redis_url, "REVERIE_HOST": settings.host, "REVERIE_PORT": str(port)}
+        if settings.store is not None:
+            env["REVERIE_STORE"] = str(settings.store.absolute())
+        services += [
+            # Longer than the worker's own grace, after which it puts its jobs back and ends by itself.
+            Service("worker", commands.worker, env, stop_grace_s=settings.grace_s + 10),
+            Service("gateway", commands.gateway, env),
+        ]
+        say(f"starting {', '.join(service.name for service in services)} ...")
+
+        def on_ready() -> Service | None:
+            announce(url, redis_url)
+            if draw_into is None:
+                return None
+            return Service(
+                "draw", (*commands.draw, "--url", url, "--seed", "7", "--out", str(draw_into)), env, restart=False
+            )
+
+        supervisor = Supervisor(services, say=say)
+        return supervisor.run(
+            what_is_missing=lambda: what_is_missing(url), ready_timeout_s=settings.ready_timeout_s, on_ready=on_ready
+        )
+
+
+def say(line: str) -> None:
+    """One line of the supervisor's own, apart from what the children write."""
+    print(f"reverie: {line}", file=sys.stderr, flush=True)
+
+
+def announce(url: str, redis_url: str) -> None:
+    """Tell the user where it is and what to type."""
+    body = '{"seed": 7, "steps": 50, "batch": 1}'
+    wait = "Prefer: wait=30"  # the answer then is the finished job, with the address of its image
+    curl = ["curl", "-s", f"{url}/generate", "-H", "Content-Type: application/json", "-H", wait, "-d", body]
+    print(
+        f"\nReverie is ready at {url}\n"
+        f"  API documentation   {url}/docs\n"
+        f"  queue               {without_password(redis_url)}\n\n"
+        f"  {shlex.join(curl)}\n\n"
+        "Ctrl-C ends it.\n",
+        flush=True,
+    )
+
+
+def what_is_missing(url: str) -> str | None:
+    """Why the gateway at `url` can't serve yet; None once it can."""
+    try:
+        # trust_env: a proxy of the environment knows nothing of this machine's loopback address
+        answer = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
+    except httpx.TransportError as error:
+        return f"the gateway does not answer ({error})"
+    return None if answer.status_code == 200 else refusal(answer)
+
+
+def free_port(host: str, port: int) -> int:
+    """`port`, or any free one for 0, after seeing that this process may listen on it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise BadSettingError(
+            f"REVERIE_HOST must be an address of this machine, got {host!r}: {error.strerror}"
+        ) from error
+    with socket.socket(family, kind, protocol) as probe:
+        # As the gateway will: connections of an earlier run that still linger don't count.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(address)
+            # bind alone succeeds beside a listener that has set SO_REUSEADDR too on some systems
+            probe.listen(1)
+        except OSError as error:
+            raise PortTakenError(
+                f"can't listen on {host}:{port}: {error.strerror}; set REVERIE_PORT or --port"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def check_store(store: Path) -> None:
+    """A quick look before anything is started; the worker checks the checkpoints themselves."""
+    if not store.is_dir():
+        raise StoreError(
+            f"the model store {store} is not a directory; set REVERIE_STORE or leave it out for the bundled model"
+        )
+    if not any(store.glob("*/current")):
+        raise StoreError(f"the model store {store} holds no published model: no {store}/<model>/current")
+
+
+def check_redis(url: str) -> None:
+    """Raise unless a server answers there."""
+    try:
+        with redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as client:
+            client.ping()
+    except (redis.RedisError, ValueError) as error:
+        raise RedisError(f"no Redis answers at REVERIE_REDIS_URL {without_password(url)}: {error}") from error
+
+
+def without_password(url: str) -> str:
+    """The address as it may be shown."""
+    return re.sub(r"(?<=://)[^/@]*@", "***@", url)
+
+
+def _reachable(host: str) -> str:
+    """How a client on this machine reaches a server that listens on `host`."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)
+    return f"[{host}]" if ":" in host else host

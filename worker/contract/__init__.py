@@ -1,0 +1,60 @@
+"""Everything that crosses the line between the gateway and the workers: names, Redis keys and typed messages.
+
+The gateway imports this package and nothing else of the worker, so it loads no torch.
+"""
+
+from worker.contract.keys import (
+    CATALOGUE_KEY,
+    CATALOGUE_TTL_S,
+    WORKER_KEY_PREFIX,
+    chain_key,
+    events_channel,
+    image_key,
+    progress_key,
+    worker_key,
+)
+from worker.contract.message import Message
+from worker.contract.names import (
+    FUNCTION_NAME,
+    MAX_SEED,
+    MAX_STEPS,
+    MODEL_NAME_PATTERN,
+    QUEUE_NAME,
+    VERSION_PATTERN,
+    ImageFormat,
+    SamplerName,
+    Spacing,
+)
+from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, ProgressSnapshot
+from worker.contract.requests import SamplingRequest
+from worker.contract.status import EngineCounters, ModelInfo, VersionInfo, WorkerStatus
+
+__all__ = [
+    "CATALOGUE_KEY",
+    "CATALOGUE_TTL_S",
+    "FUNCTION_NAME",
+    "MAX_SEED",
+    "MAX_STEPS",
+    "MODEL_NAME_PATTERN",
+    "QUEUE_NAME",
+    "VERSION_PATTERN",
+    "WORKER_KEY_PREFIX",
+    "EngineCounters",
+    "ImageFormat",
+    "ImageRecord",
+    "JobError",
+    "JobOutcome",
+    "Message",
+    "ModelInfo",
+    "ProgressSnapshot",
+    "SamplerName",
+    "SamplingRequest",
+    "Spacing",
+    "VersionInfo",
+    "WorkerStatus",
+    "chain_key",
+    "events_channel",
+    "image_key",
+    "progress_key",
+    "worker_key",
+]

@@ -1,0 +1,55 @@
+"""Names and limits that the gateway, the worker and the mathematics share: plain Python, importing nothing."""
+
+from enum import StrEnum
+
+QUEUE_NAME = "reverie"
+"""The one RQ queue. One, because RQ loses jobs when it listens on several."""
+
+FUNCTION_NAME = "reverie.generate"
+"""The one function name that a worker accepts in a job; it is a label, never imported."""
+
+MAX_SEED = 2**53 - 1
+"""Largest seed: the largest integer that every JSON reader keeps whole."""
+
+MAX_STEPS = 1000
+
+MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+VERSION_PATTERN = r"^[0-9]{9}-[0-9a-f]{8}$"
+
+
+class SamplerName(StrEnum):
+    """How noise becomes an image: each is a way to fill the table of coefficients of `worker.diffusion`."""
+
+    DDIM = "ddim"
+    """Song et al. 2021."""
+    DDPM = "ddpm"
+    """Ancestral sampling with the posterior's variance (fixed-small). Ho et al. 2020."""
+    DDPM_LARGE = "ddpm_large"
+    """Ancestral sampling with variance beta (fixed-large). Ho et al. 2020."""
+    DPMPP_2M = "dpmpp_2m"
+    """DPM-Solver++ 2M. Lu et al. 2022."""
+
+
+class Spacing(StrEnum):
+    """Which N of the training timesteps a chain walks: the three rules of Lin et al. 2023, table 2.
+
+    With T = 1000, N = 10:
+    """
+
+    LEADING = "leading"
+    """900, 800, ..., 0"""
+    LINSPACE = "linspace"
+    """999, 888, ..., 0"""
+    TRAILING = "trailing"
+    """999, 899, ..., 99"""
+
+
+class ImageFormat(StrEnum):
+    """Lossless encodings: the pixels that come out are the pixels that were sampled."""
+
+    PNG = "png"
+    WEBP = "webp"
+
+    @property
+    def media_type(self) -> str:
+        return f"image/{self.value}"

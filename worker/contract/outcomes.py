@@ -1,0 +1,57 @@
+"""What becomes of a job: its progress, its images, or why there are none."""
+
+from typing import Self
+
+from pydantic import ValidationError
+
+from worker.contract.message import Message
+
+
+class ProgressSnapshot(Message):
+    """How far a running job is; kept under `progress_key` with an expiry, and published on `events_channel`."""
+
+    step: int
+    """Steps that the job's slowest image has behind it."""
+    steps: int
+    model: str
+    version: str
+    weights_sha256: str
+
+
+class ImageRecord(Message):
+    """One finished image; its bytes are stored under `image_key`."""
+
+    index: int
+    seed: int
+    sha256: str
+    """Of the raw uint8 pixels, [H, W, C] in C order: the same whatever the file format."""
+    width: int
+    height: int
+    size_bytes: int
+
+
+class JobOutcome(Message):
+    """What a succeeded job returns, kept as its RQ result. JSON only, no pixels."""
+
+    model: str
+    version: str
+    weights_sha256: str
+    images: list[ImageRecord]
+    media_type: str
+
+
+class JobError(Message):
+    """Why a job failed, kept as the exception text of its RQ result."""
+
+    code: str
+    """Short and machine-readable: `model_unavailable`, `out_of_memory`, `not_finite`, `bad_job`, `timeout`, ..."""
+    detail: str
+
+    @classmethod
+    def from_exc_string(cls, exc_string: str | None) -> Self:
+        """Read a failure back. A text that no worker of ours wrote (RQ's own reaper) becomes code `worker_lost`."""
+        try:
+            return cls.model_validate_json(exc_string or "")
+        except ValidationError:
+            last_line = (exc_string or "").strip().rsplit("\n", 1)[-1]
+            return cls(code="worker_lost", detail=last_line or "the worker that ran this job is gone")

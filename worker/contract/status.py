@@ -1,0 +1,77 @@
+"""What a worker says of itself and of its models."""
+
+from datetime import datetime
+
+from pydantic import Field
+
+from worker.contract.message import Message
+from worker.contract.names import SamplerName
+
+
+class VersionInfo(Message):
+    version: str
+    step: int
+    """Training step that the weights were taken at."""
+    created_at: datetime
+    weights_sha256: str
+    metrics: dict[str, float] = Field(default_factory=dict)
+
+
+class ModelInfo(Message):
+    """One model of the store as a worker sees it."""
+
+    name: str
+    version: str | None
+    """The version that serves new requests; None when no version could be loaded yet."""
+    versions: list[VersionInfo]
+    labels: list[str]
+    width: int
+    height: int
+    channels: int
+    num_train_timesteps: int
+    prediction_type: str
+    samplers: list[SamplerName]
+    reload_error: str | None = None
+    """Why the version that `current` names is not the one being served."""
+    load_failures: int = 0
+    """How often this worker could not load a version of the model, since its process began."""
+
+
+class EngineCounters(Message):
+    """What the engine has done since its process began."""
+
+    steps: int = 0
+    """U-Net batches run."""
+    image_steps: int = 0
+    """Rows in those batches."""
+    batch_size_max: int = 0
+    requests_in_batch_max: int = 0
+    step_counts_in_batch_max: int = 0
+    """Most different values of `steps` that shared one batch."""
+    samplers_in_batch_max: int = 0
+    requests_succeeded: int = 0
+    requests_failed: int = 0
+    requests_canceled: int = 0
+    requests_resumed: int = 0
+    """Taken over in the middle of their chain."""
+    image_steps_spared: int = 0
+    """Rows that those had behind them already."""
+    busy_s: float = 0.0
+
+
+class WorkerStatus(Message):
+    """What a worker says of itself at every heartbeat, under `worker_key` (expires: the worker is gone)
+    and, for the gateway to validate against while no worker is up, under `CATALOGUE_KEY`.
+    """
+
+    worker: str
+    started_at: datetime
+    device: str
+    dtype: str
+    max_batch: int
+    default_model: str | None
+    models: list[ModelInfo]
+    counters: EngineCounters
+    images_waiting: int = 0
+    image_steps_per_s: float | None = None
+    """Measured over the last busy seconds; None before the first."""

@@ -1,0 +1,225 @@
+"""Convolutions, linear layers and norms whose result for one image does not depend on how many others are in the batch.
+
+torch chooses another algorithm for a batch of one (its own convolution instead of oneDNN's), a matrix product sums in
+another order when the number of rows is not a multiple of its tile, and a group norm splits its sums wherever the
+threads' shares of the batch end. The differences are of 1e-6, and one in thousands turns a pixel. Here the algorithm is
+fixed, a matrix product always has the same shape and a norm's sums are one thread's.
+"""
+
+import threading
+from collections.abc import Mapping
+from functools import partial
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.networks.cpu.fast_blocks import (
+    FastAttention,
+    FastResnetBlock,
+    TimeShifts,
+    is_plain_attention,
+    is_plain_resnet,
+)
+from worker.networks.cpu.team import CpuTeam
+from worker.networks.cpu.winograd import WinogradConv2d, winograd_suits
+from worker.networks.unet2d import UNetDenoiser
+
+PIXELS_SPLIT = 1024
+"""Of an image whose pixels torch shares out among its threads, in channels_last; of smaller ones, the groups."""
+FEW_CHANNELS = 8
+"""In a group, of images smaller than those: torch then adds them up one by one."""
+SMALLEST_SUMMED = 64
+"""Pixels of an image whose channels are worth adding up apart."""
+ROW_BLOCK = 8
+"""Rows per matrix product; a multiple of the tiles (4 and 8) of the CPU libraries."""
+
+
+class FixedConv2d(nn.Module):
+    """A convolution that is always oneDNN's, in channels_last, its weights in the order that oneDNN wants.
+
+    Args:
+        conv: with numeric zero padding.
+        image_size: (H, W) of its inputs.
+    """
+
+    def __init__(self, conv: nn.Conv2d, image_size: tuple[int, int]) -> None:
+        super().__init__()
+        if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
+            raise ValueError(f"need a convolution with numeric zero padding, got {conv}")
+        self.bias = conv.bias
+        self.padding = list(conv.padding)
+        self.stride = list(conv.stride)
+        self.dilation = list(conv.dilation)
+        self.groups = conv.groups
+        self.input_size = [conv.in_channels, *image_size]
+        self._packings: dict[tuple[int, int], Tensor] = {}  # by (threads, images)
+        self._packing = threading.Lock()
+        self._plain: Tensor | None = conv.weight.detach().contiguous(memory_format=torch.channels_last)
+
+    def _packed(self, images: int) -> Tensor:
+        """The weights in the order that oneDNN wants for so many images on so many threads.
+
+        It would bring them from any other into that order in each call, by the slowest of its ways: twenty times the
+        convolution's own time. Most sizes want the same order, and share one copy.
+        """
+        key = (torch.get_num_threads(), images)
+        packed = self._packings.get(key)
+        if packed is None:
+            with self._packing:
+                packed = self._packings[key] = self._pack(images)
+        return packed
+
+    def _pack(self, images: int) -> Tensor:
+        weight = self._plain
+        if weight is None:
+            weight = next(self.buffers()).to_dense().contiguous(memory_format=torch.channels_last)
+        how = (self.padding, self.stride, self.dilation, self.groups, [images, *self.input_size])
+        packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *how)
+        order = torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
+        for known in self.buffers():
+            if torch.equal(torch.ops.mkldnn._get_mkldnn_serialized_md(known), order):
+                return known
+        self.register_buffer(f"packed_{len(self._buffers)}", packed)
+        self._plain = None
+        return cast(Tensor, packed)
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """The convolution, with what is added to it.
+
+        Args:
+            x: [N, C, H, W].
+            shift: [N, C'] added to every pixel.
+            residual: [N, C', H', W'].
+
+        Returns:
+            [N, C', H', W'] in channels_last.
+        """
+        # Some operations return a batch of one in another memory format, for which oneDNN sums in another order.
+        x = x.contiguous(memory_format=torch.channels_last)
+        how = (self._packed(len(x)), self.bias, self.padding, self.stride, self.dilation, self.groups)
+        if residual is None:
+            y = torch.ops.mkldnn._convolution_pointwise(x, *how, "none", [], None)
+        else:
+            residual = residual.contiguous(memory_format=torch.channels_last)
+            y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *how, "add", 1.0, None, [], None)
+        return cast(Tensor, y if shift is None else y.add_(shift[:, :, None, None]))
+
+
+class FixedLinear(nn.Module):
+    """A linear layer as matrix products of one fixed shape: blocks of rows, or one image at a time."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, K] or [N, L, K] → [N, K'] or [N, L, K']."""
+        if x.dim() == 2:
+            padded = F.pad(x, (0, 0, 0, -len(x) % ROW_BLOCK))
+            blocks = [F.linear(block, self.weight, self.bias) for block in torch.split(padded, ROW_BLOCK)]
+            return torch.cat(blocks)[: len(x)]
+        return torch.stack([F.linear(image, self.weight, self.bias) for image in x.unbind()])
+
+
+class FixedGroupNorm(nn.Module):
+    """A group norm whose sums are never split among threads."""
+
+    def __init__(self, norm: nn.GroupNorm, team: CpuTeam) -> None:
+        super().__init__()
+        self.weight = norm.weight
+        self.bias = norm.bias
+        self.num_groups = norm.num_groups
+        self.group_channels = norm.num_channels // norm.num_groups
+        self.eps = norm.eps
+        self.team = team
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, ...] → the same shape."""
+        pixels = x[0, 0].numel()
+        by_channel = (
+            x.dim() == 4
+            and self.weight is not None
+            and self.group_channels < FEW_CHANNELS
+            and SMALLEST_SUMMED <= pixels < PIXELS_SPLIT
+        )
+        norm = self._norm_by_channel if by_channel else self._norm
+        if torch.get_num_threads() == 1 or pixels < PIXELS_SPLIT:
+            return norm(x)
+        images = self.team.narrow([partial(norm, x[i : i + 1]) for i in range(len(x))])
+        return images[0] if len(images) == 1 else torch.cat(images)
+
+    def _norm(self, x: Tensor) -> Tensor:
+        return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def _norm_by_channel(self, x: Tensor) -> Tensor:
+        """Adds up each channel, several at a time, and then those of a group: three to six times as fast."""
+        N, C, H, W = x.shape
+        grouped = (N, self.num_groups, self.group_channels)
+        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, C)
+        mean = pixels.mean(1).view(grouped).mean(2, keepdim=True).expand(grouped).reshape(N, 1, C)
+        centered = pixels - mean
+        variance = (centered * centered).mean(1).view(grouped).mean(2, keepdim=True)
+        scale = torch.rsqrt(variance + self.eps).expand(grouped).reshape(N, C) * self.weight
+        y = torch.addcmul(self.bias, centered, scale[:, None], out=centered)
+        return y.view(N, H, W, C).permute(0, 3, 1, 2)
+
+
+def make_batch_invariant(
+    unet: nn.Module, shape: tuple[int, int, int], num_classes: int, team: CpuTeam, *, winograd: bool = True
+) -> nn.Module:
+    """Replace what is inside a U-Net on the CPU by forms that are exact and, where there are such, faster.
+
+    Whole blocks of the kinds that `fast_blocks` knows, else their convolutions, linear layers and group norms; what is
+    of another kind is left as it is. Returns the U-Net, to be called with images of this shape only, from any number of
+    threads at a time.
+    """
+    time_shifts = TimeShifts()
+    _replace_inside(unet, _image_sizes(unet, shape, num_classes), winograd, time_shifts, team)
+    time_shifts.fuse(FixedLinear)
+    return unet
+
+
+def _replace_inside(
+    module: nn.Module,
+    sizes: Mapping[nn.Module, tuple[int, int]],
+    winograd: bool,
+    time_shifts: TimeShifts,
+    team: CpuTeam,
+) -> None:
+    for name, child in module.named_children():
+        if type(child) is nn.Conv2d and child in sizes:
+            suits = winograd and winograd_suits(child, *sizes[child])
+            setattr(module, name, WinogradConv2d(child) if suits else FixedConv2d(child, sizes[child]))
+        elif type(child) is nn.Linear:
+            setattr(module, name, FixedLinear(child))
+        elif type(child) is nn.GroupNorm:
+            setattr(module, name, FixedGroupNorm(child, team))
+        else:
+            _replace_inside(child, sizes, winograd, time_shifts, team)
+            if is_plain_resnet(child):
+                setattr(module, name, FastResnetBlock(child, time_shifts))
+            elif is_plain_attention(child):
+                setattr(module, name, FastAttention(child))
+
+
+@torch.inference_mode()
+def _image_sizes(unet: nn.Module, shape: tuple[int, int, int], num_classes: int) -> dict[nn.Module, tuple[int, int]]:
+    """(H, W) of what each convolution is given: seen in one call."""
+    sizes: dict[nn.Module, tuple[int, int]] = {}
+
+    def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        height, width = inputs[0].shape[-2:]
+        sizes[module] = (height, width)
+
+    hooks = [m.register_forward_pre_hook(note) for m in unet.modules() if isinstance(m, nn.Conv2d)]
+    try:
+        dtype = next(unet.parameters()).dtype
+        labels = torch.zeros(1, dtype=torch.int64) if num_classes else None
+        UNetDenoiser(unet, dtype)(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64), labels)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sizes

@@ -1,0 +1,94 @@
+"""A U-Net on all cores: rows shared out among threads, or every operation split, whichever is faster for the batch."""
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from worker.networks.cpu.team import CpuTeam
+from worker.networks.denoiser import Denoiser
+
+MEASUREMENTS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Which batches are shared out among `threads` narrow threads.
+
+    All that occupy every thread so: they pay nothing for waiting on each other. Smaller ones where that ends sooner
+    than splitting every operation would, which with few pixels or channels it does.
+
+    Attributes:
+        narrow_s: seconds of one row on one thread.
+        wide_s: seconds of one row with every operation split, and so of each row of a small batch.
+    """
+
+    threads: int
+    narrow_s: float
+    wide_s: float
+
+    def is_narrow(self, rows: int) -> bool:
+        return rows >= self.threads or self.narrow_s <= rows * self.wide_s
+
+
+ALWAYS_NARROW = Split(1, 0.0, 0.0)
+
+
+@dataclass(frozen=True, eq=False)
+class ThreadedDenoiser:
+    """Asks a denoiser about parts of a batch at once. Rows must not depend on their batch, nor on the form.
+
+    Args:
+        inner: can be asked from several threads at a time.
+    """
+
+    inner: Denoiser
+    team: CpuTeam
+    split: Split = ALWAYS_NARROW
+
+    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        ask = self.narrow if self.split.is_narrow(len(x_t)) else self.wide
+        return ask(x_t, timesteps, labels)
+
+    def narrow(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """Each narrow thread takes its share of the rows."""
+        parts = min(self.team.size, len(x_t))
+        ends = [len(x_t) * part // parts for part in range(parts + 1)]
+        shares = [slice(start, end) for start, end in itertools.pairwise(ends)]
+        said = self.team.narrow(
+            [partial(self.inner, x_t[s], timesteps[s], None if labels is None else labels[s]) for s in shares]
+        )
+        return said[0] if parts == 1 else torch.cat(said)
+
+    def wide(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """Every operation on the whole batch is split over the team."""
+        return self.team.wide(partial(self.inner, x_t, timesteps, labels))
+
+    def one_thread(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        """All rows on one narrow thread."""
+        return self.team.narrow([partial(self.inner, x_t, timesteps, labels)])[0]
+
+
+def measured_split(denoise: ThreadedDenoiser, shape: tuple[int, int, int], num_classes: int) -> Split:
+    """Time one row both ways."""
+    x_t, timestep = torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)
+    label = torch.zeros(1, dtype=torch.int64) if num_classes else None
+    taken_s = [
+        (
+            _seconds(partial(denoise.one_thread, x_t, timestep, label)),
+            _seconds(partial(denoise.wide, x_t, timestep, label)),
+        )
+        for _ in range(1 + MEASUREMENTS)
+    ]
+    # The shortest is what other processes disturbed least.
+    return Split(denoise.team.size, min(narrow_s for narrow_s, _ in taken_s), min(wide_s for _, wide_s in taken_s))
+
+
+def _seconds(call: Callable[[], Tensor]) -> float:
+    began = time.perf_counter()
+    call()
+    return time.perf_counter() - began

@@ -1,0 +1,78 @@
+"""Batches of a few sizes only: for devices whose libraries choose their algorithms by the size of the batch."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import Tensor
+
+from worker.networks.denoiser import Denoiser
+
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""At most half of a batch's rows are padding."""
+
+
+class PadBatch(StrEnum):
+    """Which sizes of batches a U-Net is asked with."""
+
+    AUTO = "auto"
+    """`sizes` on a GPU, `off` on a CPU, where the forms that run there need no padding."""
+    OFF = "off"
+    SIZES = "sizes"
+    """A few sizes; at most half of the rows are run in vain."""
+    ONE = "one"
+    """The largest batch always: exact on every device, and a single image takes as long as a full batch."""
+
+
+def sizes_of(pad_batch: PadBatch, max_batch: int, device: torch.device) -> tuple[int, ...] | None:
+    """Sizes of the batches that a U-Net is asked with, rising; None: any. `max_batch` is the engine's."""
+    if pad_batch is PadBatch.AUTO:
+        pad_batch = PadBatch.SIZES if device.type == "cuda" else PadBatch.OFF
+    match pad_batch:
+        case PadBatch.SIZES:
+            largest = min(max_batch, BATCH_SIZES[-1])
+            return (*(size for size in BATCH_SIZES if size < largest), largest)
+        case PadBatch.ONE:
+            return (max_batch,)
+        case _:
+            return None
+
+
+def padded(denoise: Denoiser, pad_batch: PadBatch, max_batch: int, device: torch.device) -> Denoiser:
+    """The denoiser, padded as the setting says."""
+    sizes = sizes_of(pad_batch, max_batch, device)
+    return denoise if sizes is None else PaddedDenoiser(denoise, sizes)
+
+
+@dataclass(frozen=True, eq=False)
+class PaddedDenoiser:
+    """Fills a batch up to the next of `sizes` with copies of its last row, whose results are thrown away.
+
+    With one size every batch runs the same kernels, and a row can't depend on how many others there are. With more of
+    them it does not where the libraries' kernels for those sizes agree; fewer rows are then run in vain.
+
+    Args:
+        sizes: rising; a batch of more rows than the last is run in parts.
+    """
+
+    inner: Denoiser
+    sizes: tuple[int, ...] = BATCH_SIZES
+
+    def __post_init__(self) -> None:
+        if not self.sizes or self.sizes[0] < 1 or list(self.sizes) != sorted(set(self.sizes)):
+            raise ValueError(f"need rising batch sizes of at least 1, got {self.sizes}")
+
+    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        largest = self.sizes[-1]
+        if len(x_t) > largest:
+            parts = [slice(i, i + largest) for i in range(0, len(x_t), largest)]
+            return torch.cat([self(x_t[p], timesteps[p], None if labels is None else labels[p]) for p in parts])
+        missing = next(size for size in self.sizes if size >= len(x_t)) - len(x_t)
+        if missing == 0:
+            return self.inner(x_t, timesteps, labels)
+        padded_labels = None if labels is None else _filled_up(labels, missing)
+        return self.inner(_filled_up(x_t, missing), _filled_up(timesteps, missing), padded_labels)[: len(x_t)]
+
+
+def _filled_up(rows: Tensor, missing: int) -> Tensor:
+    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])

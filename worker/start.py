@@ -1,0 +1,157 @@
+"""From the environment to a running worker; what can't start says why in one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NoReturn
+
+import redis
+
+from worker.contract import QUEUE_NAME
+from worker.queue import rq_overrides
+from worker.queue.connection import REDIS_AWAY, connect, shown, wait_until_ready
+from worker.settings import SettingsError, WorkerSettings, read_settings
+
+if TYPE_CHECKING:
+    from worker.store.model_store import ModelStore
+
+SWITCH_INTERVAL_S = 0.0005
+EXIT_CANT_START = 1
+EXIT_BAD_SETTINGS = 2
+
+
+class CantStartError(Exception):
+    """The worker can't start; the message is one line for the operator."""
+
+
+def main(environment: Mapping[str, str] | None = None) -> NoReturn:
+    """Run until the worker ends; never returns."""
+    try:
+        settings = read_settings(environment)
+    except SettingsError as error:
+        _end(f"error: {error}", EXIT_BAD_SETTINGS)
+    configure_logging(settings.log_level)
+    try:
+        rq_overrides.require_rq_version()
+        rq_overrides.disable_pickle()
+        store = open_store(settings)
+        client = open_redis(settings)
+        code = _serve(settings, store, client)
+    except (CantStartError, rq_overrides.UnsupportedRqError) as error:
+        _end(f"error: {error}", EXIT_CANT_START)
+    except KeyboardInterrupt:
+        _end("interrupted", EXIT_CANT_START)
+    logging.shutdown()
+    sys.stdout.flush()
+    # Not sys.exit: a thread inside a kernel would be torn down under it.
+    os._exit(code)
+
+
+def configure_logging(level: str) -> None:
+    """One line per event on stderr."""
+    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
+    # RQ tells of its own bookkeeping at INFO.
+    logging.getLogger("rq.worker").setLevel(max(logging.WARNING, logging.getLogger().level))
+
+
+def open_store(settings: WorkerSettings) -> "ModelStore":
+    """The store, which must hold a model.
+
+    Raises:
+        CantStartError: it is missing or empty.
+    """
+    from worker.store import ModelStore, StoreError, bundled_store_path
+
+    root = settings.store if settings.store is not None else bundled_store_path()
+    variable = "REVERIE_STORE" if settings.store is not None else "the bundled store"
+    try:
+        store = ModelStore(root)
+        if not store.models():
+            raise CantStartError(f"{variable} {root} holds no model: train or import one first")
+    except (StoreError, OSError) as error:
+        raise CantStartError(f"{variable}: {error}") from error
+    return store
+
+
+def open_redis(settings: WorkerSettings) -> "redis.Redis":
+    """A connection that has answered once.
+
+    Raises:
+        CantStartError: no answer within the stated time.
+    """
+    client = connect(settings.redis_url)
+    try:
+        wait_until_ready(client, settings.redis_url, settings.redis_wait_s)
+    except redis.exceptions.RedisError as error:
+        waited = isinstance(error, REDIS_AWAY) and not isinstance(error, redis.exceptions.AuthenticationError)
+        what = f"did not answer within {settings.redis_wait_s:g} s" if waited else "refused"
+        raise CantStartError(f"Redis at REVERIE_REDIS_URL={shown(settings.redis_url)} {what}: {error}") from None
+    return client
+
+
+def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis") -> int:
+    # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
+    from worker.engine.engine import Engine
+    from worker.models.loading import load_checkpoint
+    from worker.models.pool import ModelPool
+    from worker.networks.cuda.networks import gpu_networks
+    from worker.networks.device import choose_device, choose_dtype
+    from worker.networks.padded import PadBatch
+    from worker.process import Background, WorkerProcess
+    from worker.queue.retention import Retention
+
+    try:
+        device = choose_device(settings.device)
+        dtype = choose_dtype(settings.dtype, device)
+    except ValueError as error:
+        raise CantStartError(str(error)) from None
+    # A thread that loads a model is busy in Python for tens of milliseconds. The engine gives the interpreter away at
+    # each of the hundreds of operations of a step, and would wait this long to get it back every time.
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    networks = None if device.type == "cpu" else gpu_networks(device, record=settings.cuda_graphs == "auto")
+    pool = ModelPool(
+        store,
+        lambda checkpoint: load_checkpoint(
+            checkpoint,
+            device,
+            dtype,
+            pad_batch=PadBatch(settings.pad_batch),
+            max_batch=settings.max_batch,
+            threads=settings.cpu_threads,
+            networks=networks,
+        ),
+        spares=networks,
+        memory_budget_bytes=settings.model_budget_bytes,
+        keep_versions=settings.keep_versions,
+    )
+    # Once before anything is announced, so that a worker that says it is ready has its models.
+    pool.poll()
+    pool.load_wishes()
+    retention = Retention(client, rq_overrides.QueueKeys.of(QUEUE_NAME), pool, settings.max_job_images)
+    process = WorkerProcess(
+        settings,
+        client,
+        Engine(
+            pool,
+            settings.max_batch,
+            save_interval_s=settings.save_interval_s,
+            save_max_bytes=settings.save_max_bytes,
+        ),
+        pool,
+        device=str(device),
+        dtype=str(dtype).removeprefix("torch."),
+        background=[
+            Background("models", pool.run, pool.wake),
+            Background("retention", retention.run, lambda: None),
+        ],
+    )
+    try:
+        return process.run()
+    except redis.exceptions.RedisError as error:
+        raise CantStartError(f"Redis went away while the worker signed on: {error}") from None
+
+
+def _end(message: str, code: int) -> NoReturn:
+    print(message.replace("\n", " "), file=sys.stderr, flush=True)
+    os._exit(code)
