@@ -17,25 +17,29 @@ from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from redis.exceptions import ResponseError
 from rq import Queue, Retry
-from rq.command import PUBSUB_CHANNEL_TEMPLATE
-from rq.executions import ExecutionRegistry
 from rq.job import Job as RqJob
 from rq.job import JobStatus
-from rq.registry import CanceledJobRegistry, StartedJobRegistry
 from rq.results import Result
 from rq.serializers import DefaultSerializer, JSONSerializer
 
-from service.queue_scripts import CANCEL, JOBS_AHEAD_FIELD, LOOK, SUBMIT, WORK_AHEAD_FIELD, WORK_FIELD
+from service.queue_scripts import CANCEL, LOOK, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
-from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, events_channel, image_key, progress_key
+from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
+from worker.contract.keys import (
+    JOBS_AHEAD_FIELD,
+    WORK_AHEAD_FIELD,
+    QueueKeys,
+    idempotency_key,
+    image_key,
+    job_key,
+    progress_key,
+    results_key,
+)
 
 log = logging.getLogger(__name__)
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
-WAITING_WORK_KEY = "reverie:waiting_work"
-IDEMPOTENCY_KEY_PREFIX = "reverie:idempotency:"
-RESULTS_KEY_PREFIX = "rq:results:"
 RETRIES = 3
 LABEL_META = "label"
 
@@ -65,7 +69,7 @@ class Idempotency:
     @property
     def redis_key(self) -> str:
         # Hashed: the client chooses it, so its length and characters must not become ours.
-        return IDEMPOTENCY_KEY_PREFIX + hashlib.sha256(self.key.encode()).hexdigest()
+        return idempotency_key(hashlib.sha256(self.key.encode()).hexdigest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,8 +113,7 @@ class JobQueue:
         offline = SyncRedis()
         self._queue = Queue(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
         self._offline = offline
-        self._started = StartedJobRegistry(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
-        self._canceled = CanceledJobRegistry(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
+        self._keys = QueueKeys.of(QUEUE_NAME)
         self._submit = redis.register_script(SUBMIT)
         self._cancel = redis.register_script(CANCEL)
         self._look = redis.register_script(LOOK)
@@ -140,15 +143,14 @@ class JobQueue:
     async def submit(self, job: RqJob, work: int, idempotency: Idempotency | None) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not."""
         settings = self._settings
-        keys = [job.key, self._queue.key, Queue.redis_queues_keys, WAITING_WORK_KEY]
-        args: list[Any] = [job.id, RqJob.redis_job_namespace_prefix, work, settings.max_queue, settings.max_queue_jobs]
+        keys = [self._keys.queue]
+        args: list[Any] = [job.id, work, settings.max_queue, settings.max_queue_jobs]
         if idempotency is not None:
             keys.append(idempotency.redis_key)
             args += [idempotency.fingerprint, settings.result_ttl_s]
         for field, value in job.to_dict().items():
             if value is not None:
                 args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
-        args += [WORK_FIELD, work]
         async with self._deadline():
             outcome, job_id, jobs, waiting, queued_at = await self._submit(keys=keys, args=args)
         return Submitted(
@@ -161,11 +163,11 @@ class JobQueue:
         if not JOB_ID.fullmatch(job_id):
             return None
         async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(RqJob.key_for(job_id))
-            pipe.xrevrange(RESULTS_KEY_PREFIX + job_id, count=1)
+            pipe.hgetall(job_key(job_id))
+            pipe.xrevrange(results_key(job_id), count=1)
             pipe.get(progress_key(job_id))
-            pipe.lpos(self._queue.key, job_id)
-            pipe.pttl(RqJob.key_for(job_id))
+            pipe.lpos(self._keys.queue, job_id)
+            pipe.pttl(job_key(job_id))
             pipe.time()
             try:
                 raw, results, progress, position, ttl_ms, (seconds, microseconds) = await pipe.execute()
@@ -198,31 +200,21 @@ class JobQueue:
     async def status(self, job_id: str) -> JobStatus | None:
         """None when there is no such job."""
         async with self._deadline():
-            status = await cast(Any, self._redis.hget(RqJob.key_for(job_id), "status"))
+            status = await cast(Any, self._redis.hget(job_key(job_id), "status"))
         return JobStatus(status.decode()) if status else None
 
     async def look(self, job_ids: Sequence[str]) -> list[bytes]:
         """Of each a text that is another one whenever the job has changed: far cheaper than reading them."""
-        prefixes = [RqJob.redis_job_namespace_prefix, progress_key("")]
         async with self._deadline():
-            seen: list[bytes] = await self._look(keys=[self._queue.key], args=[*prefixes, *job_ids])
+            seen: list[bytes] = await self._look(keys=[self._keys.queue], args=list(job_ids))
         return seen
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or runs; one that has ended, or is unknown, stays as it is."""
         async with self._deadline():
             before = await self._cancel(
-                keys=[
-                    RqJob.key_for(job_id),
-                    self._queue.key,
-                    self._started.key,
-                    self._canceled.key,
-                    ExecutionRegistry.key_template.format(job_id),
-                ],
-                args=[
-                    *(job_id, self._settings.result_ttl_s),
-                    *(PUBSUB_CHANNEL_TEMPLATE % "", events_channel(job_id)),
-                ],
+                keys=[self._keys.queue, self._keys.started, self._keys.canceled],
+                args=[job_id, self._settings.result_ttl_s],
             )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
 

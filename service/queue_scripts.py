@@ -1,11 +1,6 @@
 """The Lua scripts that change the queue: each decides and acts in one step, so that no retry queues a job twice."""
 
-WORK_FIELD = "reverie_work"
-"""Field of a job's hash: its image-steps (batch x steps)."""
-JOBS_AHEAD_FIELD = "reverie_jobs_ahead"
-"""Field of a job's hash: how many jobs were ahead of it when it was queued."""
-WORK_AHEAD_FIELD = "reverie_work_ahead"
-"""Field of a job's hash: the image-steps of those jobs."""
+from worker.contract.keys import LUA_NAMES
 
 # The server's time as RQ writes times, so that no process's own clock shows in a job: days to civil date, era by era.
 _SERVER_TIME = """
@@ -28,112 +23,115 @@ local function time_text()
 end
 """
 
-# KEYS: job hash, queue, RQ's set of queues, count of the waiting work, [idempotency record]
-# ARGV: job id, prefix of job keys, its work, most work, most jobs, [fingerprint, record's seconds], then the pairs
-# of the hash
+# KEYS: queue, [idempotency record]
+# ARGV: job id, its work, most work, most jobs, [fingerprint, record's seconds], then the pairs of the hash
 # Answers {outcome, job id, jobs ahead, work ahead, when it was queued}; outcome is queued, known, mismatch or full.
 SUBMIT = (
-    _SERVER_TIME
+    LUA_NAMES
+    + _SERVER_TIME
     + """
-local job_key, queue_key, queues_key, count_key, record_key = unpack(KEYS)
-local job_id, prefix = ARGV[1], ARGV[2]
-local work, max_work, max_jobs = tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local first_pair = 6
+local queue_key, record_key = unpack(KEYS)
+local job_id, work, max_work, max_jobs = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local hash_key, first_pair = job_key(job_id), 5
 
 if record_key then
-    first_pair = 8
+    first_pair = 7
     local record = redis.call('GET', record_key)
     if record then
         local fingerprint, known_id = string.match(record, '^(%x+):(.+)$')
         -- A record whose job is forgotten is as good as none.
-        if known_id and redis.call('EXISTS', prefix .. known_id) == 1 then
-            return {fingerprint == ARGV[6] and 'known' or 'mismatch', known_id, 0, 0, ''}
+        if known_id and redis.call('EXISTS', job_key(known_id)) == 1 then
+            return {fingerprint == ARGV[5] and 'known' or 'mismatch', known_id, 0, 0, ''}
         end
     end
 end
 
 local jobs = redis.call('LLEN', queue_key)
 -- Our own id is there: an earlier attempt got through and only its answer was lost.
-if redis.call('EXISTS', job_key) == 1 then
-    return {'queued', job_id, jobs, tonumber(redis.call('GET', count_key) or '0'),
-        redis.call('HGET', job_key, 'created_at') or time_text()}
+if redis.call('EXISTS', hash_key) == 1 then
+    return {'queued', job_id, jobs, tonumber(redis.call('GET', WAITING_WORK_KEY) or '0'),
+        redis.call('HGET', hash_key, 'created_at') or time_text()}
 end
 
 -- Jobs leave the queue without telling, so the count lives for half a second and is then taken anew. Up to 256 jobs are
 -- counted one by one; of more, one of each stretch stands for its stretch: asking all of 10,000 would stall Redis.
-local waiting = tonumber(redis.call('GET', count_key))
+local waiting = tonumber(redis.call('GET', WAITING_WORK_KEY))
 if not waiting then
     local stretch, asked, work_asked = math.max(1, math.ceil(jobs / 256)), 0, 0
     math.randomseed(tonumber(redis.call('TIME')[2]))
     for first = 0, jobs - 1, stretch do
         local id = redis.call('LINDEX', queue_key, math.min(first + math.random(0, stretch - 1), jobs - 1))
         asked = asked + 1
-        work_asked = work_asked + (tonumber(redis.call('HGET', prefix .. id, 'reverie_work')) or 1)
+        work_asked = work_asked + (tonumber(redis.call('HGET', job_key(id), WORK_FIELD)) or 1)
     end
     waiting = asked > 0 and math.floor(work_asked / asked * jobs) or 0
-    redis.call('SET', count_key, waiting, 'PX', 500)
+    redis.call('SET', WAITING_WORK_KEY, waiting, 'PX', 500)
 end
 -- An empty queue takes any job, however large.
 if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work) then
     return {'full', job_id, jobs, waiting, ''}
 end
 
-redis.call('HSET', job_key, unpack(ARGV, first_pair))
-redis.call('HSET', job_key, 'reverie_jobs_ahead', jobs, 'reverie_work_ahead', waiting, 'created_at', time_text(),
-    'enqueued_at', time_text(), 'reverie_queued_at', TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
+redis.call('HSET', hash_key, unpack(ARGV, first_pair))
+redis.call('HSET', hash_key, WORK_FIELD, work, JOBS_AHEAD_FIELD, jobs, WORK_AHEAD_FIELD, waiting,
+    'created_at', time_text(), 'enqueued_at', time_text(),
+    QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
 redis.call('RPUSH', queue_key, job_id)
-redis.call('SADD', queues_key, queue_key)
-redis.call('INCRBY', count_key, work)
+redis.call('SADD', QUEUES_KEY, queue_key)
+redis.call('INCRBY', WAITING_WORK_KEY, work)
 if record_key then
-    redis.call('SET', record_key, ARGV[6] .. ':' .. job_id, 'EX', ARGV[7])
+    redis.call('SET', record_key, ARGV[5] .. ':' .. job_id, 'EX', ARGV[6])
 end
 return {'queued', job_id, jobs, waiting, time_text()}
 """
 )
 
-# KEYS: job hash, queue, started registry, canceled registry, the job's executions
-# ARGV: job id, seconds to keep it, prefix of the workers' command channels, the job's channel of events
+# KEYS: queue, started registry, canceled registry
+# ARGV: job id, seconds to keep it
 # Answers the status that the job had: nil when there is no such job.
 CANCEL = (
-    _SERVER_TIME
+    LUA_NAMES
+    + _SERVER_TIME
     + """
-local job_key, queue_key, started_key, canceled_key, executions_key = unpack(KEYS)
+local queue_key, started_key, canceled_key = unpack(KEYS)
 local job_id, keep_s = ARGV[1], tonumber(ARGV[2])
+local hash_key = job_key(job_id)
 
-local status = redis.call('HGET', job_key, 'status')
+local status = redis.call('HGET', hash_key, 'status')
 if not status or status == 'finished' or status == 'failed' or status == 'canceled' or status == 'stopped' then
     return status
 end
 redis.call('LREM', queue_key, 0, job_id)
 -- Its lease goes in the same step: the worker that holds it can then no longer publish a result.
-for _, execution_id in ipairs(redis.call('ZRANGE', executions_key, 0, -1)) do
+for _, execution_id in ipairs(redis.call('ZRANGE', executions_key(job_id), 0, -1)) do
     redis.call('ZREM', started_key, job_id .. ':' .. execution_id)
-    redis.call('DEL', 'rq:execution:' .. job_id .. ':' .. execution_id)
+    redis.call('DEL', execution_key(job_id, execution_id))
 end
-redis.call('DEL', executions_key)
-redis.call('DEL', 'reverie:chain:' .. job_id)
-redis.call('HSET', job_key, 'status', 'canceled', 'ended_at', time_text())
-redis.call('EXPIRE', job_key, keep_s)
+redis.call('DEL', executions_key(job_id), chain_key(job_id))
+redis.call('HSET', hash_key, 'status', 'canceled', 'ended_at', time_text())
+redis.call('EXPIRE', hash_key, keep_s)
 -- RQ never empties this registry.
 local now_s = tonumber(TIME[1])
 redis.call('ZREMRANGEBYSCORE', canceled_key, '-inf', now_s - keep_s)
 redis.call('ZADD', canceled_key, now_s, job_id)
 redis.call('EXPIRE', canceled_key, keep_s)
-local worker = redis.call('HGET', job_key, 'worker_name')
+local worker = redis.call('HGET', hash_key, 'worker_name')
 if worker and worker ~= '' then
-    redis.call('PUBLISH', ARGV[3] .. worker, cjson.encode({command = 'stop-job', job_id = job_id}))
+    redis.call('PUBLISH', commands_channel(worker), cjson.encode({command = 'stop-job', job_id = job_id}))
 end
-redis.call('PUBLISH', ARGV[4], '')
+redis.call('PUBLISH', events_channel(job_id), '')
 return status
 """
 )
 
 # KEYS: queue
-# ARGV: prefix of job keys, prefix of progress keys, then job ids
+# ARGV: job ids
 # Answers a text for each, another one whenever the job is seen to have changed.
-LOOK = """
+LOOK = (
+    LUA_NAMES
+    + """
 local wanted, seen, places = {}, {}, nil
-for i = 3, #ARGV do wanted[ARGV[i]] = true end
+for i = 1, #ARGV do wanted[ARGV[i]] = true end
 
 local function place_of(id)
     -- One walk of the queue for all of them.
@@ -146,15 +144,16 @@ local function place_of(id)
     return places[id] or ''
 end
 
-for i = 3, #ARGV do
-    local status = redis.pcall('HGET', ARGV[1] .. ARGV[i], 'status')
+for i = 1, #ARGV do
+    local status = redis.pcall('HGET', job_key(ARGV[i]), 'status')
     if type(status) ~= 'string' then
         seen[#seen + 1] = 'gone'
     elseif status == 'started' then
-        seen[#seen + 1] = status .. (redis.call('GET', ARGV[2] .. ARGV[i]) or '')
+        seen[#seen + 1] = status .. (redis.call('GET', progress_key(ARGV[i])) or '')
     else
         seen[#seen + 1] = status .. (status == 'queued' and place_of(ARGV[i]) or '')
     end
 end
 return seen
 """
+)

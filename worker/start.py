@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NoReturn
 import redis
 
 from worker.contract import QUEUE_NAME
+from worker.contract.keys import QueueKeys
 from worker.queue import rq_overrides
 from worker.queue.connection import REDIS_AWAY, connect, shown, wait_until_ready
 from worker.settings import SettingsError, WorkerSettings, read_settings
@@ -128,7 +129,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     # Once before anything is announced, so that a worker that says it is ready has its models.
     pool.poll()
     pool.load_wishes()
-    retention = Retention(client, rq_overrides.QueueKeys.of(QUEUE_NAME), pool, settings.max_job_images)
+    retention = Retention(client, QueueKeys.of(QUEUE_NAME), pool, settings.max_job_images)
     process = WorkerProcess(
         settings,
         client,

@@ -15,7 +15,7 @@ from rq.serializers import JSONSerializer
 
 from tests.faults.processes import DEFAULT_LEASES, Machines
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
-from worker.queue.rq_overrides import SUSPENDED_KEY
+from worker.contract.keys import SUSPENDED_KEY, WORK_FIELD
 
 INSTANT_WORKER = ("tests.worker.queue.fake_worker", "0")
 FSYNCS = ("everysec", "always")
@@ -43,7 +43,7 @@ def fill(machines: Machines, count: int, *, steps: int = 1) -> None:
                     status=JobStatus.QUEUED,
                 )
                 mapping = {key: value for key, value in job.to_dict().items() if value is not None}
-                pipeline.hset(job.key, mapping=mapping | {"reverie_work": steps})
+                pipeline.hset(job.key, mapping=mapping | {WORK_FIELD: steps})
                 pipeline.rpush(queue.key, job.id)
             pipeline.execute()
 

@@ -11,7 +11,7 @@ from tests.faults.processes import Machines
 from tests.worker.queue.conftest import Jobs, wait_until
 from tests.worker.queue.fake_engine import pixels_sha256
 from worker.contract import QUEUE_NAME
-from worker.queue.rq_overrides import SUSPENDED_KEY
+from worker.contract.keys import SUSPENDED_KEY
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,12 @@ from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.app import MAX_CONNECTIONS, connect
-from service.job_queue import WAITING_WORK_KEY, Idempotency, JobQueue, JobRecord, Submitted
+from service.job_queue import Idempotency, JobQueue, JobRecord, Submitted
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
 from worker.contract import SamplingRequest
+from worker.contract.keys import WAITING_WORK_KEY
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=2)
 T = TypeVar("T")

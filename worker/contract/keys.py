@@ -1,30 +1,185 @@
-"""The Redis keys and channels that the gateway and the workers share."""
+"""Every Redis key and channel that we use, and the fields that we add to RQ's job hash: each is named here alone.
 
+Lua scripts begin with `LUA_NAMES`, so a name that changes here changes in Python and in Lua alike. The names that begin
+with `rq:` are RQ's; `tests/worker/queue/test_rq_contract.py` pins them to the installed RQ.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+# RQ's own.
+_JOB = "rq:job:{}"
+_EXECUTION = "rq:execution:{}:{}"
+_EXECUTIONS = "rq:executions:{}"
+_RESULTS = "rq:results:{}"
+_COMMANDS = "rq:pubsub:{}"
+_QUEUE = "rq:queue:{}"
+_INTERMEDIATE = "rq:queue:{}:intermediate"
+_STARTED = "rq:wip:{}"
+_FINISHED = "rq:finished:{}"
+_FAILED = "rq:failed:{}"
+_CANCELED = "rq:canceled:{}"
+_MAINTENANCE_LOCK = "rq:clean_registries:{}"
+_QUEUE_WORKERS = "rq:workers:{}"
+QUEUES_KEY = "rq:queues"
+SUSPENDED_KEY = "rq:suspended"
+"""Exists while `rq suspend` holds: no worker claims."""
+
+# Ours.
+_WORKER = "reverie:worker:{}"
+_IMAGE = "reverie:image:{}:{}"
+_PROGRESS = "reverie:progress:{}"
+_CHAIN = "reverie:chain:{}"
+_EVENTS = "reverie:events:{}"
+_IDEMPOTENCY = "reverie:idempotency:{}"
 CATALOGUE_KEY = "reverie:catalogue"
 CATALOGUE_TTL_S = 7 * 24 * 3600
-WORKER_KEY_PREFIX = "reverie:worker:"
+WORKER_KEY_PREFIX = _WORKER.format("")
+STRANDED_KEY = "reverie:stranded"
+"""When maintenance first saw each job that was taken off the queue and not claimed."""
+WAITING_WORK_KEY = "reverie:waiting_work"
+"""The queue's image-steps, as counted less than half a second ago."""
+
+# What we add to a job's hash.
+WORK_FIELD = "reverie_work"
+"""The job's image-steps: batch x steps."""
+JOBS_AHEAD_FIELD = "reverie_jobs_ahead"
+"""How many jobs were ahead of it when it was queued."""
+WORK_AHEAD_FIELD = "reverie_work_ahead"
+"""The image-steps of those jobs."""
+QUEUED_AT_FIELD = "reverie_queued_at"
+"""Seconds of the server's clock; set anew when a retry queues the job again."""
+PUT_BACK_FIELD = "reverie_put_back"
+"""Set while a job that was claimed before waits at the front, where nobody passes it."""
+ADMITTED_FIELD = "reverie_admitted"
+"""The last progress of a job that waits again: it names the version that the job stays on."""
+LOST_FIELD = "reverie_lost"
+"""How many workers died while they ran it."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueKeys:
+    """The keys that RQ derives from a queue's name."""
+
+    queue: str
+    intermediate: str
+    started: str
+    finished: str
+    failed: str
+    canceled: str
+    maintenance_lock: str
+    workers: str
+
+    @classmethod
+    def of(cls, name: str) -> Self:
+        return cls(
+            queue=_QUEUE.format(name),
+            intermediate=_INTERMEDIATE.format(name),
+            started=_STARTED.format(name),
+            finished=_FINISHED.format(name),
+            failed=_FAILED.format(name),
+            canceled=_CANCELED.format(name),
+            maintenance_lock=_MAINTENANCE_LOCK.format(name),
+            workers=_QUEUE_WORKERS.format(name),
+        )
+
+
+def job_key(job_id: str) -> str:
+    """RQ's hash of one job."""
+    return _JOB.format(job_id)
+
+
+def execution_key(job_id: str, execution_id: str) -> str:
+    """RQ's hash of one execution of a job."""
+    return _EXECUTION.format(job_id, execution_id)
+
+
+def executions_key(job_id: str) -> str:
+    """RQ's sorted set of a job's executions."""
+    return _EXECUTIONS.format(job_id)
+
+
+def results_key(job_id: str) -> str:
+    """RQ's stream of a job's results."""
+    return _RESULTS.format(job_id)
+
+
+def commands_channel(worker: str) -> str:
+    """Pub/sub channel on which RQ sends a worker commands."""
+    return _COMMANDS.format(worker)
 
 
 def worker_key(worker: str) -> str:
-    """Where a live worker's `WorkerStatus` is."""
-    return WORKER_KEY_PREFIX + worker
+    """A live worker's `WorkerStatus`."""
+    return _WORKER.format(worker)
 
 
 def image_key(job_id: str, index: int) -> str:
-    """Where the encoded bytes of one image are."""
-    return f"reverie:image:{job_id}:{index}"
+    """The encoded bytes of one image."""
+    return _IMAGE.format(job_id, index)
 
 
 def progress_key(job_id: str) -> str:
-    """Where a job's `ProgressSnapshot` is."""
-    return f"reverie:progress:{job_id}"
+    """A job's `ProgressSnapshot`."""
+    return _PROGRESS.format(job_id)
 
 
 def chain_key(job_id: str) -> str:
-    """Where the state of a long running job is, for the worker that takes it over."""
-    return f"reverie:chain:{job_id}"
+    """The state of a long running job, for the worker that takes it over."""
+    return _CHAIN.format(job_id)
+
+
+def idempotency_key(digest: str) -> str:
+    """The job that an Idempotency-Key stands for, by the key's digest."""
+    return _IDEMPOTENCY.format(digest)
 
 
 def events_channel(job_id: str) -> str:
     """Pub/sub channel that says that a job has changed. A message is its `ProgressSnapshot`, or empty."""
-    return f"reverie:events:{job_id}"
+    return _EVENTS.format(job_id)
+
+
+def _lua_function(name: str, template: str) -> str:
+    first, *rest = template.split("{}")
+    parameters = [f"part_{number}" for number in range(1, len(rest) + 1)]
+    parts = [f"'{first}'"]
+    for parameter, text in zip(parameters, rest, strict=True):
+        parts += [parameter, f"'{text}'"] if text else [parameter]
+    return f"local function {name}({', '.join(parameters)}) return {' .. '.join(parts)} end\n"
+
+
+LUA_NAMES = "".join(
+    [
+        *(
+            _lua_function(name, template)
+            for name, template in {
+                "job_key": _JOB,
+                "execution_key": _EXECUTION,
+                "executions_key": _EXECUTIONS,
+                "results_key": _RESULTS,
+                "commands_channel": _COMMANDS,
+                "image_key": _IMAGE,
+                "progress_key": _PROGRESS,
+                "chain_key": _CHAIN,
+                "events_channel": _EVENTS,
+            }.items()
+        ),
+        *(
+            f"local {name} = '{value}'\n"
+            for name, value in {
+                "QUEUES_KEY": QUEUES_KEY,
+                "SUSPENDED_KEY": SUSPENDED_KEY,
+                "STRANDED_KEY": STRANDED_KEY,
+                "WAITING_WORK_KEY": WAITING_WORK_KEY,
+                "WORK_FIELD": WORK_FIELD,
+                "JOBS_AHEAD_FIELD": JOBS_AHEAD_FIELD,
+                "WORK_AHEAD_FIELD": WORK_AHEAD_FIELD,
+                "QUEUED_AT_FIELD": QUEUED_AT_FIELD,
+                "PUT_BACK_FIELD": PUT_BACK_FIELD,
+                "ADMITTED_FIELD": ADMITTED_FIELD,
+                "LOST_FIELD": LOST_FIELD,
+            }.items()
+        ),
+    ]
+)
+"""What every Lua script begins with: these names as local functions and constants."""

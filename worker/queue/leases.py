@@ -10,11 +10,11 @@ from uuid import uuid4
 import redis
 
 from worker.contract import JobError, JobOutcome, ProgressSnapshot
+from worker.contract.keys import QueueKeys
 from worker.queue import rq_overrides
 from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import HeldJob, read_claimed_row
 from worker.queue.lua import claim_scripts, lease_scripts
-from worker.queue.rq_overrides import QueueKeys
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -25,8 +25,6 @@ LONGEST_PATIENCE_S = 600.0
 """Nor by any that is queued later than this after it."""
 LOOKED_AT = 128
 """Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each."""
-STRANDED_KEY = "reverie:stranded"
-"""When maintenance first saw each job that was taken off the queue and not claimed."""
 
 
 class ServerClock:
@@ -158,7 +156,6 @@ class Leases:
                     self._lease_s,
                     rq_overrides.time_text(now),
                     self._default_ttl_s,
-                    rq_overrides.SUSPENDED_KEY,
                     (moved or "").encode("utf-8", "surrogateescape"),
                     PATIENCE * image_step_s,
                     LONGEST_PATIENCE_S,
@@ -266,7 +263,7 @@ class Leases:
         answer = self._recover(
             keys=self._script_keys,
             args=[
-                *(STRANDED_KEY, stranded_s, self._default_ttl_s, rq_overrides.time_text(now)),
+                *(stranded_s, self._default_ttl_s, rq_overrides.time_text(now)),
                 *_flat(result),
             ],
         )

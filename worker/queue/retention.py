@@ -9,12 +9,10 @@ from typing import Protocol
 import redis
 from pydantic import ValidationError
 
-from worker.contract import WORKER_KEY_PREFIX, ProgressSnapshot, SamplingRequest, WorkerStatus, progress_key
-from worker.queue import rq_overrides
+from worker.contract import ProgressSnapshot, SamplingRequest, WorkerStatus
+from worker.contract.keys import ADMITTED_FIELD, WORKER_KEY_PREFIX, QueueKeys, job_key, progress_key
 from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import BadJobError, read_request
-from worker.queue.lua.lease_scripts import ADMITTED_FIELD
-from worker.queue.rq_overrides import QueueKeys
 from worker.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +78,7 @@ class Retention:
             chunk = ids[first : first + CHUNK]
             with self._client.pipeline(transaction=False) as pipeline:
                 for id_ in chunk:
-                    pipeline.hmget(rq_overrides.job_key(id_), ["data", ADMITTED_FIELD])
+                    pipeline.hmget(job_key(id_), ["data", ADMITTED_FIELD])
                     pipeline.get(progress_key(id_))
                 answers = pipeline.execute(raise_on_error=False)  # a key of another type names nothing
             for fields, progress in zip(answers[::2], answers[1::2], strict=True):

@@ -10,29 +10,24 @@ import signal
 import time
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Never, Self
+from typing import Any, Never
 
 import redis
 import rq.serializers
 from rq.exceptions import DeserializationError
-from rq.intermediate_queue import IntermediateQueue
-from rq.job import Job
-from rq.queue import Queue
-from rq.registry import CanceledJobRegistry, FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.results import Result
 from rq.serializers import JSONSerializer
-from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import utcformat
 from rq.version import VERSION
 from rq.worker.base import BaseWorker, WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
+from worker.contract.keys import QueueKeys
+
 logger = logging.getLogger(__name__)
 
 RQ_VERSION = "2.12.0"
-SUSPENDED_KEY = WORKERS_SUSPENDED
 
 
 class UnsupportedRqError(RuntimeError):
@@ -52,37 +47,6 @@ def disable_pickle() -> None:
     """Make RQ's default serializer refuse, so that no path that forgets `serializer=` can run what a job hash says."""
     rq.serializers.DefaultSerializer.loads = staticmethod(_refuse_pickle)
     rq.serializers.DefaultSerializer.dumps = staticmethod(_refuse_pickle)
-
-
-@dataclass(frozen=True, slots=True)
-class QueueKeys:
-    """The keys that RQ derives from a queue's name."""
-
-    queue: str
-    intermediate: str
-    started: str
-    finished: str
-    failed: str
-    canceled: str
-    maintenance_lock: str
-
-    @classmethod
-    def of(cls, name: str) -> Self:
-        queue = Queue.redis_queue_namespace_prefix + name
-        return cls(
-            queue=queue,
-            intermediate=IntermediateQueue.get_intermediate_queue_key(queue),
-            started=StartedJobRegistry.key_template.format(name),
-            finished=FinishedJobRegistry.key_template.format(name),
-            failed=FailedJobRegistry.key_template.format(name),
-            canceled=CanceledJobRegistry.key_template.format(name),
-            maintenance_lock=f"rq:clean_registries:{name}",
-        )
-
-
-def job_key(job_id: str) -> str:
-    """Where RQ keeps a job."""
-    return str(Job.redis_job_namespace_prefix) + job_id
 
 
 def time_text(moment: datetime) -> str:
@@ -200,7 +164,7 @@ class RqWorker(BaseWorker):
             pipeline.hset(self.key, mapping=self.serialize())
             pipeline.sadd(self.redis_workers_keys, self.key)
             for queue in self.queues:
-                pipeline.sadd(f"rq:workers:{queue.name}", self.key)
+                pipeline.sadd(QueueKeys.of(queue.name).workers, self.key)
             pipeline.execute()
 
     def forget_dead_workers(self) -> None:

@@ -8,9 +8,9 @@ import redis
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
 from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key, progress_key
+from worker.contract.keys import SUSPENDED_KEY
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Call, Leases
-from worker.queue.rq_overrides import SUSPENDED_KEY
 
 OUTCOME = JobOutcome(model="digits", version="v", weights_sha256="ab", images=[], media_type="image/png")
 IMAGE = ImageRecord(index=0, seed=1, sha256="ab", width=8, height=8, size_bytes=3)

@@ -18,10 +18,10 @@ from worker.contract import (
     progress_key,
     worker_key,
 )
+from worker.contract.keys import QueueKeys
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Leases, ServerClock
 from worker.queue.retention import Retention
-from worker.queue.rq_overrides import QueueKeys
 from worker.store.errors import StoreError
 
 OLD, OLDER = "000000002-22222222", "000000001-11111111"

@@ -8,18 +8,21 @@ import pytest
 import rq
 import rq.version
 from redis import Redis
-from rq import Retry, SimpleWorker
+from rq import Queue, Retry, SimpleWorker
+from rq.command import PUBSUB_CHANNEL_TEMPLATE
+from rq.executions import Execution, ExecutionRegistry
 from rq.job import Job
-from rq.results import Result
+from rq.results import Result, get_key
 from rq.serializers import JSONSerializer
+from rq.suspension import WORKERS_SUSPENDED
 from rq.worker.base import BaseWorker
-from rq.worker_registration import clean_worker_registry
+from rq.worker_registration import WORKERS_BY_QUEUE_KEY, clean_worker_registry
 
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, Workers
 from tests.worker.queue.fake_engine import FAILS
-from worker.contract import QUEUE_NAME
-from worker.queue.rq_overrides import RQ_VERSION, QueueKeys, RqWorker, UnsupportedRqError, require_rq_version
+from worker.contract import QUEUE_NAME, keys
+from worker.queue.rq_overrides import RQ_VERSION, RqWorker, UnsupportedRqError, require_rq_version
 
 SIGNATURES: dict[str, tuple[Callable[..., Any], list[str]]] = {
     "BaseWorker.handle_payload": (BaseWorker.handle_payload, ["self", "message"]),
@@ -60,14 +63,22 @@ def test_every_override_replaces_something_of_rq() -> None:
 
 
 def test_our_keys_are_rqs_keys(jobs: Jobs) -> None:
-    queue, keys = jobs.queue, QueueKeys.of(QUEUE_NAME)
-    assert keys.queue == queue.key
-    assert keys.intermediate == queue.intermediate_queue_key
-    assert keys.started == queue.started_job_registry.key
-    assert keys.finished == queue.finished_job_registry.key
-    assert keys.failed == queue.failed_job_registry.key
-    assert keys.canceled == queue.canceled_job_registry.key
-    assert keys.maintenance_lock == queue.registry_cleaning_key
+    queue, ours = jobs.queue, keys.QueueKeys.of(QUEUE_NAME)
+    assert ours.queue == queue.key
+    assert ours.intermediate == queue.intermediate_queue_key
+    assert ours.started == queue.started_job_registry.key
+    assert ours.finished == queue.finished_job_registry.key
+    assert ours.failed == queue.failed_job_registry.key
+    assert ours.canceled == queue.canceled_job_registry.key
+    assert ours.maintenance_lock == queue.registry_cleaning_key
+    assert ours.workers == WORKERS_BY_QUEUE_KEY % QUEUE_NAME
+    assert Queue.redis_queues_keys == keys.QUEUES_KEY
+    assert keys.SUSPENDED_KEY == WORKERS_SUSPENDED
+    assert keys.job_key("j") == Job.key_for("j")
+    assert keys.results_key("j") == get_key("j")  # type: ignore[no-untyped-call]  # RQ has no types
+    assert keys.executions_key("j") == ExecutionRegistry.key_template.format("j")
+    assert keys.execution_key("j", "e") == Execution("e", "j", connection=jobs.valkey.client).key
+    assert keys.commands_channel("w") == PUBSUB_CHANNEL_TEMPLATE % "w"
 
 
 def _stock_function(fail: bool) -> dict[str, int]:

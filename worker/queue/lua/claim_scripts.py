@@ -5,23 +5,23 @@ from worker.queue.lua.lease_scripts import PRELUDE
 CLAIM = (
     PRELUDE
     + """
--- ARGV: worker name, lease in s, time text, ttl for what is dropped, key that suspends claiming,
--- job id moved to the intermediate list or '', patience in s for an image-step, longest patience in s,
--- most image-steps of a job or '', how many jobs to choose among, execution ids...
+-- ARGV: worker name, lease in s, time text, ttl for what is dropped, job id moved to the intermediate list or '',
+-- patience in s for an image-step, longest patience in s, most image-steps of a job or '', how many jobs to choose
+-- among, execution ids...
 -- Takes that job and then jobs from the queue, one for each execution id; while claiming is suspended none, and the
 -- moved one is put back.
 -- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, seconds waited, progress,
 -- whether its chain was saved}...}, {{job, reason}...}, whether claiming is suspended
-local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[6]
+local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local claimed, dropped = {}, {}
 
-if redis.call('EXISTS', ARGV[5]) == 1 then
+if redis.call('EXISTS', SUSPENDED_KEY) == 1 then
   if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then redis.call('LPUSH', QUEUE, moved) end
   return {claimed, dropped, 1}
 end
 
 local function has_live_execution(id)
-  for _, execution in ipairs(redis.call('ZRANGE', 'rq:executions:' .. id, 0, -1)) do
+  for _, execution in ipairs(redis.call('ZRANGE', executions_key(id), 0, -1)) do
     if owns(id, execution) then return true end
   end
   return false
@@ -52,16 +52,16 @@ local function take(id, execution)
   redis.call('HSET', key, 'status', 'started', 'worker_name', worker,
     'started_at', time_text, 'last_heartbeat', time_text)
   redis.call('PERSIST', key)
-  redis.call('HDEL', key, 'reverie_put_back')
+  redis.call('HDEL', key, PUT_BACK_FIELD)
   redis.call('HSET', execution_key(id, execution), 'id', execution, 'worker_name', worker,
     'created_at', string.format('%.6f', NOW), 'last_heartbeat', string.format('%.6f', NOW))
   lease(id, execution, lease_s)
   local row = redis.call('HMGET', key, 'data', 'timeout', 'result_ttl', 'failure_ttl', 'retries_left',
-    'reverie_lost')
-  local queued_at = tonumber(redis.call('HGET', key, 'reverie_queued_at') or '')
+    LOST_FIELD)
+  local queued_at = tonumber(redis.call('HGET', key, QUEUED_AT_FIELD) or '')
   table.insert(row, queued_at and string.format('%.3f', NOW - queued_at) or false)
-  table.insert(row, redis.call('GET', 'reverie:progress:' .. id) or redis.call('HGET', key, 'reverie_admitted'))
-  table.insert(row, redis.call('EXISTS', 'reverie:chain:' .. id))
+  table.insert(row, redis.call('GET', progress_key(id)) or redis.call('HGET', key, ADMITTED_FIELD))
+  table.insert(row, redis.call('EXISTS', chain_key(id)))
   table.insert(row, 1, execution)
   table.insert(row, 1, id)
   claimed[#claimed + 1] = row
@@ -70,7 +70,7 @@ local function take(id, execution)
 end
 
 -- Who comes first: who was queued first, but a job lets others pass for a time that grows with its work.
-local patience, longest, most_work = tonumber(ARGV[7]), tonumber(ARGV[8]), tonumber(ARGV[9])
+local patience, longest, most_work = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local function amount(text)
   -- Nothing that can't be compared, "nan" first of all, gets into the order.
   local number = tonumber(text or '')
@@ -79,9 +79,9 @@ end
 
 local function line()
   local places, queued_at = {}, 0
-  for place, id in ipairs(redis.call('LRANGE', QUEUE, 0, tonumber(ARGV[10]) - 1)) do
+  for place, id in ipairs(redis.call('LRANGE', QUEUE, 0, tonumber(ARGV[9]) - 1)) do
     -- What has no fields of ours, or is no hash, stands where it is.
-    local fields = redis.pcall('HMGET', job_key(id), 'reverie_work', 'reverie_queued_at', 'reverie_put_back')
+    local fields = redis.pcall('HMGET', job_key(id), WORK_FIELD, QUEUED_AT_FIELD, PUT_BACK_FIELD)
     local work = amount(fields[1]) or 0
     queued_at = amount(fields[2]) or queued_at
     if not most_work or work <= most_work then
@@ -93,7 +93,7 @@ local function line()
   return places
 end
 
-local next_execution, lost_before = 11, false
+local next_execution, lost_before = 10, false
 if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then
   local taken
   taken, lost_before = take(moved, ARGV[next_execution])

@@ -1,22 +1,19 @@
 """The Lua scripts that keep a job, end it or give it back: each is one atomic step, fenced by the execution's lease.
 
-Leases are scores of RQ's started registry (`rq:wip:<queue>`), in the server's own seconds, so no client's clock counts.
+Leases are scores of RQ's started registry (`QueueKeys.started`), in the server's own seconds: no client's clock counts.
 A worker owns a job as long as its entry `<job>:<execution>` is in that registry; every script that ends or renews a job
 asks for it first. All keys that RQ reads (job hash, registries, executions, results) are left as RQ itself leaves them.
 """
 
-ADMITTED_FIELD = "reverie_admitted"
-"""Field of the hash of a job that was put back: its last progress, which names the version that it stays on."""
+from worker.contract.keys import LUA_NAMES
 
-PRELUDE = """
+PRELUDE = (
+    LUA_NAMES
+    + """
 local QUEUE, INTERMEDIATE, WIP = KEYS[1], KEYS[2], KEYS[3]
 local FINISHED, FAILED, CANCELED = KEYS[4], KEYS[5], KEYS[6]
 local TIME = redis.call('TIME')
 local NOW = tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000
-
-local function job_key(id) return 'rq:job:' .. id end
-local function image_key(id, index) return 'reverie:image:' .. id .. ':' .. index end
-local function execution_key(id, execution) return 'rq:execution:' .. id .. ':' .. execution end
 
 local function expire_by(key, seconds)
   -- Gives a key an expiry, or a later one; never an earlier one.
@@ -32,13 +29,13 @@ local function lease(id, execution, lease_s)
   -- EXPIRE comes first: a full server refuses ZADD as a script's first write, but not as a later one.
   redis.call('EXPIRE', execution_key(id, execution), math.ceil(lease_s + 120))
   redis.call('ZADD', WIP, string.format('%.3f', NOW + lease_s), id .. ':' .. execution)
-  redis.call('ZADD', 'rq:executions:' .. id, string.format('%.3f', NOW + lease_s + 60), execution)
-  redis.call('EXPIRE', 'rq:executions:' .. id, math.ceil(lease_s + 60))
+  redis.call('ZADD', executions_key(id), string.format('%.3f', NOW + lease_s + 60), execution)
+  redis.call('EXPIRE', executions_key(id), math.ceil(lease_s + 60))
 end
 
 local function drop_execution(id, execution)
   redis.call('ZREM', WIP, id .. ':' .. execution)
-  redis.call('ZREM', 'rq:executions:' .. id, execution)
+  redis.call('ZREM', executions_key(id), execution)
   redis.call('DEL', execution_key(id, execution))
 end
 
@@ -51,24 +48,24 @@ end
 
 local function requeue(id)
   -- The progress expires; the job waits as long as it must.
-  local progress = redis.call('GET', 'reverie:progress:' .. id)
-  if progress then redis.call('HSET', job_key(id), 'reverie_admitted', progress) end
+  local progress = redis.call('GET', progress_key(id))
+  if progress then redis.call('HSET', job_key(id), ADMITTED_FIELD, progress) end
   redis.call('HSET', job_key(id), 'status', 'queued', 'started_at', '', 'worker_name', '')
 end
 
 local function put_back(id)
   -- At the front, and nobody passes it.
   requeue(id)
-  redis.call('HSET', job_key(id), 'reverie_put_back', 1)
+  redis.call('HSET', job_key(id), PUT_BACK_FIELD, 1)
   redis.call('LPUSH', QUEUE, id)
 end
 
 local function end_job(id, status, registry, ttl, fields, result)
-  redis.call('DEL', 'reverie:chain:' .. id)
+  redis.call('DEL', chain_key(id))
   redis.call('HSET', job_key(id), 'status', status, unpack(fields))
   redis.call('EXPIRE', job_key(id), ttl)
-  redis.call('XADD', 'rq:results:' .. id, 'MAXLEN', 10, '*', unpack(result))
-  redis.call('EXPIRE', 'rq:results:' .. id, ttl)
+  redis.call('XADD', results_key(id), 'MAXLEN', 10, '*', unpack(result))
+  redis.call('EXPIRE', results_key(id), ttl)
   add_to_registry(registry, id, ttl)
 end
 
@@ -84,7 +81,7 @@ end
 
 local function already_ended_by(id, execution)
   -- True when this very execution wrote the job's last result: an earlier call whose answer was lost.
-  local last = redis.call('XREVRANGE', 'rq:results:' .. id, '+', '-', 'COUNT', 1)[1]
+  local last = redis.call('XREVRANGE', results_key(id), '+', '-', 'COUNT', 1)[1]
   if not last then return false end
   for i = 1, #last[2], 2 do
     if last[2][i] == 'execution_id' then return last[2][i + 1] == execution end
@@ -97,6 +94,7 @@ local function status_of(id)
   return redis.call('HGET', job_key(id), 'status') or 'gone'
 end
 """
+)
 
 RENEW = (
     PRELUDE
@@ -161,8 +159,8 @@ if status ~= 'started' then
 end
 end_job(id, 'finished', FINISHED, ttl, slice(8, width), slice(8 + width, #ARGV - 7 - width))
 count(ARGV[3], 'successful_job_count')
-redis.call('SET', 'reverie:progress:' .. id, progress, 'EX', ttl)
-redis.call('PUBLISH', 'reverie:events:' .. id, progress)
+redis.call('SET', progress_key(id), progress, 'EX', ttl)
+redis.call('PUBLISH', events_channel(id), progress)
 return 'finished'
 """
 )
@@ -181,7 +179,7 @@ if not owned and status ~= 'canceled' then
   return already_ended_by(id, execution) and final or 'lost'
 end
 -- For who listens: a moment in which to look at the status, which no one sees before this script is done.
-redis.call('PUBLISH', 'reverie:events:' .. id, progress)
+redis.call('PUBLISH', events_channel(id), progress)
 if status ~= 'started' then
   if status ~= 'gone' then expire_by(job_key(id), ttl) end
   return status
@@ -191,7 +189,7 @@ count(ARGV[3], 'failed_job_count')
 if ARGV[6] == '1' and retries_left > 0 then
   redis.call('HSET', job_key(id), 'retries_left', retries_left - 1)
   requeue(id)
-  redis.call('HSET', job_key(id), 'reverie_queued_at', string.format('%.6f', NOW))
+  redis.call('HSET', job_key(id), QUEUED_AT_FIELD, string.format('%.6f', NOW))
   redis.call('RPUSH', QUEUE, id)
   return 'queued'
 end
@@ -226,11 +224,11 @@ return returned
 RECOVER = (
     PRELUDE
     + """
--- ARGV: key of first sightings, age in s at which an unclaimed job is stranded, default ttl, time text,
+-- ARGV: age in s at which an unclaimed job is stranded, default ttl, time text,
 -- then the fields of the result of a job that is lost for good.
 -- Returns {requeued...}, {failed...}, {unstranded...}
-local SEEN, stranded_s, default_ttl = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
-local time_text, result = ARGV[4], slice(5, #ARGV - 4)
+local stranded_s, default_ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
+local time_text, result = ARGV[3], slice(4, #ARGV - 3)
 local requeued, failed, unstranded = {}, {}, {}
 
 local function ttl_of(id)
@@ -251,8 +249,8 @@ for _, entry in ipairs(redis.call('ZREVRANGEBYSCORE', WIP, string.format('%.3f',
       local retries_left = tonumber(redis.call('HGET', job_key(id), 'retries_left') or '') or 0
       if retries_left > 0 then
         redis.call('HSET', job_key(id), 'retries_left', retries_left - 1)
-        local lost = tonumber(redis.call('HGET', job_key(id), 'reverie_lost') or '') or 0
-        redis.call('HSET', job_key(id), 'reverie_lost', lost + 1)
+        local lost = tonumber(redis.call('HGET', job_key(id), LOST_FIELD) or '') or 0
+        redis.call('HSET', job_key(id), LOST_FIELD, lost + 1)
         put_back(id)
         requeued[#requeued + 1] = id
       else
@@ -269,19 +267,19 @@ end
 local stranded = {}
 for _, id in ipairs(redis.call('LRANGE', INTERMEDIATE, 0, -1)) do
   stranded[id] = true
-  local seen = redis.call('ZSCORE', SEEN, id)
+  local seen = redis.call('ZSCORE', STRANDED_KEY, id)
   if not seen then
-    redis.call('ZADD', SEEN, string.format('%.3f', NOW), id)
-    redis.call('EXPIRE', SEEN, 3600)
+    redis.call('ZADD', STRANDED_KEY, string.format('%.3f', NOW), id)
+    redis.call('EXPIRE', STRANDED_KEY, 3600)
   elseif NOW - tonumber(seen) >= stranded_s then
     redis.call('LREM', INTERMEDIATE, 1, id)
     redis.call('LPUSH', QUEUE, id)
-    redis.call('ZREM', SEEN, id)
+    redis.call('ZREM', STRANDED_KEY, id)
     unstranded[#unstranded + 1] = id
   end
 end
-for _, id in ipairs(redis.call('ZRANGE', SEEN, 0, -1)) do
-  if not stranded[id] then redis.call('ZREM', SEEN, id) end
+for _, id in ipairs(redis.call('ZRANGE', STRANDED_KEY, 0, -1)) do
+  if not stranded[id] then redis.call('ZREM', STRANDED_KEY, id) end
 end
 
 -- Registries: what has expired leaves; a canceled job, which RQ would keep for ever, gets its expiry.
