@@ -155,16 +155,20 @@ class FixedGroupNorm(nn.Module):
         return F.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
 
     def _norm_by_channel(self, x: Tensor) -> Tensor:
-        """Adds up each channel, several at a time, and then those of a group: three to six times as fast."""
+        """Sums each channel, several at a time, then the channels of a group: three to six times as fast as torch.
+
+        In float32 whatever the dtype of x: a mean rounded to bfloat16 doubles the error, and torch's bfloat16 sums over
+        the pixels change their order with the batch.
+        """
         N, C, H, W = x.shape
         grouped = (N, self.num_groups, self.group_channels)
-        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, C)
+        pixels = x.permute(0, 2, 3, 1).reshape(N, H * W, C).float()
         mean = pixels.mean(1).view(grouped).mean(2, keepdim=True).expand(grouped).reshape(N, 1, C)
         centered = pixels - mean
         variance = (centered * centered).mean(1).view(grouped).mean(2, keepdim=True)
         scale = torch.rsqrt(variance + self.eps).expand(grouped).reshape(N, C) * self.weight
         y = torch.addcmul(self.bias, centered, scale[:, None], out=centered)
-        return y.view(N, H, W, C).permute(0, 3, 1, 2)
+        return y.to(x.dtype).view(N, H, W, C).permute(0, 3, 1, 2)
 
 
 def make_batch_invariant(
