@@ -26,8 +26,9 @@ class WorkerSettings(BaseSettings):
     """redis://, rediss:// or unix:// address of the queue."""
     store: Path | None = None
     """Checkpoints; None serves the bundled models."""
-    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    dtype: Literal["auto", "float32", "tf32", "bfloat16", "float16"] = "auto"
+    """`tf32` and `float16` are a GPU's."""
     max_batch: int = Field(default=16, ge=1, le=4096)
     """Images in one U-Net call."""
     cpu_threads: int | None = Field(default=None, ge=1, le=1024)

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import redis
@@ -97,7 +98,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
     from worker.networks.cuda.networks import gpu_networks
-    from worker.networks.device import choose_device, choose_dtype
+    from worker.networks.device import DeviceLost, choose_device, choose_dtype, end_if_lost
     from worker.networks.padded import PadBatch
     from worker.process import Background, WorkerProcess
     from worker.queue.retention import Retention
@@ -110,7 +111,8 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     # A thread that loads a model is busy in Python for tens of milliseconds. The engine gives the interpreter away at
     # each of the hundreds of operations of a step, and would wait this long to get it back every time.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    networks = None if device.type == "cpu" else gpu_networks(device, record=settings.cuda_graphs == "auto")
+    tf32 = settings.dtype == "tf32"
+    networks = None if device.type == "cpu" else gpu_networks(device, record=settings.cuda_graphs == "auto", tf32=tf32)
     pool = ModelPool(
         store,
         lambda checkpoint: load_checkpoint(
@@ -123,12 +125,16 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
             networks=networks,
         ),
         spares=networks,
+        check_device=partial(end_if_lost, device),
         memory_budget_bytes=settings.model_budget_bytes,
         keep_versions=settings.keep_versions,
     )
     # Once before anything is announced, so that a worker that says it is ready has its models.
-    pool.poll()
-    pool.load_wishes()
+    try:
+        pool.poll()
+        pool.load_wishes()
+    except DeviceLost as error:
+        raise CantStartError(str(error)) from None
     retention = Retention(client, QueueKeys.of(QUEUE_NAME), pool, settings.max_job_images)
     process = WorkerProcess(
         settings,
@@ -141,7 +147,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
         ),
         pool,
         device=str(device),
-        dtype=str(dtype).removeprefix("torch."),
+        dtype="tf32" if tf32 else str(dtype).removeprefix("torch."),
         background=[
             Background("models", pool.run, pool.wake),
             Background("retention", retention.run, lambda: None),

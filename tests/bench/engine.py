@@ -19,6 +19,7 @@ from tests.bench.peers.apart import PipelineApart
 from tests.bench.peers.pipeline import draw, open_pipeline
 from tests.bench.samples import Measure, alternate, ratios
 from tests.bench.session import Session
+from worker.networks.cuda.kernel_choice import TORCHS_OWN, KernelChoice
 
 PART = "engine"
 EMULATED_PATIENCE_S = 20.0
@@ -132,14 +133,12 @@ def _pipeline(pipeline: Any, batch: int, steps: int) -> Callable[[], float]:
 @contextlib.contextmanager
 def torchs_own_choice() -> Iterator[None]:
     """Give CUDA's libraries the freedom that Reverie takes from them in its process: a peer would have it."""
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_bf16_reduced_precision_reduction
-    matmul.allow_bf16_reduced_precision_reduction = True
+    before = KernelChoice.now()
+    TORCHS_OWN.apply()
     try:
-        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=True):
-            yield
+        yield
     finally:
-        matmul.allow_bf16_reduced_precision_reduction = before
+        before.apply()
 
 
 def _flop_per_image_step(unet: torch.nn.Module, shape: tuple[int, int, int], device: torch.device) -> float:

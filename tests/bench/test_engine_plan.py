@@ -1,5 +1,7 @@
 """What the benchmark would measure on a GPU, seen without one."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,7 +10,7 @@ from tests.bench.engine import torchs_own_choice
 from tests.bench.engine_plan import bars_of, batches, steps_of
 from tests.bench.figures import Bar
 from tests.bench.fixed_sizes import ROWS, run_as
-from worker.networks.device import use_reproducible_kernels
+from worker.networks.cuda.kernel_choice import REPRODUCIBLE, TORCHS_OWN, KernelChoice
 from worker.networks.padded import PadBatch, sizes_of
 
 
@@ -35,19 +37,15 @@ def test_the_batches_measured_on_a_gpu_are_sizes_that_are_recorded_and_the_padde
 
 
 def test_a_peer_runs_with_torchs_own_choice_of_kernels_and_reverie_with_its_own() -> None:
-    def chosen() -> tuple[object, ...]:
-        return (
-            torch.backends.cudnn.deterministic,
-            torch.backends.cudnn.benchmark,
-            torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-        )
+    def now() -> KernelChoice:
+        return KernelChoice.now() if torch.version.cuda is not None else replace(KernelChoice.now(), blas="")
 
-    before = chosen()
+    before = KernelChoice.now()
+    own, reproducible = (replace(c, blas=c.blas if now().blas else "") for c in (TORCHS_OWN, REPRODUCIBLE))
     try:
-        use_reproducible_kernels()
+        REPRODUCIBLE.apply()
         with torchs_own_choice():
-            assert chosen() == (False, False, True)
-        assert chosen() == (True, False, False)
+            assert now() == own
+        assert now() == reproducible
     finally:
-        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = bool(before[0]), bool(before[1])
-        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = bool(before[2])
+        before.apply()

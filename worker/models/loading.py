@@ -17,7 +17,6 @@ from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
 from worker.networks.denoiser import Denoiser
-from worker.networks.device import use_reproducible_kernels
 from worker.networks.exactness import is_batch_invariant
 from worker.networks.padded import PadBatch, padded
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
@@ -86,7 +85,6 @@ def load_checkpoint(
     if device.type == "cpu" and networks is None:
         unet, denoise = prepare_on_cpu(open_unet, kind, shape, num_classes, dtype, threads, where)
         return checked(padded(denoise, pad_batch, max_batch, device), bytes_of(unet))
-    use_reproducible_kernels()
     networks = networks or gpu_networks(device, record=False)
     network = networks.prepare(
         open_unet, kind, shape, dtype, device, with_labels=num_classes > 0, pad_batch=pad_batch, max_batch=max_batch

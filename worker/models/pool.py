@@ -38,6 +38,7 @@ class ModelPool:
         load: makes a model of a checkpoint whose files were verified; raises ModelError.
         memory_budget_bytes: of weights; None: all that the store holds.
         spares: what `load` keeps of models that were let go; counted in the budget, and the first to leave.
+        check_device: told of each failed load; raises DeviceLost when it was more than that.
         keep_versions: of each model, offer these many newest versions and delete the rest, see `prune`; None: all.
         poll_interval_s: how often `current` is looked at.
         retry_after_s: a load that failed for want of memory or of the file system is tried again after so long.
@@ -51,6 +52,7 @@ class ModelPool:
         *,
         memory_budget_bytes: int | None = None,
         spares: Spares | None = None,
+        check_device: Callable[[Exception], None] = lambda error: None,
         keep_versions: int | None = None,
         poll_interval_s: float = 1.0,
         retry_after_s: float = 15.0,
@@ -58,6 +60,7 @@ class ModelPool:
     ) -> None:
         self._store = store
         self._load = load
+        self._check_device = check_device
         self._poll_interval_s = poll_interval_s
         self._retry_after_s = retry_after_s
         self._clock = clock
@@ -223,6 +226,7 @@ class ModelPool:
             files = self._store.fingerprint(model, resolved)
             self._make_resident(self._store.checkpoint(model, resolved))
         except Exception as error:  # whatever a strange file makes a library raise: it must not end the thread
+            self._check_device(error)
             reason = reason_of(error, model, resolved)
             failure = Failure(reason, resolved, files, self._clock(), may_pass(error))
         else:
@@ -283,6 +287,7 @@ class ModelPool:
         try:
             self._make_resident(self._store.checkpoint(model, version))
         except Exception as error:  # as above
+            self._check_device(error)
             log.error("can't load %s/%s again: %s", model, version, error)
             with self._changed:
                 del self._serving[model]

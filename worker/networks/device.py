@@ -1,6 +1,15 @@
 """Where and in which number format the U-Nets run."""
 
+import logging
+
 import torch
+
+from worker.networks.cuda.cards import Cards, TorchsCards, card_dtype
+from worker.networks.memory_errors import out_of_memory
+
+log = logging.getLogger(__name__)
+
+THIS_MACHINES = TorchsCards()
 
 
 class DeviceLost(Exception):
@@ -11,49 +20,68 @@ def end_if_lost(device: torch.device, error: Exception) -> None:
     """Raise DeviceLost if `error` was more than one failed call: else every job to come would fail by it."""
     try:
         torch.zeros((), device=device).item()
-    except torch.OutOfMemoryError:
-        return
     except RuntimeError as lost:
+        if out_of_memory(lost):
+            return
         raise DeviceLost(f"{device} is lost to this process: {error}") from lost
 
 
-def choose_device(wanted: str = "auto") -> torch.device:
-    """`auto`: the GPU if there is one, else the CPU. Raises ValueError for a device that is not there."""
+def choose_device(wanted: str = "auto", cards: Cards = THIS_MACHINES) -> torch.device:
+    """`auto`: the GPU if there is one, else the CPU.
+
+    Raises:
+        ValueError: a device that is not there or does not compute; it says why, as far as torch knows.
+    """
     if wanted == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(wanted)
-    except RuntimeError:
-        raise ValueError(f"need a device of auto, cpu, cuda or cuda:N, got {wanted!r}") from None
+        device = torch.device("cuda" if cards.count() else "cpu")
+        if device.type == "cpu" and torch.version.cuda is not None:
+            log.info("computing on the CPU, torch finds no CUDA device: %s", cards.why_none())
+    else:
+        try:
+            device = torch.device(wanted)
+        except RuntimeError:
+            raise ValueError(f"need a device of auto, cpu, cuda or cuda:N, got {wanted!r}") from None
     if device.type not in ("cpu", "cuda"):
         raise ValueError(f"need a device of auto, cpu, cuda or cuda:N, got {wanted!r}")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"asked for device {wanted!r}, but torch finds no CUDA device")
+    if device.type == "cuda":
+        _check_card(wanted, device.index or 0, cards)
     return device
 
 
-def choose_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """`auto`: bfloat16 where the hardware computes in it, else float32; emulated bfloat16 is slower than float32."""
+def _check_card(wanted: str, index: int, cards: Cards) -> None:
+    if (count := cards.count()) == 0:
+        raise ValueError(f"asked for device {wanted!r}, but torch finds no CUDA device: {cards.why_none()}")
+    if index >= count:
+        known = "cuda:0 alone" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise ValueError(f"asked for device {wanted!r}, but torch finds {known}")
+    try:
+        cards.try_out(index)
+    except RuntimeError as error:
+        raise ValueError(f"device {wanted!r} is there and does not compute: {str(error).splitlines()[0]}") from error
+
+
+def choose_dtype(wanted: str, device: torch.device, cards: Cards = THIS_MACHINES) -> torch.dtype:
+    """`auto`: the 16-bit format that the hardware computes in, else float32. `tf32` is float32 with other units.
+
+    Raises:
+        ValueError: the device has no such units.
+    """
+    if device.type == "cuda":
+        return card_dtype(wanted, cards.capability(device.index or 0))
     match wanted:
         case "auto":
-            native = torch.cuda.is_bf16_supported(False) if device.type == "cuda" else cpu_has_bfloat16()
-            return torch.bfloat16 if native else torch.float32
+            return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
         case "float32":
             return torch.float32
         case "bfloat16":
             return torch.bfloat16
+        case "tf32" | "float16":
+            raise ValueError(f"dtype {wanted} is a GPU's: need auto, float32 or bfloat16 on a CPU")
         case _:
-            raise ValueError(f"need a dtype of auto, float32 or bfloat16, got {wanted!r}")
+            raise ValueError(f"need a dtype of auto, float32, tf32, bfloat16 or float16, got {wanted!r}")
 
 
 def cpu_has_bfloat16() -> bool:
     """Whether the processor has AVX512-BF16 or AMX units."""
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16") or capabilities.get("amx_tile"))
-
-
-def use_reproducible_kernels() -> None:
-    """Have CUDA's libraries choose the same algorithm for the same shape always, and one that gives the same bits."""
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False  # it measures, and what it takes then changes from start to start
-    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False

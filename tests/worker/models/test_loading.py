@@ -169,8 +169,9 @@ def test_devices_and_number_formats_are_checked() -> None:
     for wanted in ("tpu", "mps"):
         with pytest.raises(ValueError, match=wanted):
             choose_device(wanted)
-    with pytest.raises(ValueError, match="float8"):
-        choose_dtype("float8", CPU)
+    for wanted in ("float8", "float16", "tf32"):
+        with pytest.raises(ValueError, match=wanted):
+            choose_dtype(wanted, CPU)
 
 
 def test_requests_for_the_same_chain_share_one_table(tiny_store: ModelStore) -> None:

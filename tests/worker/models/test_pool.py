@@ -2,9 +2,11 @@
 
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.worker.engine.harness import Driver, HandClock, ask, draw, filled_pool, load_float32, same_pixels
 from tests.worker.tiny_models import LABELS, TINY, publish_tiny
@@ -12,6 +14,7 @@ from worker.engine.messages import Admitted, Succeeded
 from worker.models.errors import BrokenModel, ModelUnavailable
 from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
+from worker.networks.device import DeviceLost, end_if_lost
 from worker.store.manifest import WEIGHTS_PATH
 from worker.store.model_store import Checkpoint, ModelStore
 
@@ -266,6 +269,28 @@ def test_a_strange_exception_while_loading_does_not_end_the_loading_thread(
     (info,) = pool.describe()
     assert info.version is None
     assert "KeyError" in (info.reload_error or "")
+
+
+@pytest.mark.parametrize("served_before", [False, True])
+def test_a_lost_device_ends_the_loading_thread_and_makes_no_version_a_bad_one(
+    store: ModelStore, served_before: bool
+) -> None:
+    """Whoever runs the thread ends the process; a meta device is as good as a lost one."""
+    lost = not served_before
+
+    def load(checkpoint: Checkpoint) -> LoadedModel:
+        if lost:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return load_float32(checkpoint)
+
+    pool = ModelPool(store, load, check_device=partial(end_if_lost, torch.device("meta")))
+    if served_before:
+        refresh(pool)
+        publish_tiny(store, weights_seed=1, step=2)
+        lost = True
+    with pytest.raises(DeviceLost, match="illegal memory access"):
+        refresh(pool)
+    assert [info.reload_error for info in pool.describe()] == [None]
 
 
 def test_models_are_told_apart_by_identity(store: ModelStore) -> None:

@@ -37,7 +37,7 @@ def run_worker(**settings: object) -> "subprocess.CompletedProcess[str]":
         ("REVERIE_MAX_BATCH", "0", "greater than or equal to 1"),
         ("REVERIE_MAX_BATCH", "many", "valid integer"),
         ("REVERIE_DEVICE", "abacus", "pattern"),
-        ("REVERIE_DTYPE", "int8", "'auto', 'float32' or 'bfloat16'"),
+        ("REVERIE_DTYPE", "int8", "'auto', 'float32', 'tf32', 'bfloat16' or 'float16'"),
         ("REVERIE_GRACE_S", "-1", "greater than or equal to 0"),
         ("REVERIE_LEASE_S", "7", "need REVERIE_LEASE_S >= 2 x REVERIE_HEARTBEAT_S"),
     ],

@@ -12,6 +12,7 @@ from torch import nn
 
 from worker.networks.cuda.graph_capture import Capture, CudaGraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
+from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32
 from worker.networks.denoiser import Denoiser
 from worker.networks.memory_errors import out_of_memory
 from worker.networks.padded import PadBatch, PaddedDenoiser, sizes_of
@@ -136,10 +137,11 @@ class GpuNetworks:
             return self._spares.pop(kind, None)
 
 
-def gpu_networks(device: torch.device, *, record: bool) -> GpuNetworks:
-    """As a worker uses them on this device."""
+def gpu_networks(device: torch.device, *, record: bool, tf32: bool = False) -> GpuNetworks:
+    """As a worker uses them on this device. Settles which kernels CUDA's libraries take, in the whole process."""
     if device.type != "cuda":
         return GpuNetworks(None)
+    (REPRODUCIBLE_TF32 if tf32 else REPRODUCIBLE).apply()
     loading, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
     return GpuNetworks((lambda: CudaGraphCapture(recording)) if record else None, loading)
 
