@@ -16,6 +16,7 @@ from worker.engine.engine import Engine
 from worker.engine.messages import EngineRequest
 from worker.models.loaded_model import LoadedModel
 from worker.networks.denoiser import Denoiser
+from worker.networks.network_input import NetworkInput
 from worker.store.model_store import Checkpoint, ModelStore
 
 STEPS = 10
@@ -33,10 +34,10 @@ class StampedDenoiser:
     stamps: list[float]
     engine_thread: str
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
         if threading.current_thread().name == self.engine_thread:  # a golden sample is drawn on the loading thread
             self.stamps.append(time.perf_counter())
-        return self.inner(x_t, timesteps, labels)
+        return self.inner(inputs)
 
 
 def pauses_in_steps(session: Session, store: ModelStore, model: str, reloads: int) -> tuple[list[float], float]:

@@ -14,6 +14,7 @@ from worker.contract import SamplerName
 from worker.engine.engine import Engine
 from worker.models.loaded_model import LoadedModel
 from worker.networks.denoiser import Denoiser
+from worker.networks.network_input import NetworkInput
 from worker.store.model_store import Checkpoint
 
 PART = "overhead"
@@ -28,10 +29,10 @@ class TimedDenoiser:
     device: torch.device
     calls_s: list[float] = field(default_factory=list)
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
         self._wait()
         began = time.perf_counter()
-        output = self.inner(x_t, timesteps, labels)
+        output = self.inner(inputs)
         self._wait()
         self.calls_s.append(time.perf_counter() - began)
         return output

@@ -14,6 +14,9 @@ from worker.diffusion.update import apply_update
 from worker.engine.step_numbers import StepNumbers, send_numbers
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
+from worker.networks.denoiser import in_parts
+from worker.networks.network_input import NetworkInput
+from worker.networks.unet2d import CLASS_LABELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +99,8 @@ def _model_output(numbers: StepNumbers, model: LoadedModel, x_t: Tensor, max_une
     output = unconditional + w (conditional - unconditional).
     """
     x = x_t[numbers.owners] if len(numbers.owners) else x_t
-    said = _said(model, x, numbers.timesteps, numbers.labels if model.num_classes else None, max_unet_rows)
+    named = {CLASS_LABELS: numbers.labels} if model.num_classes else {}
+    said = in_parts(model.denoise, NetworkInput(x, numbers.timesteps, named), max_unet_rows)
     if not len(numbers.owners):
         return said
     output = said[numbers.last_questions]
@@ -104,11 +108,3 @@ def _model_output(numbers: StepNumbers, model: LoadedModel, x_t: Tensor, max_une
     w, guided = numbers.guidance_scales, numbers.guided
     output[guided] = unconditional + w * (output[guided] - unconditional)
     return output
-
-
-def _said(model: LoadedModel, x: Tensor, timesteps: Tensor, labels: Tensor | None, largest: int) -> Tensor:
-    """The U-Net's answers to all questions, asked `largest` at a time."""
-    if len(x) <= largest:
-        return model.denoise(x, timesteps, labels)
-    parts = [slice(start, start + largest) for start in range(0, len(x), largest)]
-    return torch.cat([model.denoise(x[p], timesteps[p], None if labels is None else labels[p]) for p in parts])

@@ -15,19 +15,20 @@ from worker.models.loaded_model import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class StepNumbers:
-    """On the model's device, int64 but for the last two. A *place* counts the batch's N rows, a *question* the U-Net's.
+    """On the model's device, int64 but for the last three. A *place* counts the batch's N rows, a *question* those of
+    the network.
 
     A guided row asks two questions, neighbours: the null label first, its own second.
 
     Attributes:
         fresh_seeds: of the rows that begin, in order.
         noisy, noisy_seeds, noisy_steps: places, seeds and steps of the rows whose step adds noise.
-        timesteps: of each question.
         labels: of each question; empty for an unconditional model.
         owners: place of each question's row; empty when each row asks one.
         last_questions: [N] each row's own one; empty when each row asks one.
         guided, null_questions: places of the guided rows, and their questions with the null label.
         finishing: places of the rows that have no step after this one.
+        timesteps: float32, of each question; float32 holds every training timestep exactly.
         coefficients: [N, 7] float32, rows of `SamplerPlan.coefficients`.
         guidance_scales: [guided, 1, 1, 1] float32.
     """
@@ -36,13 +37,13 @@ class StepNumbers:
     noisy: Tensor
     noisy_seeds: Tensor
     noisy_steps: Tensor
-    timesteps: Tensor
     labels: Tensor
     owners: Tensor
     last_questions: Tensor
     guided: Tensor
     null_questions: Tensor
     finishing: Tensor
+    timesteps: Tensor
     coefficients: Tensor
     guidance_scales: Tensor
 
@@ -55,7 +56,7 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
     """
     fresh_seeds: list[int] = []
     noisy: list[int] = []
-    timesteps: list[int] = []
+    timesteps: list[float] = []
     labels: list[int] = []
     guided: list[int] = []
     finishing: list[int] = []
@@ -84,7 +85,6 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
         "noisy": noisy,
         "noisy_seeds": [rows[place].seed for place in noisy],
         "noisy_steps": [rows[place].step for place in noisy],
-        "timesteps": timesteps,
         "labels": labels,
         "owners": owners,
         "last_questions": last_questions,
@@ -92,10 +92,15 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
         "null_questions": [last_questions[place] - 1 for place in guided],
         "finishing": finishing,
     }
-    floats = {"coefficients": coefficients, "guidance_scales": [rows[place].guidance_scale for place in guided]}
+    floats = {
+        "timesteps": timesteps,
+        "coefficients": coefficients,
+        "guidance_scales": [rows[place].guidance_scale for place in guided],
+    }
     weights = _sent(floats, "f", torch.float32, model.device)
     return StepNumbers(
         **_sent(integers, "q", torch.int64, model.device),
+        timesteps=weights["timesteps"],
         coefficients=weights["coefficients"].view(len(rows), len(Column)),
         guidance_scales=weights["guidance_scales"].view(-1, 1, 1, 1),
     )

@@ -11,6 +11,8 @@ from worker.diffusion.noise import initial_noise, step_noise
 from worker.diffusion.update import apply_update
 from worker.models.errors import BrokenModel
 from worker.models.loaded_model import LoadedModel
+from worker.networks.network_input import NetworkInput
+from worker.networks.unet2d import CLASS_LABELS
 from worker.store.manifest import GoldenSample
 
 
@@ -35,13 +37,14 @@ def _draw(model: LoadedModel, golden: GoldenSample) -> "np.ndarray[tuple[int, ..
     request = SamplingRequest(model=model.name, seed=golden.seed, steps=golden.steps, batch=1, sampler=golden.sampler)
     plan = model.plan(request)
     label = golden.class_label if golden.class_label is not None else model.null_label
-    labels = None if model.num_classes == 0 or label is None else torch.tensor([label], device=model.device)
+    has_label = model.num_classes > 0 and label is not None
+    named = {CLASS_LABELS: torch.tensor([label], device=model.device)} if has_label else {}
     seeds = torch.tensor([golden.seed], device=model.device)
     x_t = initial_noise(seeds, model.shape)
     x_0 = x_t
     for step, t in enumerate(plan.timesteps):
         began = time.monotonic()
-        output = model.denoise(x_t, torch.tensor([t], device=model.device), labels)
+        output = model.denoise(NetworkInput(x_t, torch.tensor([t], device=model.device), named))
         z = step_noise(seeds, torch.full_like(seeds, step), model.shape) if plan.is_noisy[step] else None
         x_t, x_0 = apply_update(
             x_t, output, x_0, z, plan.coefficients[step : step + 1].to(model.device), model.chain.clip

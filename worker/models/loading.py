@@ -1,8 +1,8 @@
-"""From a checkpoint's folder to a model in memory: diffusers builds the U-Net, this checks it and makes it ready."""
+"""From a checkpoint's folder to a model in memory: diffusers builds the network, this checks it and makes it ready."""
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,16 @@ from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden_sample import check_golden_sample
 from worker.models.loaded_model import LoadedModel
+from worker.networks.architecture import Architecture, NetworkSource, UnsupportedNetworkError
 from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
 from worker.networks.denoiser import Denoiser
 from worker.networks.exactness import is_batch_invariant
+from worker.networks.network_input import InputSpec, Shape
 from worker.networks.padded import PadBatch, padded
+from worker.networks.registry import ARCHITECTURES
+from worker.networks.unet2d import CLASS_LABELS
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 
@@ -50,15 +54,26 @@ def load_checkpoint(
     manifest = checkpoint.manifest
     chain = read_chain_config(_read_json(checkpoint.path / NOISE_CONFIG_PATH, where), where)
     config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
-    num_classes = _check_config(config, manifest, where)
     shape = (manifest.channels, manifest.height, manifest.width)
+    architecture = _architecture(config, where)
+    inputs = _input_spec(architecture, config, shape, where)
+    num_classes = inputs.values_of(CLASS_LABELS)
+    _check_classes(num_classes, manifest, where)
     threads = cpu_threads(threads)
-    kind = json.dumps([config, shape, str(device), str(dtype), threads, pad_batch, max_batch], sort_keys=True)
 
-    def open_unet() -> nn.Module:
-        unet = _open_unet(checkpoint.path / "unet", dtype, where)
-        _check_finite(unet, where)
-        return unet
+    def open_network() -> nn.Module:
+        network = _open_network(architecture, checkpoint.path / "unet", dtype, where)
+        _check_finite(network, where)
+        return network
+
+    source = NetworkSource(
+        architecture=architecture,
+        open=open_network,
+        inputs=inputs,
+        dtype=dtype,
+        kind=json.dumps([config, shape, str(device), str(dtype), threads, pad_batch, max_batch], sort_keys=True),
+        where=where,
+    )
 
     def checked(denoise: Denoiser, weight_bytes: int, let_go: Callable[[], None] = lambda: None) -> LoadedModel:
         model = LoadedModel(
@@ -83,14 +98,12 @@ def load_checkpoint(
         return model
 
     if device.type == "cpu" and networks is None:
-        unet, denoise = prepare_on_cpu(open_unet, kind, shape, num_classes, dtype, threads, where)
+        unet, denoise = prepare_on_cpu(source, threads)
         return checked(padded(denoise, pad_batch, max_batch, device), bytes_of(unet))
     networks = networks or gpu_networks(device, record=False)
-    network = networks.prepare(
-        open_unet, kind, shape, dtype, device, with_labels=num_classes > 0, pad_batch=pad_batch, max_batch=max_batch
-    )
+    network = networks.prepare(source, device, pad_batch=pad_batch, max_batch=max_batch)
     try:
-        _log_exactness(network.denoise, kind, shape, num_classes, device, where)
+        _log_exactness(network.denoise, source, device)
         return checked(network.denoise, bytes_of(network.unet), lambda: networks.give_back(network))
     except BrokenModel:
         networks.give_back(network)
@@ -100,14 +113,12 @@ def load_checkpoint(
 _known_exactness: dict[str, bool] = {}  # a reload of the same network need not be probed again
 
 
-def _log_exactness(
-    denoise: Denoiser, kind: str, shape: tuple[int, int, int], num_classes: int, device: torch.device, where: str
-) -> None:
+def _log_exactness(denoise: Denoiser, source: NetworkSource, device: torch.device) -> None:
     """Say so where rows depend on their batch: on a GPU, a batch row by row would cost more than it is worth."""
-    if kind not in _known_exactness:
-        _known_exactness[kind] = is_batch_invariant(denoise, shape, num_classes, device)
-    if not _known_exactness[kind]:
-        log.warning("%s: an image's last bits depend on its batch on %s", where, device)
+    if source.kind not in _known_exactness:
+        _known_exactness[source.kind] = is_batch_invariant(denoise, source.inputs, device)
+    if not _known_exactness[source.kind]:
+        log.warning("%s: an image's last bits depend on its batch on %s", source.where, device)
 
 
 def _read_json(path: Path, where: str) -> dict[str, Any]:
@@ -120,35 +131,38 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     return value
 
 
-def _check_config(config: dict[str, Any], manifest: Manifest, where: str) -> int:
-    """Rows of the class embedding, once the network is seen to be of a kind that the engine can call."""
-    rules = {
-        "_class_name": ("UNet2DModel", config.get("_class_name", "UNet2DModel")),
-        "time_embedding_type": ("positional", config.get("time_embedding_type", "positional")),
-        "class_embed_type": (None, config.get("class_embed_type")),
-        "in_channels": (manifest.channels, config.get("in_channels", 3)),
-        "out_channels": (manifest.channels, config.get("out_channels", 3)),
-    }
-    for key, (needed, found) in rules.items():
-        if needed != found:
-            raise UnsupportedModel(f"{where}: need {key} {needed!r}, got {found!r}")
-    if manifest.channels not in (1, 3, 4):
-        raise UnsupportedModel(f"{where}: need 1, 3 or 4 channels, got {manifest.channels}")
-    num_classes = int(config.get("num_class_embeds") or 0)
+def _architecture(config: Mapping[str, Any], where: str) -> Architecture:
+    name = config.get("_class_name", "UNet2DModel")
+    if name not in ARCHITECTURES:
+        raise UnsupportedModel(f"{where}: need a _class_name of {', '.join(ARCHITECTURES)}, got {name!r}")
+    return ARCHITECTURES[name]
+
+
+def _input_spec(architecture: Architecture, config: Mapping[str, Any], shape: Shape, where: str) -> InputSpec:
+    """What the network takes, once it is seen to be one that can be called."""
+    try:
+        spec = architecture.input_spec(config, shape)
+    except UnsupportedNetworkError as error:
+        raise UnsupportedModel(f"{where}: {error}") from error
+    if shape[0] not in (1, 3, 4):
+        raise UnsupportedModel(f"{where}: need 1, 3 or 4 channels, got {shape[0]}")
+    return spec
+
+
+def _check_classes(num_classes: int, manifest: Manifest, where: str) -> None:
+    """The manifest's labels must go with the rows of the class embedding."""
     if len(manifest.labels) > num_classes:
         raise BrokenModel(f"{where}: {len(manifest.labels)} labels, but the network knows {num_classes} classes")
     if manifest.null_label is not None and manifest.null_label >= num_classes:
         raise BrokenModel(f"{where}: null_label {manifest.null_label}, but the network knows {num_classes} classes")
     if num_classes and not manifest.labels and manifest.null_label is None:
         raise BrokenModel(f"{where}: a model with {num_classes} classes needs labels or a null_label in its manifest")
-    return num_classes
 
 
-def _open_unet(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    from diffusers import UNet2DModel  # here: it takes seconds to import, and tests of the engine do without
-
+def _open_network(architecture: Architecture, folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
+    model_class: Any = architecture.model_class()
     try:
-        unet, info = UNet2DModel.from_pretrained(
+        network, info = model_class.from_pretrained(
             str(folder),
             local_files_only=True,
             use_safetensors=True,
@@ -162,11 +176,11 @@ def _open_unet(folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
     for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
         if info.get(problem):
             raise BrokenModel(f"{where}: {problem.replace('_', ' ')}: {list(info[problem])[:3]}")
-    module: nn.Module = unet.eval().requires_grad_(False)
+    module: nn.Module = network.eval().requires_grad_(False)
     return module
 
 
-def _check_finite(unet: nn.Module, where: str) -> None:
-    for name, weight in unet.state_dict().items():
+def _check_finite(network: nn.Module, where: str) -> None:
+    for name, weight in network.state_dict().items():
         if not bool(torch.isfinite(weight).all()):
             raise BrokenModel(f"{where}: weight {name} is not finite")

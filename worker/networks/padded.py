@@ -6,7 +6,8 @@ from enum import StrEnum
 import torch
 from torch import Tensor
 
-from worker.networks.denoiser import Denoiser
+from worker.networks.denoiser import Denoiser, in_parts
+from worker.networks.network_input import NetworkInput
 
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """At most half of a batch's rows are padding."""
@@ -62,17 +63,9 @@ class PaddedDenoiser:
         if not self.sizes or self.sizes[0] < 1 or list(self.sizes) != sorted(set(self.sizes)):
             raise ValueError(f"need rising batch sizes of at least 1, got {self.sizes}")
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        largest = self.sizes[-1]
-        if len(x_t) > largest:
-            parts = [slice(i, i + largest) for i in range(0, len(x_t), largest)]
-            return torch.cat([self(x_t[p], timesteps[p], None if labels is None else labels[p]) for p in parts])
-        missing = next(size for size in self.sizes if size >= len(x_t)) - len(x_t)
-        if missing == 0:
-            return self.inner(x_t, timesteps, labels)
-        padded_labels = None if labels is None else _filled_up(labels, missing)
-        return self.inner(_filled_up(x_t, missing), _filled_up(timesteps, missing), padded_labels)[: len(x_t)]
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        return in_parts(self._padded, inputs, self.sizes[-1])
 
-
-def _filled_up(rows: Tensor, missing: int) -> Tensor:
-    return torch.cat([rows, rows[-1:].expand(missing, *rows.shape[1:])])
+    def _padded(self, inputs: NetworkInput) -> Tensor:
+        size = next(size for size in self.sizes if size >= len(inputs))
+        return self.inner(inputs.filled_up(size))[: len(inputs)]

@@ -1,20 +1,55 @@
-"""A diffusers U-Net as the engine calls it."""
+"""diffusers' `UNet2DModel`: unconditional, or conditioned on a class."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from worker.networks.architecture import UnsupportedNetworkError
+from worker.networks.network_input import InputSpec, NamedInput, NetworkInput, Shape
+
+CLASS_LABELS = "class_labels"
+"""Name of the input that holds a row of the class embedding."""
+
 
 @dataclass(frozen=True, eq=False)
-class UNetDenoiser:
+class UNet2DDenoiser:
     """float32 at the border, the U-Net's own number format inside."""
 
     unet: nn.Module
     dtype: torch.dtype
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        x = x_t.to(self.dtype).contiguous(memory_format=torch.channels_last)
-        inputs = {} if labels is None else {"class_labels": labels}
-        (output,) = self.unet(x, timesteps, return_dict=False, **inputs)
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        x = inputs.x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        (output,) = self.unet(x, inputs.t, return_dict=False, **inputs.named)
         return torch.as_tensor(output).to(torch.float32).contiguous()
+
+
+class UNet2D:
+    """Implements `Architecture`."""
+
+    def input_spec(self, config: Mapping[str, object], shape: Shape) -> InputSpec:
+        rules = {
+            "time_embedding_type": ("positional", config.get("time_embedding_type", "positional")),
+            "class_embed_type": (None, config.get("class_embed_type")),
+            "in_channels": (shape[0], config.get("in_channels", 3)),
+            "out_channels": (shape[0], config.get("out_channels", 3)),
+        }
+        for key, (needed, found) in rules.items():
+            if needed != found:
+                raise UnsupportedNetworkError(f"need {key} {needed!r}, got {found!r}")
+        classes = config.get("num_class_embeds") or 0
+        if not isinstance(classes, int):
+            raise UnsupportedNetworkError(f"need num_class_embeds as a whole number, got {classes!r}")
+        named = (NamedInput(CLASS_LABELS, (), torch.int64, classes),) if classes else ()
+        return InputSpec(shape, named)
+
+    def model_class(self) -> type[nn.Module]:
+        from diffusers import UNet2DModel
+
+        model_class: type[nn.Module] = UNet2DModel
+        return model_class
+
+    def denoiser(self, network: nn.Module, dtype: torch.dtype) -> UNet2DDenoiser:
+        return UNet2DDenoiser(network, dtype)

@@ -19,6 +19,7 @@ from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
 from worker.networks.denoiser import Denoiser
+from worker.networks.network_input import NetworkInput
 from worker.store.model_store import Checkpoint, ModelStore
 
 EventT = TypeVar("EventT", bound=EngineEvent)
@@ -54,14 +55,14 @@ def filled_pool(store: ModelStore, load: Callable[[Checkpoint], LoadedModel] = l
 
 @dataclass(frozen=True)
 class FaultyDenoiser:
-    """A U-Net with trouble: `before` sees what is asked first, and may raise or answer in its place."""
+    """A network with trouble: `before` sees x and t first, and may raise or answer in its place."""
 
     inner: Denoiser
     before: Callable[[Tensor, Tensor], Tensor | None]
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        answer = self.before(x_t, timesteps)
-        return self.inner(x_t, timesteps, labels) if answer is None else answer
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        answer = self.before(inputs.x, inputs.t)
+        return self.inner(inputs) if answer is None else answer
 
 
 def loading_with(before: Callable[[Tensor, Tensor], Tensor | None]) -> Callable[[Checkpoint], LoadedModel]:

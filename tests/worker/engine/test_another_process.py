@@ -17,7 +17,7 @@ from worker.models.pool import ModelPool
 from worker.queue.saved_chains import pack
 from worker.store.model_store import ModelStore
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+REPOSITORY = Path(__file__).resolve().parents[3]
 
 STEPS = 9
 # Noise in every step, memory of the last step, and guidance: all that a state must carry on.

@@ -20,6 +20,7 @@ from tests.worker.engine.harness import (
     plain,
     same_pixels,
 )
+from tests.worker.networks.prepared import inputs_of
 from tests.worker.tiny_models import CHAIN_CONFIG, LABELS, NULL_LABEL, TINY, publish_tiny
 from worker.contract import MAX_SEED, SamplerName, SamplingRequest
 from worker.engine.admission import trajectories
@@ -27,6 +28,7 @@ from worker.engine.messages import Admitted, Canceled, EnginePort, Failed, Progr
 from worker.engine.runner import run_step, to_pixels
 from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
+from worker.networks.unet2d import CLASS_LABELS
 from worker.store.model_store import ModelStore
 
 
@@ -98,11 +100,11 @@ def test_guidance_follows_its_formula(model: LoadedModel) -> None:
     said = {}
     x_t = run_step(trajectories("job", ask(), model), max_unet_rows=8).x_t  # any state
     for label in (2, NULL_LABEL):
-        said[label] = model.denoise(x_t, torch.tensor([500]), torch.tensor([label]))
+        said[label] = model.denoise(inputs_of(x_t, torch.tensor([500]), torch.tensor([label])))
     guided = trajectories("job", ask(class_label=2, guidance_scale=w), model)
     mixed = said[NULL_LABEL] + w * (said[2] - said[NULL_LABEL])
-    fixed = replace(model, denoise=lambda x, t, y: torch.cat([said[int(label)] for label in y]))
-    answer = replace(model, denoise=lambda x, t, y: mixed)
+    fixed = replace(model, denoise=lambda inputs: torch.cat([said[int(label)] for label in inputs.named[CLASS_LABELS]]))
+    answer = replace(model, denoise=lambda inputs: mixed)
     guided[0].model = fixed
     plain_row = trajectories("job", ask(class_label=2), answer)
     assert torch.equal(run_step(guided, max_unet_rows=8).x_t, run_step(plain_row, max_unet_rows=8).x_t)

@@ -21,6 +21,7 @@ from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
 from worker.networks.cuda.graph_capture import Capture, CudaGraphCapture
 from worker.networks.cuda.networks import GpuNetworks, gpu_networks
+from worker.networks.network_input import NetworkInput
 from worker.networks.padded import PadBatch
 from worker.store.model_store import Checkpoint, ModelStore
 
@@ -151,9 +152,9 @@ def test_five_reloads_record_one_network_more_and_each_version_draws_its_own_pix
 
 def test_a_picture_that_is_not_a_number_fails_with_its_seed_and_step(tiny_store: ModelStore) -> None:
     def sick(model: LoadedModel) -> LoadedModel:
-        def denoise(x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-            bad = (timesteps == 400).view(-1, 1, 1, 1)
-            return torch.where(bad, torch.nan, model.denoise(x_t, timesteps, labels))
+        def denoise(inputs: NetworkInput) -> Tensor:
+            bad = (inputs.t == 400).view(-1, 1, 1, 1)
+            return torch.where(bad, torch.nan, model.denoise(inputs))
 
         return replace(model, denoise=denoise)
 

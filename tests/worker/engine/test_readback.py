@@ -32,6 +32,7 @@ from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
 from worker.networks.device import DeviceLost
+from worker.networks.network_input import NetworkInput
 from worker.store.model_store import Checkpoint, ModelStore
 
 NEVER = 10**9
@@ -56,9 +57,9 @@ def sick_between(low: int, high: int) -> Callable[[Checkpoint], LoadedModel]:
     def load(checkpoint: Checkpoint) -> LoadedModel:
         model = load_checkpoint(checkpoint, CPU, torch.float32)
 
-        def denoise(x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-            sick = ((timesteps >= low) & (timesteps < high)).view(-1, 1, 1, 1)
-            return torch.where(sick, torch.nan, model.denoise(x_t, timesteps, labels))
+        def denoise(inputs: NetworkInput) -> Tensor:
+            sick = ((inputs.t >= low) & (inputs.t < high)).view(-1, 1, 1, 1)
+            return torch.where(sick, torch.nan, model.denoise(inputs))
 
         return replace(model, denoise=denoise)
 

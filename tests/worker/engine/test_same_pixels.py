@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, plain, same_pixels
+from tests.worker.networks.prepared import prepared
 from tests.worker.tiny_models import LABELS, cifar_10_unet
 from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion.noise import initial_noise
@@ -22,12 +23,13 @@ from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
-from worker.networks.cpu.batch_invariant import make_batch_invariant
+from worker.networks.architecture import NetworkSource
 from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.threaded import ThreadedDenoiser
 from worker.networks.device import choose_dtype
-from worker.networks.unet2d import UNetDenoiser
+from worker.networks.network_input import InputSpec, NetworkInput
+from worker.networks.unet2d import UNet2D
 from worker.store.model_store import Checkpoint, ModelStore
 
 Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
@@ -167,13 +169,13 @@ def test_a_step_is_bitwise_the_same_in_every_batch_size_on_the_cifar_10_configur
     unet = cifar_10_unet().eval()
     assert sum(p.numel() for p in unet.parameters()) == 35_746_307
     team = CpuTeam(threads)
-    denoise = ThreadedDenoiser(UNetDenoiser(make_batch_invariant(unet, (3, 32, 32), 0, team), torch.float32), team)
+    denoise = ThreadedDenoiser(prepared(unet, (3, 32, 32), team), team)
     x_t = initial_noise(torch.arange(6), (3, 32, 32))
-    timesteps = torch.linspace(0, 999, 6).long()
-    together = denoise.one_thread(x_t, timesteps, None)
+    inputs = NetworkInput(x_t, torch.linspace(0, 999, 6).long())
+    together = denoise.one_thread(inputs)
     for way in (denoise.narrow, denoise.wide):
         for rows in ([4], [5, 3, 1]):
-            assert torch.equal(way(x_t[rows], timesteps[rows], None), together[rows]), rows
+            assert torch.equal(way(inputs[rows]), together[rows]), rows
 
 
 @pytest.mark.slow
@@ -209,8 +211,9 @@ def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbour
     def fresh_pool() -> ModelPool:
         def load(checkpoint: Checkpoint) -> LoadedModel:
             like = load_checkpoint(checkpoint, CPU, torch.float32)
-            shape, open_unet = (3, 32, 32), lambda: cifar_10_unet().eval().to(dtype)
-            _, denoise = prepare_on_cpu(open_unet, f"cifar-10 {dtype}", shape, 0, dtype, 2, "cifar-10")
+            shape, open_network = (3, 32, 32), lambda: cifar_10_unet().eval().to(dtype)
+            source = NetworkSource(UNet2D(), open_network, InputSpec(shape), dtype, f"cifar-10 {dtype}", "cifar-10")
+            _, denoise = prepare_on_cpu(source, threads=2)
             return replace(like, denoise=denoise, shape=shape, num_classes=0, labels=(), null_label=None)
 
         return filled_pool(tiny_store, load)

@@ -20,6 +20,7 @@ from tests.worker.engine.harness import ask, draw, filled_pool, load_float32, pl
 from tests.worker.store.test_import import PLAIN, RESNET, SKIP, _unet
 from worker.contract import SamplerName, Spacing
 from worker.diffusion.prediction import PredictionType
+from worker.networks.network_input import NetworkInput
 from worker.store import Checkpoint, ModelStore
 from worker.store.manifest import WEIGHTS_PATH
 from worker.store.pipeline_import import import_pipeline
@@ -32,7 +33,7 @@ def assert_the_same_eps(unet: UNet2DModel, checkpoint: Checkpoint) -> None:
     x_t = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     timesteps = torch.tensor([0, 3, 700, 999])
     expected: torch.Tensor = unet(x_t, timesteps).sample
-    served = load_float32(checkpoint).denoise(x_t, timesteps, None)
+    served = load_float32(checkpoint).denoise(NetworkInput(x_t, timesteps))
     assert float((served - expected).norm() / expected.norm()) < 1e-5
 
 

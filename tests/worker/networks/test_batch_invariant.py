@@ -7,38 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from tests.worker.engine.harness import CPU
+from tests.worker.networks.prepared import TINY_SPEC, inputs_of, prepared
 from tests.worker.tiny_models import tiny_unet
-from worker.networks.cpu.batch_invariant import (
-    FixedGroupNorm,
-    FixedLinear,
-    make_batch_invariant,
-)
+from worker.networks.cpu.batch_invariant import FixedGroupNorm, FixedLinear
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.threaded import ThreadedDenoiser
 from worker.networks.exactness import OneByOne, is_batch_invariant
-from worker.networks.unet2d import UNetDenoiser
+from worker.networks.network_input import NetworkInput
+from worker.networks.unet2d import UNet2DDenoiser
 
 
 def tiny_denoiser(*, fixed: bool, threads: int = 1) -> ThreadedDenoiser:
     unet, team = tiny_unet().eval(), CpuTeam(threads)
-    prepared = make_batch_invariant(unet, (1, 8, 8), 5, team) if fixed else unet
-    return ThreadedDenoiser(UNetDenoiser(prepared, torch.float32), team)
+    return ThreadedDenoiser(prepared(unet, TINY_SPEC, team) if fixed else UNet2DDenoiser(unet, torch.float32), team)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_fixed_forms_are_exact(threads: int) -> None:
     denoise = tiny_denoiser(fixed=True, threads=threads)
     for ask in (denoise.one_thread, denoise.narrow, denoise.wide):
-        assert is_batch_invariant(ask, (1, 8, 8), 5, CPU)
+        assert is_batch_invariant(ask, TINY_SPEC, CPU)
 
 
 def test_torchs_own_forms_are_not_which_is_why_there_are_fixed_ones() -> None:
     """When this fails, torch has become exact and `batch_invariant` can go."""
-    assert not is_batch_invariant(tiny_denoiser(fixed=False).one_thread, (1, 8, 8), 5, CPU)
+    assert not is_batch_invariant(tiny_denoiser(fixed=False).one_thread, TINY_SPEC, CPU)
 
 
 def test_one_by_one_is_exact_whatever_it_wraps() -> None:
-    assert is_batch_invariant(OneByOne(tiny_denoiser(fixed=False).one_thread), (1, 8, 8), 5, CPU)
+    assert is_batch_invariant(OneByOne(tiny_denoiser(fixed=False).one_thread), TINY_SPEC, CPU)
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 7])
@@ -85,15 +82,15 @@ def test_a_group_norm_is_exact_and_right(channels: int, groups: int, side: int, 
 @torch.inference_mode()
 def test_the_fixed_forms_compute_what_torchs_do() -> None:
     x_t = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    timesteps, labels = torch.arange(5) * 200, torch.arange(5)
-    ours: Tensor = tiny_denoiser(fixed=True)(x_t, timesteps, labels)
-    torch.testing.assert_close(ours, tiny_denoiser(fixed=False)(x_t, timesteps, labels), rtol=1e-4, atol=1e-5)
+    inputs = inputs_of(x_t, torch.arange(5) * 200, torch.arange(5))
+    ours = tiny_denoiser(fixed=True)(inputs)
+    torch.testing.assert_close(ours, tiny_denoiser(fixed=False)(inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_a_network_that_says_what_is_no_number_is_not_taken_for_inexact() -> None:
     """What is found of the first checkpoint holds for those after it, and they may be sound."""
 
-    def no_number(x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        return x_t * float("nan")
+    def no_number(inputs: NetworkInput) -> Tensor:
+        return inputs.x * float("nan")
 
-    assert is_batch_invariant(no_number, (1, 8, 8), 5, CPU)
+    assert is_batch_invariant(no_number, TINY_SPEC, CPU)

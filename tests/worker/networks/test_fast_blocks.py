@@ -8,12 +8,12 @@ from diffusers import UNet2DModel
 from torch import nn
 
 from tests.worker.engine.harness import CPU
-from worker.networks.cpu.batch_invariant import make_batch_invariant
+from tests.worker.networks.prepared import inputs_of, prepared
 from worker.networks.cpu.fast_blocks import FastAttention, FastResnetBlock
-from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.winograd import WinogradConv2d
 from worker.networks.exactness import is_batch_invariant
-from worker.networks.unet2d import UNetDenoiser
+from worker.networks.network_input import InputSpec
+from worker.networks.unet2d import UNet2DDenoiser
 
 SHAPE = (3, 16, 16)
 PLAIN: Mapping[str, object] = {
@@ -54,15 +54,15 @@ def unet(kind: str) -> nn.Module:
 @torch.inference_mode()
 def test_a_prepared_network_computes_what_diffusers_does(kind: str) -> None:
     x_t = torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))
-    timesteps = torch.tensor([3, 500, 999])
-    expected = UNetDenoiser(unet(kind), torch.float32)(x_t, timesteps, None)
-    prepared = UNetDenoiser(make_batch_invariant(unet(kind), SHAPE, 0, CpuTeam(1)), torch.float32)
-    torch.testing.assert_close(prepared(x_t, timesteps, None), expected, rtol=1e-4, atol=1e-4)
-    assert is_batch_invariant(prepared, SHAPE, 0, CPU)
+    inputs = inputs_of(x_t, torch.tensor([3, 500, 999]))
+    expected = UNet2DDenoiser(unet(kind), torch.float32)(inputs)
+    denoise = prepared(unet(kind), SHAPE)
+    torch.testing.assert_close(denoise(inputs), expected, rtol=1e-4, atol=1e-4)
+    assert is_batch_invariant(denoise, InputSpec(SHAPE), CPU)
 
 
 def test_the_networks_of_ddpm_get_the_fast_forms() -> None:
-    modules = list(make_batch_invariant(unet("plain"), SHAPE, 0, CpuTeam(1)).modules())
+    modules = list(prepared(unet("plain"), SHAPE).unet.modules())
     kinds = [type(module) for module in modules]
     assert not {nn.Conv2d, nn.Linear, nn.GroupNorm} & set(kinds)
     assert (kinds.count(FastResnetBlock), kinds.count(FastAttention)) == (8, 4)
@@ -70,7 +70,7 @@ def test_the_networks_of_ddpm_get_the_fast_forms() -> None:
 
 
 def test_what_is_not_known_keeps_its_own_form() -> None:
-    prepared = make_batch_invariant(unet("scaled and shifted by the time"), SHAPE, 0, CpuTeam(1))
-    kinds = [type(module) for module in prepared.modules()]
+    network = prepared(unet("scaled and shifted by the time"), SHAPE).unet
+    kinds = [type(module) for module in network.modules()]
     assert FastResnetBlock not in kinds
     assert WinogradConv2d in kinds

@@ -7,12 +7,14 @@ import torch
 from torch import Tensor
 
 from tests.worker.engine.harness import CPU, ask, draw, filled_pool, same_pixels
+from tests.worker.networks.prepared import TINY_SPEC, inputs_of, row_by_row
 from tests.worker.tiny_models import TINY, tiny_unet
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
 from worker.networks.exactness import is_batch_invariant
+from worker.networks.network_input import NetworkInput
 from worker.networks.padded import PadBatch, PaddedDenoiser, padded
-from worker.networks.unet2d import UNetDenoiser
+from worker.networks.unet2d import UNet2DDenoiser
 from worker.store.model_store import ModelStore
 
 
@@ -22,11 +24,10 @@ class Noting:
 
     sizes: list[int] = field(default_factory=list)
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        self.sizes.append(len(x_t))
-        assert len(timesteps) == len(x_t)
-        assert labels is None or len(labels) == len(x_t)
-        return x_t + timesteps.view(-1, 1, 1, 1) + (0 if labels is None else 1000 * labels.view(-1, 1, 1, 1))
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        self.sizes.append(len(inputs))
+        assert all(len(value) == len(inputs.t) == len(inputs) for value in inputs.named.values())
+        return row_by_row(inputs)
 
 
 @pytest.mark.parametrize(
@@ -35,11 +36,11 @@ class Noting:
 @pytest.mark.parametrize("labeled", [False, True])
 def test_only_the_given_sizes_are_run_and_padding_leaves_no_trace(rows: int, asked: list[int], labeled: bool) -> None:
     inner = Noting()
-    x_t, timesteps = torch.randn(rows, 1, 2, 2), torch.arange(rows)
     labels = torch.arange(rows) if labeled else None
-    said = PaddedDenoiser(inner, (1, 4, 8))(x_t, timesteps, labels)
+    inputs = inputs_of(torch.randn(rows, 1, 2, 2), torch.arange(rows), labels)
+    output = PaddedDenoiser(inner, (1, 4, 8))(inputs)
     assert inner.sizes == asked
-    assert torch.equal(said, Noting()(x_t, timesteps, labels))
+    assert torch.equal(output, row_by_row(inputs))
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 2), (4, 2), (2, 2)])
@@ -50,9 +51,9 @@ def test_sizes_that_are_none_are_refused(sizes: tuple[int, ...]) -> None:
 
 def test_one_size_makes_torchs_own_kernels_exact() -> None:
     """Several sizes do not on a CPU, which is why it has forms of its own."""
-    denoise = UNetDenoiser(tiny_unet().eval(), torch.float32)
-    assert is_batch_invariant(PaddedDenoiser(denoise, (8,)), (1, 8, 8), 5, CPU)
-    assert not is_batch_invariant(PaddedDenoiser(denoise, (1, 2, 4, 8)), (1, 8, 8), 5, CPU)
+    denoise = UNet2DDenoiser(tiny_unet().eval(), torch.float32)
+    assert is_batch_invariant(PaddedDenoiser(denoise, (8,)), TINY_SPEC, CPU)
+    assert not is_batch_invariant(PaddedDenoiser(denoise, (1, 2, 4, 8)), TINY_SPEC, CPU)
 
 
 def test_a_gpu_gets_a_few_sizes_and_a_cpu_needs_none() -> None:

@@ -13,67 +13,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.worker.networks.prepared import TINY_SPEC, inputs_of, prepared, row_by_row
 from tests.worker.tiny_models import cifar_10_unet, tiny_unet
-from worker.networks.cpu.batch_invariant import FixedConv2d, make_batch_invariant
+from worker.networks.cpu.batch_invariant import FixedConv2d
 from worker.networks.cpu.host_memory import keep_freed_memory
 from worker.networks.cpu.team import CpuTeam, cpu_threads, split_operations
 from worker.networks.cpu.threaded import Split, ThreadedDenoiser, measured_split
 from worker.networks.exactness import agree
-from worker.networks.unet2d import UNetDenoiser
+from worker.networks.network_input import InputSpec, NetworkInput
 
 
 def tiny_denoiser(threads: int) -> ThreadedDenoiser:
     team = CpuTeam(threads)
-    return ThreadedDenoiser(
-        UNetDenoiser(make_batch_invariant(tiny_unet().eval(), (1, 8, 8), 5, team), torch.float32), team
-    )
+    return ThreadedDenoiser(prepared(tiny_unet().eval(), TINY_SPEC, team), team)
 
 
 @pytest.mark.parametrize("threads", [2, 3])
 def test_all_ways_of_asking_say_the_same(threads: int) -> None:
     denoise = tiny_denoiser(threads)
-    assert agree(denoise.one_thread, denoise.narrow, (1, 8, 8), 5)
-    assert agree(denoise.one_thread, denoise.wide, (1, 8, 8), 5)
+    assert agree(denoise.one_thread, denoise.narrow, TINY_SPEC)
+    assert agree(denoise.one_thread, denoise.wide, TINY_SPEC)
 
 
 @pytest.mark.slow
 def test_norms_of_large_images_are_not_split_among_threads() -> None:
     """At 32x32, where torch's own group norm sums as many parts as there are threads."""
     team = CpuTeam(2)
-    unet = make_batch_invariant(cifar_10_unet().eval(), (3, 32, 32), 0, team)
-    denoise = ThreadedDenoiser(UNetDenoiser(unet, torch.float32), team)
-    assert agree(denoise.one_thread, denoise.wide, (3, 32, 32), 0)
+    denoise = ThreadedDenoiser(prepared(cifar_10_unet().eval(), (3, 32, 32), team), team)
+    assert agree(denoise.one_thread, denoise.wide, InputSpec((3, 32, 32)))
 
 
 def test_rows_come_back_in_their_order_whatever_the_shares() -> None:
-    def times_the_step(x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        assert labels is not None
-        return x_t * timesteps.view(-1, 1, 1, 1) + labels.view(-1, 1, 1, 1)
-
-    denoise = ThreadedDenoiser(times_the_step, CpuTeam(3))
+    denoise = ThreadedDenoiser(row_by_row, CpuTeam(3))
     for rows in range(1, 8):
-        x_t, timesteps, labels = torch.randn(rows, 1, 2, 2), torch.arange(rows), torch.arange(rows) * 10
-        assert torch.equal(denoise(x_t, timesteps, labels), times_the_step(x_t, timesteps, labels))
+        inputs = inputs_of(torch.randn(rows, 1, 2, 2), torch.arange(rows), torch.arange(rows) * 10)
+        assert torch.equal(denoise(inputs), row_by_row(inputs))
 
 
 def test_an_error_in_one_share_waits_for_the_others_and_harms_no_later_call() -> None:
     may_end, ended = threading.Event(), threading.Event()
 
-    def ask(x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        if int(timesteps[0]) == 0:
+    def denoise_share(inputs: NetworkInput) -> Tensor:
+        if int(inputs.t[0]) == 0:
             may_end.set()
             raise MemoryError("the first share")
-        if int(timesteps[0]) == 1:
+        if int(inputs.t[0]) == 1:
             assert may_end.wait(20)
             threading.Event().wait(0.2)
             ended.set()
-        return x_t
+        return inputs.x
 
-    denoise = ThreadedDenoiser(ask, CpuTeam(2))
+    denoise = ThreadedDenoiser(denoise_share, CpuTeam(2))
     with pytest.raises(MemoryError, match="the first share"):
-        denoise(torch.zeros(2, 1, 1, 1), torch.arange(2), None)
+        denoise(inputs_of(torch.zeros(2, 1, 1, 1), torch.arange(2)))
     assert ended.is_set()
-    assert denoise(torch.ones(2, 1, 1, 1), torch.arange(2, 4), None).sum() == 2
+    assert denoise(inputs_of(torch.ones(2, 1, 1, 1), torch.arange(2, 4))).sum() == 2
 
 
 seconds = st.floats(1e-4, 10)
@@ -101,16 +95,16 @@ def test_the_slower_way_is_measured_to_be_so(slow: str) -> None:
     pause = threading.Event()
 
     class OneWaySlow(ThreadedDenoiser):
-        def wide(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        def wide(self, inputs: NetworkInput) -> Tensor:
             pause.wait(0.1 if slow == "wide" else 0)
-            return super().wide(x_t, timesteps, labels)
+            return super().wide(inputs)
 
-        def one_thread(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+        def one_thread(self, inputs: NetworkInput) -> Tensor:
             pause.wait(0.1 if slow == "one_thread" else 0)
-            return super().one_thread(x_t, timesteps, labels)
+            return super().one_thread(inputs)
 
-    denoise = OneWaySlow(lambda x_t, timesteps, labels: x_t, CpuTeam(2))
-    assert measured_split(denoise, (1, 2, 2), 0).is_narrow(1) == (slow == "wide")
+    denoise = OneWaySlow(lambda inputs: inputs.x, CpuTeam(2))
+    assert measured_split(denoise, InputSpec((1, 2, 2))).is_narrow(1) == (slow == "wide")
 
 
 @pytest.mark.parametrize("threads", [1, 2])

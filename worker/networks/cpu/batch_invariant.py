@@ -24,7 +24,8 @@ from worker.networks.cpu.fast_blocks import (
 )
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.winograd import WinogradConv2d, winograd_suits
-from worker.networks.unet2d import UNetDenoiser
+from worker.networks.denoiser import Denoiser
+from worker.networks.network_input import InputSpec
 
 PIXELS_SPLIT = 1024
 """Of an image whose pixels torch shares out among its threads, in channels_last; of smaller ones, the groups."""
@@ -172,18 +173,20 @@ class FixedGroupNorm(nn.Module):
 
 
 def make_batch_invariant(
-    unet: nn.Module, shape: tuple[int, int, int], num_classes: int, team: CpuTeam, *, winograd: bool = True
-) -> nn.Module:
-    """Replace what is inside a U-Net on the CPU by forms that are exact and, where there are such, faster.
+    network: nn.Module, denoise: Denoiser, spec: InputSpec, team: CpuTeam, *, winograd: bool = True
+) -> None:
+    """Replace what is inside a network on the CPU by forms that are exact and, where there are such, faster.
 
     Whole blocks of the kinds that `fast_blocks` knows, else their convolutions, linear layers and group norms; what is
-    of another kind is left as it is. Returns the U-Net, to be called with images of this shape only, from any number of
+    of another kind is left as it is. The network may then be called with images of this shape only, from any number of
     threads at a time.
+
+    Args:
+        denoise: calls the network.
     """
     time_shifts = TimeShifts()
-    _replace_inside(unet, _image_sizes(unet, shape, num_classes), winograd, time_shifts, team)
+    _replace_inside(network, _image_sizes(network, denoise, spec), winograd, time_shifts, team)
     time_shifts.fuse(FixedLinear)
-    return unet
 
 
 def _replace_inside(
@@ -210,7 +213,7 @@ def _replace_inside(
 
 
 @torch.inference_mode()
-def _image_sizes(unet: nn.Module, shape: tuple[int, int, int], num_classes: int) -> dict[nn.Module, tuple[int, int]]:
+def _image_sizes(network: nn.Module, denoise: Denoiser, spec: InputSpec) -> dict[nn.Module, tuple[int, int]]:
     """(H, W) of what each convolution is given: seen in one call."""
     sizes: dict[nn.Module, tuple[int, int]] = {}
 
@@ -218,11 +221,9 @@ def _image_sizes(unet: nn.Module, shape: tuple[int, int, int], num_classes: int)
         height, width = inputs[0].shape[-2:]
         sizes[module] = (height, width)
 
-    hooks = [m.register_forward_pre_hook(note) for m in unet.modules() if isinstance(m, nn.Conv2d)]
+    hooks = [m.register_forward_pre_hook(note) for m in network.modules() if isinstance(m, nn.Conv2d)]
     try:
-        dtype = next(unet.parameters()).dtype
-        labels = torch.zeros(1, dtype=torch.int64) if num_classes else None
-        UNetDenoiser(unet, dtype)(torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64), labels)
+        denoise(spec.zeros(1))
     finally:
         for hook in hooks:
             hook.remove()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.denoiser import Denoiser
+from worker.networks.network_input import InputSpec, NetworkInput
 
 MEASUREMENTS = 4
 
@@ -40,7 +41,7 @@ ALWAYS_NARROW = Split(1, 0.0, 0.0)
 
 @dataclass(frozen=True, eq=False)
 class ThreadedDenoiser:
-    """Asks a denoiser about parts of a batch at once. Rows must not depend on their batch, nor on the form.
+    """Evaluates parts of a batch at once. Rows must not depend on their batch, nor on the form.
 
     Args:
         inner: can be asked from several threads at a time.
@@ -50,38 +51,31 @@ class ThreadedDenoiser:
     team: CpuTeam
     split: Split = ALWAYS_NARROW
 
-    def __call__(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        ask = self.narrow if self.split.is_narrow(len(x_t)) else self.wide
-        return ask(x_t, timesteps, labels)
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        run = self.narrow if self.split.is_narrow(len(inputs)) else self.wide
+        return run(inputs)
 
-    def narrow(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+    def narrow(self, inputs: NetworkInput) -> Tensor:
         """Each narrow thread takes its share of the rows."""
-        parts = min(self.team.size, len(x_t))
-        ends = [len(x_t) * part // parts for part in range(parts + 1)]
-        shares = [slice(start, end) for start, end in itertools.pairwise(ends)]
-        said = self.team.narrow(
-            [partial(self.inner, x_t[s], timesteps[s], None if labels is None else labels[s]) for s in shares]
-        )
-        return said[0] if parts == 1 else torch.cat(said)
+        parts = min(self.team.size, len(inputs))
+        ends = [len(inputs) * part // parts for part in range(parts + 1)]
+        outputs = self.team.narrow([partial(self.inner, inputs[start:end]) for start, end in itertools.pairwise(ends)])
+        return outputs[0] if parts == 1 else torch.cat(outputs)
 
-    def wide(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+    def wide(self, inputs: NetworkInput) -> Tensor:
         """Every operation on the whole batch is split over the team."""
-        return self.team.wide(partial(self.inner, x_t, timesteps, labels))
+        return self.team.wide(partial(self.inner, inputs))
 
-    def one_thread(self, x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
+    def one_thread(self, inputs: NetworkInput) -> Tensor:
         """All rows on one narrow thread."""
-        return self.team.narrow([partial(self.inner, x_t, timesteps, labels)])[0]
+        return self.team.narrow([partial(self.inner, inputs)])[0]
 
 
-def measured_split(denoise: ThreadedDenoiser, shape: tuple[int, int, int], num_classes: int) -> Split:
+def measured_split(denoise: ThreadedDenoiser, spec: InputSpec) -> Split:
     """Time one row both ways."""
-    x_t, timestep = torch.zeros(1, *shape), torch.zeros(1, dtype=torch.int64)
-    label = torch.zeros(1, dtype=torch.int64) if num_classes else None
+    row = spec.zeros(1)
     taken_s = [
-        (
-            _seconds(partial(denoise.one_thread, x_t, timestep, label)),
-            _seconds(partial(denoise.wide, x_t, timestep, label)),
-        )
+        (_seconds(partial(denoise.one_thread, row)), _seconds(partial(denoise.wide, row)))
         for _ in range(1 + MEASUREMENTS)
     ]
     # The shortest is what other processes disturbed least.

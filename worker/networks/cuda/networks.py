@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from worker.networks.architecture import NetworkSource
 from worker.networks.cuda.graph_capture import Capture, CudaGraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32
 from worker.networks.denoiser import Denoiser
 from worker.networks.memory_errors import out_of_memory
 from worker.networks.padded import PadBatch, PaddedDenoiser, sizes_of
-from worker.networks.unet2d import UNetDenoiser
 
 log = logging.getLogger(__name__)
 
@@ -56,45 +56,34 @@ class GpuNetworks:
 
     def prepare(
         self,
-        open_unet: Callable[[], nn.Module],
-        kind: str,
-        shape: tuple[int, int, int],
-        dtype: torch.dtype,
+        source: NetworkSource,
         device: torch.device,
         *,
-        with_labels: bool,
         pad_batch: PadBatch,
         max_batch: int,
     ) -> Network:
-        """A network with the weights of `open_unet`, which checks them: a spare is not touched before they are good."""
-        unet = open_unet()
-        spare = self._take(kind)
+        """A network with the source's weights, which are checked first: a spare is not touched before they are good."""
+        unet = source.open()
+        spare = self._take(source.kind)
         with self._aside():
             if spare is None:
-                return self._place(
-                    unet, kind, shape, dtype, device, with_labels, sizes_of(pad_batch, max_batch, device)
-                )
+                return self._place(unet, source, device, sizes_of(pad_batch, max_batch, device))
             spare.unet.load_state_dict(unet.state_dict())  # in place
             return spare
 
     def _place(
         self,
         unet: nn.Module,
-        kind: str,
-        shape: tuple[int, int, int],
-        dtype: torch.dtype,
+        source: NetworkSource,
         device: torch.device,
-        with_labels: bool,
         sizes: tuple[int, ...] | None,
     ) -> Network:
         """A new network, recorded if that is wanted and can be done."""
         unet = _in_channels_last(unet.to(device))
-        plain = UNetDenoiser(unet, dtype)
+        plain, kind = source.denoiser(unet), source.kind
         if self._begin_capture is not None and sizes is not None and kind not in self._unrecordable:
             try:
-                recorded = GraphedDenoiser(
-                    plain, self._begin_capture(), sizes, shape, with_labels=with_labels, device=device
-                )
+                recorded = GraphedDenoiser(plain, self._begin_capture(), sizes, source.inputs, device)
                 return Network(kind, unet, recorded, recorded=True)
             except RuntimeError as error:
                 if not out_of_memory(error):  # that may pass
