@@ -251,7 +251,7 @@ class WorkerProcess:
         """Charge each job of a broken engine a try, or one that breaks every engine would go on for ever."""
         for job in self._held.all():
             if job.in_engine:
-                job.in_engine = False
+                self._held.leave_engine(job)
                 detail = "the worker broke while it ran this job"
                 self._finisher.ended(job, Failed(job.job_id, "worker_broken", detail, retryable=True))
         deadline = self._clock() + FORCED_END_S

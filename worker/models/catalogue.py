@@ -34,6 +34,10 @@ class Catalogue:
         self._names: dict[str, frozenset[str]] = {}
         self._versions: dict[str, list[str]] = {}
         self._currents: dict[str, str | StoreError] = {}
+        self._looks = 0
+        """How often `refresh` has found something else than before."""
+        self._described: tuple[object, list[ModelInfo]] | None = None
+        """The last answer of `describe`, and of what it was made."""
 
     def refresh(self) -> dict[str, str | StoreError]:
         """Each model's current version, or why it can't be told.
@@ -63,6 +67,8 @@ class Catalogue:
                 if known is not None:
                     facts[model, version] = known
         with self._lock:
+            if (versions, currents, facts) != (self._versions, self._currents, self._facts):
+                self._looks += 1
             self._names, self._versions, self._currents, self._facts = names, versions, currents, facts
         return currents
 
@@ -78,9 +84,16 @@ class Catalogue:
         load_failures: Mapping[str, int],
         retired: AbstractSet[tuple[str, str]] = frozenset(),
     ) -> list[ModelInfo]:
-        """One entry for each model of which at least one version can be read; the retired ones are not offered."""
+        """One entry for each model of which at least one version can be read; the retired ones are not offered.
+
+        The entries are built when something has changed, and are the same objects otherwise: several threads ask for
+        them several times a second.
+        """
         with self._lock:
             versions, currents, facts = self._versions, self._currents, self._facts
+            state = (self._looks, dict(serving), dict(reload_errors), dict(load_failures), frozenset(retired))
+            if self._described is not None and self._described[0] == state:
+                return list(self._described[1])
         models = []
         for model, names in versions.items():
             readable = {name: facts[model, name] for name in names if (model, name) in facts.keys() - retired}
@@ -105,7 +118,9 @@ class Catalogue:
                     load_failures=load_failures.get(model, 0),
                 )
             )
-        return models
+        with self._lock:
+            self._described = (state, models)
+        return list(models)
 
     def _read(self, model: str, version: str) -> _Facts | None:
         """None for a version that can't be described; if it is the current one, loading it says why."""

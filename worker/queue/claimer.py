@@ -190,3 +190,6 @@ class Claimer:
             chain = None
         self._held.enter_engine(job)
         self._engine.submit(EngineRequest(job.job_id, job.request, chain))
+        if job.ending is not None:
+            # It was stopped before the engine knew of it, and the engine ignored that.
+            self._engine.cancel(job.job_id)

@@ -58,7 +58,7 @@ class Dispatcher:
         elif isinstance(event, Saved):
             self._chains.keep(job, event.chain)
         else:
-            job.in_engine = False
+            self._held.leave_engine(job)
             if isinstance(event, Succeeded):
                 self._finisher.drawn(job, event)
             elif isinstance(event, Failed) and event.retryable:

@@ -18,7 +18,7 @@ from worker.queue.redis_health import RedisHealth
 logger = logging.getLogger(__name__)
 
 MOST_TOGETHER = 64
-"""Jobs delivered in one round trip."""
+"""Jobs delivered together: in one round trip, unless their images are so large that `Leases.send` needs more."""
 RETRY_AFTER_S = 0.25
 PAUSE_S = 1.0
 """Before a job that failed and may be tried again goes back to the queue: what it lacked may be there then."""
@@ -42,8 +42,8 @@ _Ended = tuple[HeldJob, _End]
 class Finisher:
     """One thread delivers, a few encode. `run` returns when told to stop and nothing is left to deliver.
 
-    Jobs that ended by the time the thread looks are delivered together, in one round trip, and each by itself as far
-    as its fate goes: its images are stored, and its status is written if they were.
+    Jobs that have ended by the time the thread looks are delivered together, but each has its own fate: its images are
+    stored, and its status is written if they were.
     """
 
     def __init__(
@@ -119,6 +119,13 @@ class Finisher:
             self._ends.put((job, end))
 
     def _deliver(self, ended: Sequence[_Ended]) -> None:
+        try:
+            self._deliver_all(ended)
+        finally:
+            # Whatever became of them: a job that stayed in the table would take a place for ever.
+            self._held.remove(*(job for job, _ in ended))
+
+    def _deliver_all(self, ended: Sequence[_Ended]) -> None:
         waiting = list(ended)
         while waiting and not self._abandoned:
             try:
@@ -137,10 +144,9 @@ class Finisher:
                     self._health.answered()
             if waiting:
                 self._sleep(RETRY_AFTER_S)
-        self._held.remove(*(job for job, _ in ended))
 
     def _deliver_once(self, ended: Sequence[_Ended]) -> list[_Ended]:
-        """One round trip; what must be sent again."""
+        """Send each end once; returns those that must be sent again."""
         calls = [self._calls(job, end) for job, end in ended]
         answers = iter(self._leases.send([call for of_job in calls for call in of_job]))
         again: list[_Ended] = []

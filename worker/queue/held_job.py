@@ -33,7 +33,11 @@ class Ending(Enum):
 
 @dataclass(slots=True, eq=False)
 class HeldJob:
-    """One execution of one job. The main thread makes it; `ending` and `progress` are set under the table's lock."""
+    """One execution of one job, made by the main thread and read by all.
+
+    `ending`, `in_engine` and `entered_clock` change through `HeldJobs`, under its lock. `progress` is replaced by the
+    dispatcher alone and `progress_sent` by the reporter alone, so neither needs it.
+    """
 
     job_id: str
     execution_id: str
@@ -196,6 +200,11 @@ class HeldJobs:
         """Note that the engine gets it now."""
         with self._changed:
             job.in_engine, job.entered_clock = True, self._clock()
+
+    def leave_engine(self, job: HeldJob) -> None:
+        """Note that the engine has no more part in it."""
+        with self._changed:
+            job.in_engine = False
 
     def end_early(self, job: HeldJob, ending: Ending) -> None:
         """Note why the job is taken out of the engine; the first reason stands, but a lost lease overrides any."""

@@ -1,7 +1,7 @@
 """The worker's side of the Lua scripts. Each is one round trip; the stores and ends of many jobs share one."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ LONGEST_PATIENCE_S = 600.0
 """Nor by any that is queued later than this after it."""
 LOOKED_AT = 128
 """Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each."""
+MOST_BYTES = 8 * 2**20
+"""Most bytes of one pipeline of calls: it is held whole in memory, here and by Redis. One larger call goes alone."""
 
 
 class ServerClock:
@@ -65,6 +67,11 @@ class Call:
 
     script: "Script"
     arguments: tuple[Any, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of its texts and bytes; numbers don't count."""
+        return sum(len(argument) for argument in self.arguments if isinstance(argument, str | bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +235,8 @@ class Leases:
         )
 
     def send(self, calls: Sequence[Call]) -> list[Any]:
-        """Make the calls in their order and in one round trip; each one's answer, or the error in its place.
+        """Make the calls in their order, in as few round trips as `MOST_BYTES` allows; each one's answer, or the error
+        in its place.
 
         A call that is sent again after its answer was lost does nothing twice and answers the same.
         """
@@ -241,6 +249,9 @@ class Leases:
         return [answer.decode() if isinstance(answer, bytes) else answer for answer in answers]
 
     def _send(self, calls: Sequence[Call]) -> list[Any]:
+        return [answer for part in _parts(calls) for answer in self._send_together(part)]
+
+    def _send_together(self, calls: Sequence[Call]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
             for call in calls:
                 # Not through `Script`: in a pipeline it asks for its own existence first, a round trip each time.
@@ -268,6 +279,20 @@ class Leases:
             ],
         )
         return Recovered(*([id_.decode(errors="replace") for id_ in ids] for ids in answer))
+
+
+def _parts(calls: Sequence[Call]) -> Iterator[list[Call]]:
+    """The calls in their order, cut so that no part of several has more than `MOST_BYTES`."""
+    part: list[Call] = []
+    part_bytes = 0
+    for call in calls:
+        if part and part_bytes + call.size_bytes > MOST_BYTES:
+            yield part
+            part, part_bytes = [], 0
+        part.append(call)
+        part_bytes += call.size_bytes
+    if part:
+        yield part
 
 
 def _flat(fields: dict[str, Any]) -> list[Any]:

@@ -78,6 +78,19 @@ def test_a_bad_version_leaves_the_old_one_serving_and_is_told(store: ModelStore)
     assert (info.version, info.reload_error) == (newer, None)
 
 
+def test_what_is_told_of_the_models_is_built_anew_only_when_something_changed(store: ModelStore) -> None:
+    pool = filled_pool(store)
+    (before,) = pool.describe()
+    pool.poll()
+    assert pool.describe()[0] is before
+    new = publish_tiny(store, weights_seed=1, step=2).version
+    pool.poll()
+    (listed,) = pool.describe()
+    assert [info.version for info in listed.versions] == [before.version, new]
+    pool.load_wishes()
+    assert pool.describe()[0].version == new
+
+
 def test_a_bad_version_is_not_read_again_at_every_poll(store: ModelStore) -> None:
     clock = HandClock()
     tried: list[str] = []

@@ -62,8 +62,8 @@ class FakeEngine:
     outbox: "queue.SimpleQueue[EngineEvent]" = field(default_factory=queue.SimpleQueue)
 
     def __post_init__(self) -> None:
-        self._inbox: queue.SimpleQueue[EngineRequest] = queue.SimpleQueue()
-        self._cancels: set[str] = set()
+        self._inbox: queue.SimpleQueue[EngineRequest | str] = queue.SimpleQueue()
+        """Requests, and ids of those to be canceled, in the order in which they came."""
         self._rows: dict[str, _Row] = {}
         self._counters = EngineCounters()
         self._last_step_at = time.monotonic()
@@ -72,7 +72,7 @@ class FakeEngine:
         self._inbox.put(request)
 
     def cancel(self, job_id: str) -> None:
-        self._cancels.add(job_id)
+        self._inbox.put(job_id)
 
     def counters(self) -> EngineCounters:
         return self._counters
@@ -83,7 +83,6 @@ class FakeEngine:
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._take_in()
-            self._drop_canceled()
             if self._rows:
                 self._step(stop)
             else:
@@ -93,6 +92,9 @@ class FakeEngine:
     def _take_in(self) -> None:
         while not self._inbox.empty():
             message = self._inbox.get()
+            if isinstance(message, str):
+                self._cancel(message)
+                continue
             if message.job_id in self._rows:
                 raise RuntimeError(f"job {message.job_id} was submitted twice")
             if message.request.seed == LOADS_FOR_EVER:
@@ -101,9 +103,8 @@ class FakeEngine:
             self._rows[message.job_id] = row
             self.outbox.put(Admitted(message.job_id, message.request.model, row.version, WEIGHTS_SHA256))
 
-    def _drop_canceled(self) -> None:
-        cancels, self._cancels = self._cancels, set()
-        for job_id in cancels & self._rows.keys():
+    def _cancel(self, job_id: str) -> None:
+        if job_id in self._rows:
             del self._rows[job_id]
             self.outbox.put(Canceled(job_id))
 

@@ -2,24 +2,58 @@
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
+import numpy as np
 import pytest
+import redis
+from redis.client import Pipeline
 
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
 from tests.worker.queue.fake_engine import MODEL, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
-from worker.contract import QUEUE_NAME
+from worker.contract import QUEUE_NAME, image_key
 from worker.engine.messages import Failed, Succeeded
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import MOST_BYTES, Leases, ServerClock
 from worker.queue.redis_health import RedisHealth
 
 
+class ObservedRedis(redis.Redis):
+    """Counts the bytes of each pipeline; `refuses` one of them, by its number."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.pipeline_bytes: list[int] = []
+        self.refuses: int | None = None
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> "ObservedPipeline":
+        made = ObservedPipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+        made.owner = self
+        return made
+
+
+class ObservedPipeline(Pipeline):
+    owner: ObservedRedis
+
+    def execute(self, raise_on_error: bool = True) -> list[Any]:
+        sent = [argument for arguments, _ in self.command_stack for argument in arguments]
+        self.owner.pipeline_bytes.append(sum(len(part) for part in sent if isinstance(part, str | bytes)))
+        if self.owner.refuses == len(self.owner.pipeline_bytes):
+            raise redis.exceptions.InvalidResponse("refused by the test")
+        return list(super().execute(raise_on_error))
+
+
 @pytest.fixture
-def leases(valkey: ValkeyHandle) -> Leases:
+def client(valkey: ValkeyHandle) -> ObservedRedis:
+    return ObservedRedis(unix_socket_path=str(valkey.socket))
+
+
+@pytest.fixture
+def leases(client: ObservedRedis) -> Leases:
     return Leases(
-        valkey.client,
+        client,
         QUEUE_NAME,
         "a",
         "rq:worker:a",
@@ -85,3 +119,32 @@ def test_an_end_that_cannot_be_written_down_keeps_back_no_other(
     wait_until(lambda: not held.all(), "all to be delivered")
     codes = [jobs.error(job.job_id).code for job in (first, broken, last)]
     assert codes == ["not_finite", "internal" if text == "\ud800" else "not_finite", "not_finite"]
+
+
+def test_large_images_are_sent_in_pipelines_of_a_bounded_size(
+    jobs: Jobs, leases: Leases, held: HeldJobs, finisher: Finisher, client: ObservedRedis
+) -> None:
+    (job,) = claimed(jobs, leases, held, 1)
+    noise = np.random.default_rng(1)
+    images = tuple(noise.integers(0, 256, (1024, 1024, 1), np.uint8) for _ in range(12))
+    finisher.drawn(job, Succeeded(job.job_id, MODEL, VERSION, WEIGHTS_SHA256, images))
+    start(finisher)
+    wait_until(lambda: not held.all(), "all to be delivered")
+    assert jobs.status(job.job_id) == "finished"
+    assert all(client.exists(image_key(job.job_id, index)) for index in range(12))
+    assert max(client.pipeline_bytes) <= MOST_BYTES * 1.01  # and a few hundred bytes for each call
+
+
+def test_no_job_that_ended_stays_in_the_table_when_others_have_to_be_sent_again(
+    jobs: Jobs, leases: Leases, held: HeldJobs, finisher: Finisher, client: ObservedRedis
+) -> None:
+    """It would take a place in the batch for as long as the worker lives."""
+    sound, *broken = claimed(jobs, leases, held, 3)
+    for job in broken:
+        client.set(f"rq:results:{job.job_id}", "no stream")
+    for job in (sound, *broken):
+        finisher.ended(job, Failed(job.job_id, "not_finite", "image 0", retryable=False))
+    client.refuses = len(client.pipeline_bytes) + 2  # all are sent, then the broken ones again, then each alone
+    start(finisher)
+    wait_until(lambda: not held.all(), "the table to be empty")
+    assert jobs.status(sound.job_id) == "failed"
