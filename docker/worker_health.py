@@ -6,9 +6,10 @@ import sys
 
 import redis
 
-from worker.contract import WORKER_KEY_PREFIX
+from worker.contract.keys import WORKERS_KEY
 
 with redis.Redis.from_url(os.environ["REVERIE_REDIS_URL"], socket_timeout=5, socket_connect_timeout=5) as client:
-    # A worker's name begins with its host's; its key expires soon after the last heartbeat.
-    mine = client.scan_iter(f"{WORKER_KEY_PREFIX}{socket.gethostname()}-*", count=5000)
-    sys.exit(0 if next(mine, None) is not None else "no heartbeat of this container's worker in Redis")
+    live = client.zrangebyscore(WORKERS_KEY, f"({client.time()[0]}", "+inf")
+    # A worker's name begins with its host's.
+    mine = [name for name in live if name.startswith(f"{socket.gethostname()}-".encode())]
+    sys.exit(0 if mine else "no heartbeat of this container's worker in Redis")

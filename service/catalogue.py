@@ -11,14 +11,13 @@ from redis.asyncio import Redis
 
 from service.errors import Unavailable
 from service.redis_deadline import redis_deadline
-from worker.contract import CATALOGUE_KEY, WORKER_KEY_PREFIX, ModelInfo, WorkerStatus
+from worker.contract import ModelInfo, WorkerStatus
+from worker.contract.live_workers import READ_LIVE
 
 log = logging.getLogger(__name__)
 
 FRESH_S = 1.0
 """How long one reading serves."""
-SCAN_COUNT = 5000
-"""Keys looked at per call while listing workers: 40,000 keys take eight calls of about a millisecond."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +51,7 @@ class Reading:
 
 class Catalogue:
     def __init__(self, redis: Redis, timeout_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._redis = redis
+        self._read_live = redis.register_script(READ_LIVE)
         self._timeout_s = timeout_s
         self._clock = clock
         self._reading: Reading | None = None
@@ -71,8 +70,7 @@ class Catalogue:
 
     async def _read(self) -> Reading:
         async with redis_deadline(self._timeout_s):
-            keys = [key async for key in self._redis.scan_iter(WORKER_KEY_PREFIX + "*", count=SCAN_COUNT)]
-            announced, *live = await self._redis.mget([CATALOGUE_KEY, *keys])
+            announced, *live = await self._read_live()
         statuses = [status for raw in live if (status := _parse(raw)) is not None]
         return Reading(_parse(announced), tuple(statuses), self._clock())
 

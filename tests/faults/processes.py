@@ -17,8 +17,7 @@ from typing import Any, Self
 import httpx
 import redis
 
-from tests.conftest import ValkeyHandle
-from worker.contract import WORKER_KEY_PREFIX
+from tests.conftest import ValkeyHandle, live_workers
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 120.0
@@ -154,7 +153,7 @@ class Machines:
             time.sleep(0.1)
 
     def _signed_on(self) -> set[int]:
-        return {pid_of(text(key).removeprefix(WORKER_KEY_PREFIX)) for key in self.client.keys(WORKER_KEY_PREFIX + "*")}
+        return {pid_of(status.worker) for status in live_workers(self.client)}
 
     def logs(self, slots: Sequence[Slot] | None = None) -> str:
         return "".join(slot.log.read_text() for slot in slots or self.slots if slot.log.exists())

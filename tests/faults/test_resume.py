@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ValkeyHandle
+from tests.conftest import ValkeyHandle, live_workers
 from tests.e2e.conftest import Stack, running_stack
 from tests.worker.queue.conftest import wait_until
-from worker.contract import WORKER_KEY_PREFIX, EngineCounters, SamplingRequest, WorkerStatus, chain_key
+from worker.contract import EngineCounters, SamplingRequest, chain_key
 from worker.queue.saved_chains import unpack
 
 pytestmark = pytest.mark.slow
@@ -28,11 +28,6 @@ def stack(valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory
     settings = {"lease_s": 2, "heartbeat_s": 0.5, "maintenance_s": 0.5, "save_interval_s": 0.2, "grace_s": 0}
     with running_stack(valkey_session, tmp_path_factory.mktemp("stack"), **settings) as stack:
         yield stack
-
-
-def statuses(stack: Stack) -> list[WorkerStatus]:
-    texts = [stack.redis.get(key) for key in stack.redis.scan_iter(WORKER_KEY_PREFIX + "*")]
-    return [WorkerStatus.model_validate_json(text) for text in texts if text is not None]
 
 
 def hashes(job: dict[str, Any]) -> list[str]:
@@ -80,7 +75,7 @@ def test_a_job_taken_over_goes_on_from_its_last_state_to_the_same_pixels(stack: 
 
     def last_worker() -> EngineCounters:
         """The killed one is still known, too."""
-        return max(statuses(stack), key=lambda status: status.started_at).counters
+        return max(live_workers(stack.redis), key=lambda status: status.started_at).counters
 
     wait_until(lambda: last_worker().requests_succeeded == len(LONG), "the counters to travel with a heartbeat")
     counters = last_worker()

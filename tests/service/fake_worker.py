@@ -11,7 +11,6 @@ from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from worker.contract import (
-    CATALOGUE_KEY,
     QUEUE_NAME,
     EngineCounters,
     ImageRecord,
@@ -26,8 +25,8 @@ from worker.contract import (
     events_channel,
     image_key,
     progress_key,
-    worker_key,
 )
+from worker.contract.live_workers import ANNOUNCE, WITHDRAW
 
 VERSION = "000012000-3f2a9c1b"
 WEIGHTS = "ab" * 32
@@ -77,11 +76,10 @@ class FakeWorker:
             counters=EngineCounters(),
             image_steps_per_s=image_steps_per_s,
         )
-        self._client.set(CATALOGUE_KEY, status.model_dump_json(), ex=600)
-        self._client.set(worker_key(NAME), status.model_dump_json(), ex=60)
+        self._client.register_script(ANNOUNCE)(args=[NAME, status.model_dump_json(), 60, 600])
 
     def die(self) -> None:
-        self._client.delete(worker_key(NAME))
+        self._client.register_script(WITHDRAW)(args=[NAME])
 
     def queue_length(self) -> int:
         return int(self._client.llen(self._queue.key))

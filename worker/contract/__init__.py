@@ -6,7 +6,6 @@ The gateway imports this package and nothing else of the worker, so it loads no 
 from worker.contract.keys import (
     CATALOGUE_KEY,
     CATALOGUE_TTL_S,
-    WORKER_KEY_PREFIX,
     chain_key,
     events_channel,
     image_key,
@@ -38,7 +37,6 @@ __all__ = [
     "MODEL_NAME_PATTERN",
     "QUEUE_NAME",
     "VERSION_PATTERN",
-    "WORKER_KEY_PREFIX",
     "EngineCounters",
     "ImageFormat",
     "ImageRecord",

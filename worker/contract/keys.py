@@ -34,7 +34,8 @@ _EVENTS = "reverie:events:{}"
 _IDEMPOTENCY = "reverie:idempotency:{}"
 CATALOGUE_KEY = "reverie:catalogue"
 CATALOGUE_TTL_S = 7 * 24 * 3600
-WORKER_KEY_PREFIX = _WORKER.format("")
+WORKERS_KEY = "reverie:workers"
+"""Sorted set of the live workers' names; see `worker.contract.live_workers`."""
 STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
 WAITING_WORK_KEY = "reverie:waiting_work"
@@ -158,6 +159,7 @@ LUA_NAMES = "".join(
                 "executions_key": _EXECUTIONS,
                 "results_key": _RESULTS,
                 "commands_channel": _COMMANDS,
+                "worker_key": _WORKER,
                 "image_key": _IMAGE,
                 "progress_key": _PROGRESS,
                 "chain_key": _CHAIN,
@@ -169,6 +171,8 @@ LUA_NAMES = "".join(
             for name, value in {
                 "QUEUES_KEY": QUEUES_KEY,
                 "SUSPENDED_KEY": SUSPENDED_KEY,
+                "CATALOGUE_KEY": CATALOGUE_KEY,
+                "WORKERS_KEY": WORKERS_KEY,
                 "STRANDED_KEY": STRANDED_KEY,
                 "WAITING_WORK_KEY": WAITING_WORK_KEY,
                 "WORK_FIELD": WORK_FIELD,

@@ -10,7 +10,8 @@ import redis
 from pydantic import ValidationError
 
 from worker.contract import ProgressSnapshot, SamplingRequest, WorkerStatus
-from worker.contract.keys import ADMITTED_FIELD, WORKER_KEY_PREFIX, QueueKeys, job_key, progress_key
+from worker.contract.keys import ADMITTED_FIELD, QueueKeys, job_key, progress_key
+from worker.contract.live_workers import READ_LIVE
 from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import BadJobError, read_request
 from worker.store.errors import StoreError
@@ -42,6 +43,7 @@ class Retention:
 
     def __init__(self, client: "redis.Redis", keys: QueueKeys, pool: Prunable, max_job_images: int) -> None:
         self._client = client
+        self._read_live = client.register_script(READ_LIVE)
         self._keys = keys
         self._pool = pool
         self._max_job_images = max_job_images
@@ -87,12 +89,12 @@ class Retention:
         return named
 
     def _served(self) -> Iterable[Version]:
-        keys = list(self._client.scan_iter(WORKER_KEY_PREFIX + "*", count=1000))
-        for text in self._client.mget(keys) if keys else ():
+        _announced, *live = self._read_live()
+        for text in live:
             try:
-                status = WorkerStatus.model_validate_json(text or b"")
+                status = WorkerStatus.model_validate_json(text)
             except ValidationError:
-                continue  # gone since the scan
+                continue
             yield from ((model.name, model.version) for model in status.models if model.version is not None)
 
     def _named_by_job(self, data: bytes | None, snapshots: Iterable[object]) -> Iterable[Version]:

@@ -6,15 +6,14 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from worker.contract import (
-    CATALOGUE_KEY,
     CATALOGUE_TTL_S,
     EngineCounters,
     ModelInfo,
     WorkerStatus,
     events_channel,
     progress_key,
-    worker_key,
 )
+from worker.contract.live_workers import ANNOUNCE, WITHDRAW
 from worker.engine.messages import EnginePort
 from worker.queue.held_job import HeldJobs
 from worker.queue.redis_health import RedisHealth
@@ -69,7 +68,8 @@ class StatusPublisher:
         default_model: str | None,
         ttl_s: int,
     ) -> None:
-        self._client = client
+        self._announce = client.register_script(ANNOUNCE)
+        self._withdraw = client.register_script(WITHDRAW)
         self._engine = engine
         self._catalogue = catalogue
         self._held = held
@@ -87,11 +87,7 @@ class StatusPublisher:
     def publish(self) -> None:
         with self._lock:
             status = self._status()
-            text = status.model_dump_json()
-            with self._client.pipeline(transaction=False) as pipeline:
-                pipeline.set(worker_key(self._worker), text, ex=self._ttl_s)
-                pipeline.set(CATALOGUE_KEY, text, ex=CATALOGUE_TTL_S)
-                pipeline.execute()
+            self._announce(args=[self._worker, status.model_dump_json(), self._ttl_s, CATALOGUE_TTL_S])
             self._published = status
 
     def publish_news(self) -> None:
@@ -107,7 +103,7 @@ class StatusPublisher:
 
     def withdraw(self) -> None:
         """The worker is gone; what it could draw stays known."""
-        self._client.delete(worker_key(self._worker))
+        self._withdraw(args=[self._worker])
 
     def _status(self) -> WorkerStatus:
         models, counters = self._catalogue.describe(), self._engine.counters()

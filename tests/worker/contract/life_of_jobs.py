@@ -24,6 +24,7 @@ from worker.contract import (
     image_key,
 )
 from worker.contract.keys import QueueKeys
+from worker.contract.live_workers import ANNOUNCE, WITHDRAW
 from worker.queue.leases import Leases, ServerClock
 from worker.queue.retention import Retention, Version
 
@@ -105,7 +106,9 @@ async def live(url: str) -> None:
         record = await queue.read(finished.job_id)
         assert record is not None
         assert record.result is not None
+        client.register_script(ANNOUNCE)(args=["w", "{}", 60, 60])
         await Catalogue(gateway_client, 1.0).read()
+        client.register_script(WITHDRAW)(args=["w"])
     client.close()
 
 

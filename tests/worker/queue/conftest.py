@@ -16,9 +16,9 @@ from rq.job import Job
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from tests.conftest import ValkeyHandle
+from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.fake_engine import MODEL
-from worker.contract import FUNCTION_NAME, QUEUE_NAME, WORKER_KEY_PREFIX, JobError, JobOutcome, SamplingRequest
+from worker.contract import FUNCTION_NAME, QUEUE_NAME, JobError, JobOutcome, SamplingRequest
 from worker.queue.leases import Leases, ServerClock
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -153,8 +153,8 @@ class Workers:
             assert process.poll() is None, handle.text()
         return handle
 
-    def _live(self) -> set[bytes | str]:
-        return set(self._valkey.client.keys(f"{WORKER_KEY_PREFIX}*"))
+    def _live(self) -> set[str]:
+        return {status.worker for status in live_workers(self._valkey.client)}
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@
 import signal
 import time
 
-from tests.conftest import ValkeyHandle
+from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.conftest import Jobs, Workers, wait_until
 from tests.worker.queue.fake_engine import (
     BREAKS_THE_ENGINE,
@@ -14,7 +14,7 @@ from tests.worker.queue.fake_engine import (
     LOADS_FOR_EVER,
     pixels_sha256,
 )
-from worker.contract import WORKER_KEY_PREFIX, image_key
+from worker.contract import image_key
 from worker.process import EXIT_BROKEN, EXIT_HUNG
 from worker.queue.finisher import PAUSE_S
 
@@ -52,7 +52,7 @@ def test_sigterm_ends_an_idle_worker_at_once(jobs: Jobs, workers: Workers, valke
     assert worker.wait() == 0
     # Idle exit takes 1 s at most here; the bound leaves room for a slow machine, and is far below any grace.
     assert time.monotonic() - started < 5
-    assert valkey.client.keys(f"{WORKER_KEY_PREFIX}*") == []
+    assert live_workers(valkey.client) == []
     assert valkey.client.smembers("rq:workers") == set()
 
 

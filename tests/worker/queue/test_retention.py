@@ -16,9 +16,9 @@ from worker.contract import (
     ProgressSnapshot,
     WorkerStatus,
     progress_key,
-    worker_key,
 )
 from worker.contract.keys import QueueKeys
+from worker.contract.live_workers import ANNOUNCE
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Leases, ServerClock
 from worker.queue.retention import Retention
@@ -132,8 +132,9 @@ def test_what_a_live_worker_serves_is_needed(valkey: ValkeyHandle) -> None:
         models=FakeCatalogue().describe(),
         counters=EngineCounters(),
     )
-    valkey.client.set(worker_key("b"), status.model_dump_json())
-    valkey.client.set(worker_key("c"), "not a status")
+    announce = valkey.client.register_script(ANNOUNCE)
+    announce(args=["b", status.model_dump_json(), 60, 60])
+    announce(args=["c", "not a status", 60, 60])
     assert retention(valkey).named_versions() == {(MODEL, VERSION)}
 
 

@@ -6,18 +6,18 @@ import io
 import pytest
 from PIL import Image
 
-from tests.conftest import ValkeyHandle
+from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.conftest import PATIENCE_S, Jobs, Workers, wait_until
 from tests.worker.queue.fake_engine import VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
 from worker.contract import (
     CATALOGUE_KEY,
-    WORKER_KEY_PREFIX,
     ImageFormat,
     ProgressSnapshot,
     WorkerStatus,
     events_channel,
     image_key,
     progress_key,
+    worker_key,
 )
 
 PERMANENT_KEYS = {"rq:queues", "rq:workers", "rq:workers:reverie"}
@@ -53,10 +53,7 @@ def test_many_jobs_share_one_process_and_its_batches(jobs: Jobs, workers: Worker
         assert jobs.outcome(job_id).images[0].sha256 == pixels_sha256(seed)
 
     def most_in_a_batch() -> int:
-        return max(
-            WorkerStatus.model_validate_json(valkey.client.get(key) or b"").counters.requests_in_batch_max
-            for key in valkey.client.keys(f"{WORKER_KEY_PREFIX}*")
-        )
+        return max(status.counters.requests_in_batch_max for status in live_workers(valkey.client))
 
     wait_until(lambda: most_in_a_batch() >= 8, "the status to show shared batches")
     assert worker.process.poll() is None
@@ -129,8 +126,8 @@ def test_an_end_is_told_of_a_job_that_never_began(jobs: Jobs, workers: Workers, 
 
 def test_a_worker_says_what_it_can_draw(workers: Workers, valkey: ValkeyHandle) -> None:
     workers.start(max_batch=7)
-    (key,) = valkey.client.keys(f"{WORKER_KEY_PREFIX}*")
-    for place in (key, CATALOGUE_KEY):
+    (live,) = live_workers(valkey.client)
+    for place in (worker_key(live.worker), CATALOGUE_KEY):
         status = WorkerStatus.model_validate_json(valkey.client.get(place) or b"")
         assert status.models[0].version == VERSION
         assert (status.default_model, status.max_batch) == ("digits", 7)
@@ -142,10 +139,10 @@ def test_the_first_measured_speed_does_not_wait_for_a_heartbeat(
 ) -> None:
     # Two beats: at its start and after it came up. The next would come in a minute and a half.
     workers.start(heartbeat_s=PATIENCE_S * 1.5, lease_s=PATIENCE_S * 3, worker_ttl_s=int(PATIENCE_S * 3))
-    (key,) = valkey.client.keys(f"{WORKER_KEY_PREFIX}*")
 
     def speed() -> float | None:
-        return WorkerStatus.model_validate_json(valkey.client.get(key) or b"").image_steps_per_s
+        (status,) = live_workers(valkey.client)
+        return status.image_steps_per_s
 
     assert speed() is None
     jobs.wait([jobs.add(1, steps=3)])

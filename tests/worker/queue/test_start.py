@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tests.conftest import ValkeyHandle
+from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.conftest import REPOSITORY, Jobs, wait_until
 from tests.worker.queue.fake_engine import MODEL
 from tests.worker.tiny_models import publish_tiny
-from worker.contract import WORKER_KEY_PREFIX, SamplerName, WorkerStatus, image_key
+from worker.contract import SamplerName, WorkerStatus, image_key
 from worker.settings import SettingsError, read_settings
 from worker.store import ModelStore
 
@@ -103,7 +103,7 @@ def worker(valkey: ValkeyHandle, tmp_path: Path) -> Iterator["subprocess.Popen[b
     try:
         # Loading torch and diffusers takes most of a minute on a busy machine.
         wait_until(
-            lambda: valkey.client.keys(f"{WORKER_KEY_PREFIX}*") or process.poll() is not None,
+            lambda: live_workers(valkey.client) or process.poll() is not None,
             "the worker to be ready",
             timeout_s=200,
         )
@@ -135,8 +135,8 @@ def test_the_whole_worker_draws_the_same_pixels_in_any_company_and_takes_up_a_ne
     assert jobs.error(gone).code == "model_unavailable"
 
     def status() -> WorkerStatus:
-        (key,) = valkey.client.keys(f"{WORKER_KEY_PREFIX}*")
-        return WorkerStatus.model_validate_json(valkey.client.get(key) or b"")
+        (live,) = live_workers(valkey.client)
+        return live
 
     assert status().models[0].version == first.version
     wait_until(lambda: status().counters.requests_in_batch_max >= 2, "the status to show shared batches")
