@@ -2,8 +2,11 @@
 
 Only +, -, *, / and the square root are used, which IEEE 754 rounds in one way. A library's log and cos differ from one
 library to the next, and between the body of a vector loop and its tail: an image would depend on its neighbours.
+Two of torch's are not IEEE's: CUDA divides by a Python number by multiplying with its reciprocal, and a CPU's square
+root is a vector library's, off by a bit in one value of 150.
 """
 
+import functools
 import math
 
 import torch
@@ -25,7 +28,7 @@ def box_muller(radius_word: Tensor, angle_word: Tensor) -> tuple[Tensor, Tensor]
     Returns:
         r cos(2 pi turn) and r sin(2 pi turn), [...] float64, of magnitude below 6.77.
     """
-    r = (-2 * _log((radius_word.double() + 0.5) / 2**32)).sqrt()
+    r = _sqrt(-2 * _log((radius_word.double() + 0.5) / 2**32))
     cosine, sine = _cos_sin(angle_word)
     return r * cosine, r * sine
 
@@ -50,11 +53,33 @@ def _cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:
     angle = (word - (quarter << 30)).double() * (2 * math.pi / 2**32)  # in [-pi/4, pi/4)
     square = angle * angle
     cosine, sine = torch.ones_like(angle), torch.ones_like(angle)
-    for k in range(_TRIGONOMETRIC_TERMS, 0, -1):
-        cosine = 1 - cosine * square / (2 * k * (2 * k - 1))
-        sine = 1 - sine * square / (2 * k * (2 * k + 1))
+    for of_cosine, of_sine in _divisors(angle.device):
+        cosine = 1 - cosine * square / of_cosine
+        sine = 1 - sine * square / of_sine
     sine = sine * angle
     odd = (quarter & 1) == 1
     cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
     half = (quarter & 2) == 2
     return torch.where(half, -cosine, cosine), torch.where(half, -sine, sine)
+
+
+@functools.cache
+def _divisors(device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
+    """2k (2k - 1) and 2k (2k + 1) of each term of the series, the last first: as tensors, which CUDA divides by."""
+    with torch.inference_mode(False):  # they outlive the caller's mode
+        terms = torch.arange(_TRIGONOMETRIC_TERMS, 0, -1, dtype=torch.float64, device=device) * 2
+        of_cosine, of_sine = terms * (terms - 1), terms * (terms + 1)
+    return tuple(zip(of_cosine.unbind(), of_sine.unbind(), strict=True))
+
+
+def _sqrt(x: Tensor) -> Tensor:
+    """The square root of values above 0, float64, rounded to nearest."""
+    root = x.sqrt()
+    if root.is_cuda:  # is rounded so
+        return root
+    # One step of Newton's with the exact x - root²: the root's upper half and its rest have products without rounding
+    # (Dekker 1971).
+    upper = (root.view(torch.int64) & -(2**27)).view(torch.float64)
+    lower = root - upper
+    error = ((x - upper * upper) - 2 * upper * lower) - lower * lower
+    return root + error / (2 * root)

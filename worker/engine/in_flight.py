@@ -96,4 +96,6 @@ def _landings(flight: _Flight, finite: Sequence[bool], images: Sequence[Tensor])
     for row, step, is_finite in zip(flight.rows, flight.steps, finite, strict=True):
         finished = step == row.steps
         if finished or not is_finite:
-            yield Landing(flight.owners[row.job_id], row, step, is_finite, next(pixels) if finished else None)
+            # A copy: the batch's memory, pinned for a GPU's sake, must not live as long as its last image.
+            image = next(pixels).copy() if finished else None
+            yield Landing(flight.owners[row.job_id], row, step, is_finite, image)

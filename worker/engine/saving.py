@@ -35,7 +35,7 @@ class _Copy:
 
     def chain(self) -> SavedChain:
         (x,) = self.transfer.take()
-        rows = iter(x.numpy())
+        rows = (row.copy() for row in x.numpy())  # each of its own: none keeps the pinned memory of all
         model = self.generation.model
         images = tuple(
             SavedImage(step, next(rows) if x_t else None, next(rows) if history else None)

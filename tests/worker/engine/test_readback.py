@@ -213,6 +213,19 @@ def test_a_lost_device_ends_the_engine_and_not_one_job_after_the_other(tiny_stor
     assert endings(driver) == {}
 
 
+def test_what_is_kept_of_a_batch_does_not_keep_its_pinned_memory(pool: ModelPool) -> None:
+    clock = HandClock()
+    driver = Driver(pool, clock=clock, read_back=SlowDevice())
+    driver.submit("long", ask(steps=9, batch=2))
+    driver.step()
+    clock.now += 60
+    driver.step()
+    driver.finish()
+    (saved, *_) = driver.told(Saved)
+    kept = [*driver.images("long"), *(image.x_t for image in saved.chain.images)]
+    assert [array is not None and array.flags.owndata for array in kept] == [True] * 4
+
+
 def test_states_are_saved_when_they_arrive_and_not_of_images_that_only_wait_for_their_pixels(pool: ModelPool) -> None:
     def saved(slow: SlowDevice) -> list[Saved]:
         driver = Driver(pool)
