@@ -31,7 +31,7 @@ class Settings(BaseSettings):
     result_ttl_s: int = Field(default=3600, ge=1)
     """How long an ended job and its images are kept."""
     job_timeout_s: int = Field(default=3600, ge=1)
-    """Longest that a worker may compute one job."""
+    """Longest that a worker may compute one job; what it waits, also between two of its steps, does not count."""
     redis_timeout_s: float = Field(default=1.2, gt=0, le=30)
     """Longest that one use of Redis may take, connecting included. A request answers 503 after about as long."""
     max_streams: int = Field(default=512, ge=1)

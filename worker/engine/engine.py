@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from worker.engine.readback import ReadBack, read_back
 from worker.engine.request_state import Generation
 from worker.engine.runner import run_step, to_pixels
 from worker.engine.saving import ChainSaver, set_back
+from worker.engine.step_costs import StepCosts
 from worker.engine.trajectory import Trajectory
 from worker.models.errors import ModelError
 from worker.models.pool import ModelPool
@@ -87,6 +88,7 @@ class Engine:
         self._flights = Flights(read_back)
         self._saver = ChainSaver(save_interval_s, save_max_bytes, read_back)
         self._tally = Tally()
+        self._costs = StepCosts()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
 
@@ -105,6 +107,14 @@ class Engine:
     def last_step_at(self) -> float:
         """Clock reading when the engine last finished a step or was found idle."""
         return self._last_step_at
+
+    def row_step_s(self) -> Mapping[str, float]:
+        """Seconds that one U-Net row of one step costs, by model; a model that has not run yet is missing."""
+        return self._costs.row_step_s()
+
+    def ran_s(self) -> Mapping[str, float]:
+        """Seconds of the steps that each admitted request had rows in, by job id; 0 before its first step."""
+        return {generation.job_id: generation.ran_s for generation in list(self._generations.values())}
 
     @property
     def max_batch(self) -> int:
@@ -150,7 +160,9 @@ class Engine:
         landed = list(self._flights.landed(MOST_AHEAD if rows else max(0, len(self._flights) - 1)))
         self._last_step_at = self._clock()
         for batch in batches:
+            self._costs.begun(batch[0].model.name, sum(row.cost for row in batch), began)
             self._count(batch, self._last_step_at - began)
+        self._costs.ended(len(landed), self._last_step_at)
         for step in landed:
             self._post_process(step)
         self._save()
@@ -273,7 +285,10 @@ class Engine:
         return []
 
     def _count(self, rows: Sequence[Trajectory], busy_s: float) -> None:
-        samplers = {self._generations[row.job_id].request.sampler for row in rows if row.job_id in self._generations}
+        generations = {id_: self._generations[id_] for row in rows if (id_ := row.job_id) in self._generations}
+        for generation in generations.values():
+            generation.ran_s += busy_s
+        samplers = {generation.request.sampler for generation in generations.values()}
         self._tally.batch_ran(rows, len(samplers), busy_s)
 
     def _post_process(self, step: Landed) -> None:

@@ -3,6 +3,7 @@
 The engine's thread never touches Redis and the RQ side never touches torch; these messages are all they share.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -109,7 +110,7 @@ EngineEvent = Admitted | Progressed | Saved | Succeeded | Failed | Canceled
 
 
 class EnginePort(Protocol):
-    """The engine as the RQ worker sees it. `submit`, `cancel` and the two reads are safe from any thread."""
+    """The engine as the RQ worker sees it. All methods are safe from any thread."""
 
     outbox: "SimpleQueue[EngineEvent]"
 
@@ -125,3 +126,9 @@ class EnginePort(Protocol):
 
     def last_step_at(self) -> float:
         """Clock reading (monotonic seconds) when the engine last finished a step or was found idle."""
+
+    def row_step_s(self) -> Mapping[str, float]:
+        """Seconds that one network row of one step costs, by model; a model that has not run yet is missing."""
+
+    def ran_s(self) -> Mapping[str, float]:
+        """Seconds of the steps that each admitted request had rows in, by job id; 0 before its first step."""

@@ -18,6 +18,7 @@ class Generation:
     Attributes:
         told_at, told_step: when it last told its progress, and which.
         saved_at: when its state was last saved, or it was admitted; never while infinite.
+        ran_s: seconds of the steps that its rows were in.
         flights: steps of its rows that are under way.
         ended: whether its ending was told.
     """
@@ -30,6 +31,7 @@ class Generation:
     told_at: float = float("-inf")
     told_step: int = 0
     saved_at: float = float("inf")
+    ran_s: float = 0.0
     flights: int = 0
     ended: bool = False
 

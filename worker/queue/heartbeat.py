@@ -102,9 +102,9 @@ class Heartbeat:
         return now - max(self._engine.last_step_at(), min(job.entered_clock for job in inside)) > self._watchdog_s
 
     def _end_overdue(self) -> None:
-        clock = self._clock()
+        ran_s = self._engine.ran_s()
         for job in self._held.all():
-            if job.in_engine and job.ending is None and job.is_overdue(clock):
+            if job.in_engine and job.ending is None and job.is_overdue(ran_s.get(job.job_id, 0.0)):
                 self.take_out(job, Ending.TIMEOUT)
 
     def _lose(self, job: HeldJob) -> None:

@@ -72,8 +72,9 @@ class HeldJob:
         steps = self.request.steps if self.request else 0
         return steps - self.progress.step if self.progress else steps
 
-    def is_overdue(self, clock: float) -> bool:
-        return self.timeout_s is not None and clock - self.claimed_clock > self.timeout_s
+    def is_overdue(self, ran_s: float) -> bool:
+        """Whether it ran for longer than it may; what it waited for a place or a model does not count."""
+        return self.timeout_s is not None and ran_s > self.timeout_s
 
 
 def _whole(value: bytes | None) -> int | None:

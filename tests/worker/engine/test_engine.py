@@ -300,6 +300,26 @@ def test_an_exception_in_a_batch_fails_its_culprit_and_spares_the_others(tiny_st
     assert driver.engine.counters().requests_failed == 1
 
 
+def test_a_request_is_charged_the_steps_that_it_was_in_and_a_row_its_share_of_them(tiny_store: ModelStore) -> None:
+    clock = HandClock()
+
+    def take_two_seconds(x: Tensor, t: Tensor) -> None:
+        clock.now += 2.0
+
+    driver = Driver(filled_pool(tiny_store, loading_with(take_two_seconds)), max_batch=2, clock=clock)
+    assert driver.engine.row_step_s() == {}
+    driver.submit("long", ask(steps=9, batch=2))
+    driver.step()
+    driver.submit("short", ask(steps=3, batch=2))
+    for _ in range(2):
+        driver.step()
+        clock.now += 60.0  # nobody's step
+    assert driver.engine.ran_s() == {"long": 2.0, "short": 4.0}
+    assert driver.engine.row_step_s() == {TINY: 1.0}
+    driver.finish()
+    assert driver.engine.ran_s() == {}
+
+
 def test_progress_is_told_at_the_first_step_and_then_at_most_once_an_interval(pool: ModelPool) -> None:
     clock = HandClock()
     driver = Driver(pool, clock=clock)

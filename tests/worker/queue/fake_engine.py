@@ -6,12 +6,14 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.contract import EngineCounters, ModelInfo, SamplerName, SamplingRequest, VersionInfo
+from worker.engine.batcher import Batcher
 from worker.engine.messages import (
     Admitted,
     Canceled,
@@ -21,6 +23,7 @@ from worker.engine.messages import (
     Progressed,
     Succeeded,
 )
+from worker.engine.step_costs import StepCosts
 
 MODEL = "digits"
 VERSION = "000012000-3f2a9c1b"
@@ -46,16 +49,32 @@ def pixels_sha256(seed: int) -> str:
     return hashlib.sha256(pixels_of(seed).tobytes()).hexdigest()
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Row:
+    """One image."""
+
+    job: "_Job"
+    remaining_steps: int
+    cost: int = 1
+
+    @property
+    def checkpoint(self) -> str:
+        return self.job.request.model
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    job_id: str
     request: SamplingRequest
     version: str
+    rows: list[_Row] = field(default_factory=list)
     step: int = 0
+    ran_s: float = 0.0
 
 
 @dataclass
 class FakeEngine:
-    """Steps every request at once, `step_s` seconds a step."""
+    """Chooses its batches as the engine does; a step takes `step_s` seconds, whatever its rows."""
 
     max_batch: int = 16
     step_s: float = 0.005
@@ -64,8 +83,12 @@ class FakeEngine:
     def __post_init__(self) -> None:
         self._inbox: queue.SimpleQueue[EngineRequest | str] = queue.SimpleQueue()
         """Requests, and ids of those to be canceled, in the order in which they came."""
-        self._rows: dict[str, _Row] = {}
+        self._batcher: Batcher[_Row] = Batcher(self.max_batch)
+        self._jobs: dict[str, _Job] = {}
         self._counters = EngineCounters()
+        self._costs = StepCosts()
+        self._now = 0.0
+        """Seconds of steps: what a loaded machine adds to a sleep is nobody's running time."""
         self._last_step_at = time.monotonic()
 
     def submit(self, request: EngineRequest) -> None:
@@ -80,11 +103,18 @@ class FakeEngine:
     def last_step_at(self) -> float:
         return self._last_step_at
 
+    def row_step_s(self) -> Mapping[str, float]:
+        return self._costs.row_step_s()
+
+    def ran_s(self) -> Mapping[str, float]:
+        return {job.job_id: job.ran_s for job in list(self._jobs.values())}
+
     def run(self, stop: threading.Event) -> None:
         while not stop.is_set():
             self._take_in()
-            if self._rows:
-                self._step(stop)
+            rows = self._batcher.choose()
+            if rows:
+                self._step(rows, stop)
             else:
                 stop.wait(0.002)
             self._last_step_at = time.monotonic()
@@ -95,50 +125,73 @@ class FakeEngine:
             if isinstance(message, str):
                 self._cancel(message)
                 continue
-            if message.job_id in self._rows:
+            if message.job_id in self._jobs:
                 raise RuntimeError(f"job {message.job_id} was submitted twice")
             if message.request.seed == LOADS_FOR_EVER:
                 continue
-            row = _Row(message.request, message.request.version or VERSION)
-            self._rows[message.job_id] = row
-            self.outbox.put(Admitted(message.job_id, message.request.model, row.version, WEIGHTS_SHA256))
+            job = _Job(message.job_id, message.request, message.request.version or VERSION)
+            job.rows = [_Row(job, message.request.steps) for _ in range(message.request.batch)]
+            self._jobs[message.job_id] = job
+            for row in job.rows:
+                self._batcher.add(row)
+            self.outbox.put(Admitted(message.job_id, message.request.model, job.version, WEIGHTS_SHA256))
 
     def _cancel(self, job_id: str) -> None:
-        if job_id in self._rows:
-            del self._rows[job_id]
+        if job_id in self._jobs:
+            self._leave(self._jobs[job_id])
             self.outbox.put(Canceled(job_id))
 
-    def _step(self, stop: threading.Event) -> None:
-        for row in self._rows.values():
-            if row.request.seed == KILLS_ITS_PROCESS:
+    def _leave(self, job: _Job) -> None:
+        del self._jobs[job.job_id]
+        for row in job.rows:
+            if row in self._batcher:
+                self._batcher.remove(row)
+
+    def _step(self, rows: list[_Row], stop: threading.Event) -> None:
+        jobs = list(dict.fromkeys(row.job for row in rows))
+        for job in jobs:
+            if job.request.seed == KILLS_ITS_PROCESS:
                 os.kill(os.getpid(), signal.SIGKILL)
-            if row.request.seed == HANGS:
+            if job.request.seed == HANGS:
                 stop.wait(3600)
-            if row.request.seed == BREAKS_THE_ENGINE:
+            if job.request.seed == BREAKS_THE_ENGINE:
                 raise RuntimeError("the fake engine was told to break")
+        self._costs.begun(rows[0].checkpoint, len(rows), self._now)
         time.sleep(self.step_s)
+        self._now += self.step_s
+        self._costs.ended(1, self._now)
         before = self._counters
         self._counters = before.model_copy(
             update={
                 "steps": before.steps + 1,
-                "image_steps": before.image_steps + sum(row.request.batch for row in self._rows.values()),
-                "requests_in_batch_max": max(before.requests_in_batch_max, len(self._rows)),
+                "image_steps": before.image_steps + len(rows),
+                "requests_in_batch_max": max(before.requests_in_batch_max, len(jobs)),
                 "busy_s": before.busy_s + self.step_s,
             }
         )
-        for job_id, row in list(self._rows.items()):
-            row.step += 1
-            self.outbox.put(Progressed(job_id, row.step, row.request.steps))
-            if row.request.seed == FAILS:
-                self.outbox.put(Failed(job_id, "not_finite", "image 0 is not finite at step 1", retryable=False))
-                del self._rows[job_id]
-            elif row.request.seed == FAILS_RETRYABLY:
-                self.outbox.put(Failed(job_id, "out_of_memory", "no memory for 1 row", retryable=True))
-                del self._rows[job_id]
-            elif row.step == row.request.steps:
-                images = tuple(pixels_of(row.request.seed + i) for i in range(row.request.batch))
-                self.outbox.put(Succeeded(job_id, row.request.model, row.version, WEIGHTS_SHA256, images))
-                del self._rows[job_id]
+        for row in rows:
+            row.remaining_steps -= 1
+            if row.remaining_steps == 0:
+                self._batcher.remove(row)
+        for job in jobs:
+            job.ran_s += self.step_s
+            self._report(job)
+
+    def _report(self, job: _Job) -> None:
+        step = job.request.steps - max(row.remaining_steps for row in job.rows)
+        if step > job.step:
+            job.step = step
+            self.outbox.put(Progressed(job.job_id, step, job.request.steps))
+        if job.request.seed == FAILS:
+            self._leave(job)
+            self.outbox.put(Failed(job.job_id, "not_finite", "image 0 is not finite at step 1", retryable=False))
+        elif job.request.seed == FAILS_RETRYABLY:
+            self._leave(job)
+            self.outbox.put(Failed(job.job_id, "out_of_memory", "no memory for 1 row", retryable=True))
+        elif step == job.request.steps:
+            self._leave(job)
+            images = tuple(pixels_of(job.request.seed + i) for i in range(job.request.batch))
+            self.outbox.put(Succeeded(job.job_id, job.request.model, job.version, WEIGHTS_SHA256, images))
 
 
 class FakeCatalogue:

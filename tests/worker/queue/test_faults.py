@@ -263,6 +263,19 @@ def test_a_job_that_overruns_its_time_fails(jobs: Jobs, workers: Workers) -> Non
     assert jobs.error(job_id).code == "timeout"
 
 
+def test_the_time_that_a_job_is_set_aside_does_not_count_against_its_limit(jobs: Jobs, workers: Workers) -> None:
+    """One place, and short jobs that pass: the long one runs for 1.5 s, and waits for longer between its steps."""
+    workers.start(step_ms=50, max_batch=1)
+    long = jobs.add(1, steps=30, timeout_s=2)
+    wait_until(lambda: jobs.status(long) == "started", "the long job to run")
+    began, short = time.monotonic(), []
+    while time.monotonic() < began + 3:
+        short.append(jobs.add(2, steps=4))
+        time.sleep(0.2)
+    assert jobs.status(long) == "started", "the short ones did not keep it waiting"
+    assert jobs.wait([long, *short]) == ["finished"] * (1 + len(short))
+
+
 def test_a_job_taken_off_the_queue_by_a_worker_that_died_before_the_claim_is_found(
     jobs: Jobs, workers: Workers, valkey: ValkeyHandle
 ) -> None:

@@ -1,0 +1,65 @@
+"""What a step costs: seconds per network row, measured for each model while it runs."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import median
+
+REMEMBERED = 15
+"""Steps of one size that are remembered: their median passes over a pause, a first step that compiles, a full disk."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Begun:
+    model: str
+    rows: int
+    at: float
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """Of one model: seconds per row of its last steps, by the power of two of their rows."""
+
+    by_size: dict[int, deque[float]] = field(default_factory=dict)
+
+    def add(self, rows: int, row_s: float) -> None:
+        self.by_size.setdefault(rows.bit_length(), deque(maxlen=REMEMBERED)).append(row_s)
+
+    @property
+    def fullest_s(self) -> float:
+        return median(self.by_size[max(self.by_size)])
+
+
+class StepCosts:
+    """Written by the engine's thread, read by any.
+
+    The fullest steps count: a row that runs alone may cost as much as a whole batch, and who waits waits for full ones.
+    A device works while the next step is chosen, so a step's time is from the end of the one before it, or from its own
+    begin if that was later, to its own end.
+    """
+
+    def __init__(self) -> None:
+        self._under_way: deque[_Begun] = deque()
+        self._ended_at = float("-inf")
+        self._sizes: dict[str, _Sizes] = {}
+        self._row_step_s: dict[str, float] = {}
+
+    def begun(self, model: str, rows: int, at: float) -> None:
+        """A step of so many network rows began; steps end in the order in which they begin."""
+        self._under_way.append(_Begun(model, rows, at))
+
+    def ended(self, steps: int, at: float) -> None:
+        """The oldest steps under way were found to have ended; several share their time by their rows."""
+        ended = [self._under_way.popleft() for _ in range(steps)]
+        if not ended:
+            return
+        took_s = at - max(self._ended_at, ended[0].at)
+        self._ended_at = at
+        row_s = took_s / sum(step.rows for step in ended)
+        for step in ended:
+            self._sizes.setdefault(step.model, _Sizes()).add(step.rows, row_s)
+        self._row_step_s = {model: sizes.fullest_s for model, sizes in self._sizes.items()}
+
+    def row_step_s(self) -> Mapping[str, float]:
+        """Seconds per row and step, by model; a model that has not run yet is missing."""
+        return self._row_step_s
