@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from worker.networks.device import choose_dtype
+from worker.networks.device import choose_dtype, dtype_name
 
 
 def describe(device: torch.device, command: str) -> dict[str, object]:
@@ -31,10 +31,6 @@ def describe(device: torch.device, command: str) -> dict[str, object]:
         "load_average_before": round(os.getloadavg()[0], 2),
         "platform": sys.platform,
     }
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def has_native_bfloat16(device: torch.device) -> bool:

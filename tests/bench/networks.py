@@ -1,15 +1,12 @@
 """The networks that are measured, with random weights, published into a temporary store."""
 
-import base64
 import functools
 
 import torch
 from diffusers import UNet2DModel
 
-from training.publishing import noise_schedule, write_pipeline
-from training.sampling import draw_images
-from worker.contract import SamplerName
-from worker.store.manifest import GoldenSample, Recipe
+from training.publishing import golden_output, noise_schedule, write_pipeline
+from worker.store.manifest import Recipe
 from worker.store.model_store import Checkpoint, ModelStore
 
 CIFAR_10 = "cifar10"
@@ -63,7 +60,7 @@ def build(model: str, weights_seed: int = 0) -> UNet2DModel:
 
 
 def publish(store: ModelStore, model: str, weights_seed: int = 0, *, make_current: bool = True) -> Checkpoint:
-    """Publish `model` as training does, golden sample included; its step is the seed plus 1."""
+    """Publish `model` as training does, golden output included; its step is the seed plus 1."""
     unet = build(model, weights_seed)
     return store.publish(
         model,
@@ -73,19 +70,6 @@ def publish(store: ModelStore, model: str, weights_seed: int = 0, *, make_curren
         null_label=None,
         metrics={},
         recipe=Recipe(command="python -m tests.bench", data="none: random weights", seed=weights_seed),
-        golden=_golden(unet, SHAPES[model]),
+        golden=golden_output(unet.eval(), noise_schedule(), SHAPES[model], 0),
         make_current=make_current,
-    )
-
-
-def _golden(unet: UNet2DModel, shape: tuple[int, int, int]) -> GoldenSample:
-    seed, steps = 0, 5
-    pixels = draw_images(unet, noise_schedule(), shape, [seed], None, steps=steps)
-    return GoldenSample(
-        seed=seed,
-        steps=steps,
-        sampler=SamplerName.DDIM,
-        class_label=None,
-        pixels_base64=base64.b64encode(pixels[0].numpy().tobytes()).decode(),
-        tolerance=12.0,
     )

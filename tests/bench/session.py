@@ -9,10 +9,9 @@ import torch
 
 from tests.bench import networks
 from tests.bench.engine_plan import batches
-from tests.bench.machine import dtype_name
 from tests.bench.own_loop import Loader, filled_pool, loader
 from worker.models.pool import ModelPool
-from worker.networks.device import choose_dtype
+from worker.networks.device import choose_dtype, dtype_name
 from worker.store.model_store import Checkpoint, ModelStore
 
 

@@ -16,8 +16,8 @@ from training.evaluation import HeldOut
 from training.loop import Budget, TrainingSettings, as_eps_network, train
 from training.network import build_unet
 from training.publishing import noise_schedule
-from training.sampling import draw_images
-from worker.store import ModelStore
+from worker.diffusion.golden import golden_inputs, spread_values
+from worker.store import GoldenOutput, ModelStore
 from worker.store.manifest import WEIGHTS_PATH
 
 QUICK = ["--steps", "3", "--width", "8", "--layers", "1", "--batch", "8"]
@@ -73,16 +73,19 @@ def test_diffusers_opens_what_is_published(store: ModelStore) -> None:
     assert pipeline.scheduler.config.prediction_type == "epsilon"
 
 
-def test_the_golden_sample_is_drawn_again_from_the_published_files(store: ModelStore) -> None:
+@torch.no_grad()
+def test_the_golden_output_is_computed_again_from_the_published_files(store: ModelStore) -> None:
     checkpoint = store.checkpoint("digits")
     golden = checkpoint.manifest.golden
-    assert golden is not None
-    assert golden.class_label is not None
+    assert isinstance(golden, GoldenOutput)
+    assert golden.class_labels is not None
     unet = DDPMPipeline.from_pretrained(checkpoint.path, use_safetensors=True).unet
-    again = draw_images(unet, noise_schedule(), (1, 8, 8), [golden.seed], [golden.class_label], steps=golden.steps)
-    drawn = torch.frombuffer(bytearray(base64.b64decode(golden.pixels_base64)), dtype=torch.uint8).view(8, 8, 1)
-    assert float((again[0].float() - drawn.float()).abs().mean()) < 0.1
-    assert len(set(drawn.flatten().tolist())) > 4
+    x_t, t = golden_inputs(golden.seed, golden.timesteps, (1, 8, 8))
+    again = unet(x_t, t, class_labels=torch.tensor(golden.class_labels)).sample
+    values = torch.frombuffer(bytearray(base64.b64decode(golden.values_base64)), dtype=torch.float32)
+    torch.testing.assert_close(spread_values(again), values.view(len(golden.timesteps), -1), rtol=1e-4, atol=1e-5)
+    assert {0, 999} < set(golden.timesteps)
+    assert len(set(values.tolist())) > 200
 
 
 def test_a_folder_of_images_can_be_trained_on(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Draws the image that a checkpoint's publisher drew, to see that these weights still draw it here."""
+"""Draws the image that a checkpoint's publisher drew, for manifests that were written before `GoldenOutput`."""
 
 import base64
 import time

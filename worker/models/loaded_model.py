@@ -23,6 +23,7 @@ class LoadedModel:
         shape: (C, H, W).
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
+        dtype: name of the number format that the network computes in.
         weight_bytes: memory that the weights take on the device.
         let_go: called once when it has left memory and nothing runs on it; from then on others may be written there.
     """
@@ -37,6 +38,7 @@ class LoadedModel:
     num_classes: int = 0
     null_label: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: str = "float32"
     weight_bytes: int = 0
     step: int = 0
     created_at: datetime | None = None

@@ -11,13 +11,14 @@ from torch import nn
 
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
-from worker.models.golden_sample import check_golden_sample
+from worker.models.golden import check_golden
 from worker.models.loaded_model import LoadedModel
 from worker.networks.architecture import Architecture, NetworkSource, UnsupportedNetworkError
 from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
 from worker.networks.denoiser import Denoiser
+from worker.networks.device import dtype_name
 from worker.networks.exactness import is_batch_invariant
 from worker.networks.network_input import InputSpec, Shape
 from worker.networks.padded import PadBatch, padded
@@ -48,7 +49,7 @@ def load_checkpoint(
 
     Raises:
         UnsupportedModel: another kind of network or scheduler.
-        BrokenModel: weights missing, left over, of another shape or not finite, or they draw another golden sample.
+        BrokenModel: weights missing, left over, of another shape or not finite, or not those that were published.
     """
     where = f"{checkpoint.model}/{checkpoint.version}"
     manifest = checkpoint.manifest
@@ -61,7 +62,7 @@ def load_checkpoint(
     _check_classes(num_classes, manifest, where)
     threads = cpu_threads(threads)
 
-    def open_network() -> nn.Module:
+    def open_network(dtype: torch.dtype = dtype) -> nn.Module:
         network = _open_network(architecture, checkpoint.path / "unet", dtype, where)
         _check_finite(network, where)
         return network
@@ -75,6 +76,9 @@ def load_checkpoint(
         where=where,
     )
 
+    def open_plain() -> Denoiser:
+        return architecture.denoiser(open_network(torch.float32).to(device), torch.float32)
+
     def checked(denoise: Denoiser, weight_bytes: int, let_go: Callable[[], None] = lambda: None) -> LoadedModel:
         model = LoadedModel(
             name=checkpoint.model,
@@ -87,6 +91,7 @@ def load_checkpoint(
             num_classes=num_classes,
             null_label=manifest.null_label,
             device=device,
+            dtype=dtype_name(dtype),
             weight_bytes=weight_bytes,
             step=manifest.step,
             created_at=manifest.created_at,
@@ -94,7 +99,7 @@ def load_checkpoint(
             let_go=let_go,
         )
         if manifest.golden is not None:
-            check_golden_sample(model, manifest.golden)
+            check_golden(model, manifest.golden, open_plain)
         return model
 
     if device.type == "cpu" and networks is None:

@@ -81,6 +81,11 @@ def choose_dtype(wanted: str, device: torch.device, cards: Cards = THIS_MACHINES
             raise ValueError(f"need a dtype of auto, float32, tf32, bfloat16 or float16, got {wanted!r}")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.float32` → `float32`, as settings, logs and messages call it."""
+    return str(dtype).removeprefix("torch.")
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether the processor has AVX512-BF16 or AMX units."""
     capabilities = torch.cpu.get_capabilities()

@@ -2,13 +2,14 @@
 
 from worker.store.bundled import bundled_store_path
 from worker.store.errors import BadCheckpoint, ModelNotFound, PublishFailed, StoreError, StoreNotFound, VersionNotFound
-from worker.store.manifest import FileRecord, GoldenSample, Manifest, Recipe
+from worker.store.manifest import FileRecord, GoldenOutput, GoldenSample, Manifest, Recipe
 from worker.store.model_store import Checkpoint, ModelStore
 
 __all__ = [
     "BadCheckpoint",
     "Checkpoint",
     "FileRecord",
+    "GoldenOutput",
     "GoldenSample",
     "Manifest",
     "ModelNotFound",

@@ -1,5 +1,6 @@
 """What `manifest.json` beside each checkpoint says: which files, made how, and how good."""
 
+import base64
 import re
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -50,8 +51,33 @@ class Recipe(ManifestPart):
     """Name → version."""
 
 
+class GoldenOutput(ManifestPart):
+    """What the network returned in float32 when it was published; a loader evaluates it again and compares.
+
+    See `worker.diffusion.golden` for the inputs and the values.
+    """
+
+    seed: int = Field(ge=0, le=MAX_SEED)
+    timesteps: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, max_length=64)
+    """One for each row."""
+    class_labels: list[Annotated[int, Field(ge=0)]] | None = None
+    """One for each row; None for a network without classes."""
+    values_base64: str
+    """Little-endian float32, as many values of each row."""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> "GoldenOutput":
+        rows = len(self.timesteps)
+        if self.class_labels is not None and len(self.class_labels) != rows:
+            raise ValueError(f"need {rows} class_labels, one for each timestep, got {len(self.class_labels)}")
+        size = len(base64.b64decode(self.values_base64, validate=True))
+        if size == 0 or size % (4 * rows) != 0:
+            raise ValueError(f"need as many float32 values for each of {rows} timesteps, got {size} bytes")
+        return self
+
+
 class GoldenSample(ManifestPart):
-    """One image that the weights drew when they were published; a loader draws it again and compares."""
+    """One image that the weights drew when they were published: what manifests had before `GoldenOutput`."""
 
     seed: int = Field(ge=0, le=MAX_SEED)
     steps: int = Field(ge=1, le=MAX_STEPS)
@@ -83,7 +109,7 @@ class Manifest(ManifestPart):
     files: dict[str, FileRecord]
     """Relative path with forward slashes → what the file must be. `manifest.json` itself is not among them."""
     recipe: Recipe
-    golden: GoldenSample | None = None
+    golden: GoldenOutput | GoldenSample | None = None
 
     @field_validator("files")
     @classmethod

@@ -41,7 +41,7 @@ from worker.store.manifest import (
     MANIFEST_NAME,
     REQUIRED_PATHS,
     WEIGHTS_PATH,
-    GoldenSample,
+    GoldenOutput,
     Manifest,
     Recipe,
     is_model_name,
@@ -148,7 +148,7 @@ class ModelStore:
         null_label: int | None,
         metrics: Mapping[str, float],
         recipe: Recipe,
-        golden: GoldenSample | None = None,
+        golden: GoldenOutput | None = None,
         make_current: bool = True,
     ) -> Checkpoint:
         """Make a new version out of what `write` puts into the empty folder it is given.
@@ -232,7 +232,7 @@ class ModelStore:
         null_label: int | None,
         metrics: Mapping[str, float],
         recipe: Recipe,
-        golden: GoldenSample | None,
+        golden: GoldenOutput | None,
     ) -> Manifest:
         """The manifest of what lies in `staging`, once it is seen to be a checkpoint at all."""
         found = files_below(staging, model)

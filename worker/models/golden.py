@@ -1,0 +1,78 @@
+"""Are these the weights that were published? The network is evaluated where its publisher did, and compared.
+
+One evaluation and no chain: ten steps of sampling amplify bfloat16's rounding to a tenth of the range of the pixels,
+and an image so far off could as well be another network's.
+"""
+
+import base64
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from worker.diffusion.golden import golden_inputs, spread_values
+from worker.models.errors import BrokenModel
+from worker.models.golden_sample import check_golden_sample
+from worker.models.loaded_model import LoadedModel
+from worker.networks.denoiser import Denoiser
+from worker.networks.network_input import NetworkInput
+from worker.networks.unet2d import CLASS_LABELS
+from worker.store.manifest import GoldenOutput, GoldenSample
+
+TOLERANCES = {"float32": 5e-3, "tf32": 1e-2, "float16": 2e-2, "bfloat16": 5e-2}
+"""Largest relative error of a row, by dtype. Rounding makes 1e-5 in float32 and up to 0.016 in bfloat16, measured on
+trained and on random networks; other weights make 1, and 1 % of noise on the weights makes 0.005 to 0.04."""
+
+
+@torch.inference_mode()
+def check_golden(model: LoadedModel, golden: GoldenOutput | GoldenSample, open_plain: Callable[[], Denoiser]) -> None:
+    """Raise BrokenModel unless the model computes what its manifest says.
+
+    A `GoldenSample` is an image, which float32 alone draws again: in another dtype the plain network must draw it, and
+    the model must agree with the plain network.
+
+    Args:
+        open_plain: the same weights in float32 and in diffusers' own form, on the model's device.
+    """
+    if isinstance(golden, GoldenOutput):
+        return _check_output(model, golden)
+    if model.dtype == "float32":
+        return check_golden_sample(model, golden)
+    plain = replace(model, denoise=open_plain(), dtype="float32")
+    check_golden_sample(plain, golden)
+    last = model.num_train_timesteps - 1
+    classes = [model.null_label or 0] * 4 if model.num_classes else None
+    inputs = _inputs(model, golden.seed, [0, last // 3, 2 * last // 3, last], classes)
+    _compare(model, model.denoise(inputs).flatten(1), plain.denoise(inputs).flatten(1))
+    return None
+
+
+def _check_output(model: LoadedModel, golden: GoldenOutput) -> None:
+    where = f"{model.name}/{model.version}"
+    data = bytearray(base64.b64decode(golden.values_base64))
+    expected = torch.frombuffer(data, dtype=torch.float32).view(len(golden.timesteps), -1)
+    values = torch.Size(model.shape).numel()
+    if expected.shape[1] > values:
+        raise BrokenModel(f"{where}: the golden output has {expected.shape[1]} values a row, the network's {values}")
+    classes = golden.class_labels
+    if (classes is not None) != (model.num_classes > 0) or any(label >= model.num_classes for label in classes or ()):
+        raise BrokenModel(f"{where}: the golden output has classes {classes}, the network {model.num_classes}")
+    output = model.denoise(_inputs(model, golden.seed, golden.timesteps, classes))
+    _compare(model, spread_values(output, expected.shape[1]), expected.to(model.device))
+
+
+def _inputs(model: LoadedModel, seed: int, timesteps: list[int], classes: list[int] | None) -> NetworkInput:
+    x, t = golden_inputs(seed, timesteps, model.shape, model.device)
+    return NetworkInput(x, t, {} if classes is None else {CLASS_LABELS: torch.tensor(classes, device=model.device)})
+
+
+def _compare(model: LoadedModel, output: Tensor, expected: Tensor) -> None:
+    """[N, n] both."""
+    tolerance = TOLERANCES[model.dtype]
+    error, norm = (output.double() - expected.double()).norm(dim=1), expected.double().norm(dim=1)
+    if not bool((error <= tolerance * norm).all()):  # `not <=`: nan is no pass
+        raise BrokenModel(
+            f"{model.name}/{model.version}: need the golden output within {tolerance:g} of its norm in {model.dtype},"
+            f" is off by {float((error / norm).max()):.3g}"
+        )
