@@ -2,13 +2,14 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
-from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, WEIGHTS_PATH, Manifest
+from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, WEIGHTS_PATH, FileRecord, Manifest
 from worker.store.safetensors_header import read_header
 
 UNSAFE_SUFFIXES = frozenset(
@@ -47,7 +48,7 @@ def first_problem(error: ValidationError) -> str:
     return f"{place}: {problem['msg']}" if place else problem["msg"]
 
 
-def verify_files(folder: Path, manifest: Manifest) -> None:
+def verify_files(folder: Path, manifest: Manifest, hash_of: Callable[[Path], FileRecord] = hash_file) -> None:
     """Raise BadCheckpoint unless the folder holds the manifest's files, byte for byte, and nothing else to load."""
     where = f"{manifest.model}/{manifest.version}"
     try:
@@ -57,7 +58,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
         for path, record in manifest.files.items():
             if not (folder / path).is_file():
                 raise BadCheckpoint(f"{where}: {path} is missing")
-            found = hash_file(folder / path)
+            found = hash_of(folder / path)
             if found.size_bytes != record.size_bytes:
                 raise BadCheckpoint(
                     f"{where}: {path} has {found.size_bytes} bytes, the manifest says {record.size_bytes}"

@@ -50,6 +50,7 @@ from worker.store.manifest import (
     version_name,
 )
 from worker.store.staging import remove_version, staging_folder, sweep
+from worker.store.verified_files import VerifiedFiles
 
 CURRENT_NAME = "current"
 LOCK_NAME = ".lock"
@@ -123,10 +124,14 @@ class ModelStore:
         folder = self._version_folder(model, version)
         return Checkpoint(model=model, version=version, path=folder, manifest=read_manifest(folder, model, version))
 
-    def verify(self, model: str, version: str) -> None:
-        """Raise BadCheckpoint unless every byte of the version is what its manifest says."""
+    def verify(self, model: str, version: str, known: VerifiedFiles | None = None) -> None:
+        """Raise BadCheckpoint unless every byte of the version is what its manifest says.
+
+        Args:
+            known: hashes of files that have not changed since they were read; None: every byte is read.
+        """
         checkpoint = self.checkpoint(model, version)
-        verify_files(checkpoint.path, checkpoint.manifest)
+        verify_files(checkpoint.path, checkpoint.manifest, hash_file if known is None else known.hash_file)
 
     def fingerprint(self, model: str, version: str) -> Fingerprint | None:
         """Changes whenever a file of the version is written, replaced, removed or given other rights; reads no file.
