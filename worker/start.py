@@ -132,7 +132,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     # Once before anything is announced, so that a worker that says it is ready has its models.
     try:
         pool.poll()
-        pool.load_wishes()
+        pool.load_pending()
     except DeviceLost as error:
         raise CantStartError(str(error)) from None
     retention = Retention(client, QueueKeys.of(QUEUE_NAME), pool, settings.max_job_images)

@@ -63,7 +63,7 @@ def filled_pool(
     """A pool that has loaded the current version of `model`."""
     pool = ModelPool(store, load, spares=spares)
     pool.acquire(model)
-    pool.load_wishes()
+    pool.load_pending()
     return pool
 
 

@@ -22,7 +22,7 @@ class ModelInfo(Message):
 
     name: str
     version: str | None
-    """The version that serves new requests; None when no version could be loaded yet."""
+    """The version that a request gets which names none, loaded for it if need be; None when none can be loaded."""
     versions: list[VersionInfo]
     labels: list[str]
     width: int

@@ -188,7 +188,7 @@ class Engine:
         try:
             model = self._pool.acquire(request.request.model, request.request.version)
         except ModelError as error:
-            self._tell_failure(job_id, error.code, str(error), retryable=False)
+            self._tell_failure(job_id, error.code, str(error), retryable=error.retryable)
             return
         if model is None:
             self._waiting[job_id] = request

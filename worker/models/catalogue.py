@@ -1,4 +1,4 @@
-"""What the store holds, read once per poll, so that describing the models costs no disk access."""
+"""What the store holds, read once per poll, so that describing the models needs no disk access."""
 
 import json
 import threading
@@ -17,7 +17,7 @@ from worker.store.model_store import Checkpoint, ModelStore
 
 @dataclass(frozen=True, slots=True)
 class _Facts:
-    """What is told of one version; versions never change, so it is read once."""
+    """What is reported of one version. Versions never change, so each is read once."""
 
     manifest: Manifest
     num_train_timesteps: int
@@ -25,7 +25,7 @@ class _Facts:
 
 
 class Catalogue:
-    """A picture of the store. `refresh` reads the disk and is called by one thread; `describe` by any."""
+    """A snapshot of the store. Only `refresh` reads the disk; it is called by one thread, the rest by any."""
 
     def __init__(self, store: ModelStore) -> None:
         self._store = store
@@ -40,7 +40,7 @@ class Catalogue:
         """The last answer of `describe`, and of what it was made."""
 
     def refresh(self) -> dict[str, str | StoreError]:
-        """Each model's current version, or why it can't be told.
+        """Each model's current version, or why it can't be read.
 
         Raises:
             StoreError: the store itself can't be read.
@@ -77,21 +77,38 @@ class Catalogue:
         with self._lock:
             return dict(self._versions)
 
+    def currents(self) -> dict[str, str | StoreError]:
+        """Each model's current version, or why it can't be read, as of the last `refresh`."""
+        with self._lock:
+            return dict(self._currents)
+
+    def manifest(self, model: str, version: str) -> Manifest | None:
+        """As of the last `refresh`; None when it can't be read."""
+        with self._lock:
+            facts = self._facts.get((model, version))
+        return facts.manifest if facts is not None else None
+
     def describe(
         self,
-        serving: Mapping[str, str],
+        offered: Mapping[str, str | None],
         reload_errors: Mapping[str, str],
         load_failures: Mapping[str, int],
         retired: AbstractSet[tuple[str, str]] = frozenset(),
     ) -> list[ModelInfo]:
-        """One entry for each model of which at least one version can be read; the retired ones are not offered.
+        """One entry for each model of which at least one version can be read.
 
         The entries are built when something has changed, and are the same objects otherwise: several threads ask for
         them several times a second.
+
+        Args:
+            offered: version that a request gets which names none; None when no version can be had.
+            reload_errors: why the current version can't be loaded.
+            load_failures: since this process began.
+            retired: versions not to be listed.
         """
         with self._lock:
             versions, currents, facts = self._versions, self._currents, self._facts
-            state = (self._looks, dict(serving), dict(reload_errors), dict(load_failures), frozenset(retired))
+            state = (self._looks, dict(offered), dict(reload_errors), dict(load_failures), frozenset(retired))
             if self._described is not None and self._described[0] == state:
                 return list(self._described[1])
         models = []
@@ -100,12 +117,12 @@ class Catalogue:
             if not readable:
                 continue
             current = currents.get(model)
-            shown = next((v for v in (serving.get(model), current) if v in readable), next(reversed(readable)))
+            shown = next((v for v in (offered.get(model), current) if v in readable), next(reversed(readable)))
             manifest = readable[str(shown)].manifest
             models.append(
                 ModelInfo(
                     name=model,
-                    version=serving.get(model),
+                    version=offered.get(model),
                     versions=[_version_info(fact.manifest) for fact in readable.values()],
                     labels=manifest.labels,
                     width=manifest.width,

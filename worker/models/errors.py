@@ -1,9 +1,10 @@
 """What goes wrong between a checkpoint on disk and a model that serves.
 
 ModelError
-├── ModelUnavailable   there is no such model or version, or none of the model could be loaded
-├── UnsupportedModel   a sound checkpoint of a kind that this worker can't run
-└── BrokenModel        the weights are not what they should be: missing, misshapen, not finite, another golden sample
+├── ModelUnavailable     there is no such model or version
+├── UnsupportedModel     a sound checkpoint of a kind that this worker can't run
+├── BrokenModel          the weights are not what they should be: missing, misshapen, not finite, another golden sample
+└── TemporaryLoadError   the files may be sound: there was no memory, or the file system did not answer
 """
 
 
@@ -11,10 +12,12 @@ class ModelError(Exception):
     """Anything that keeps a model from serving; the text is one line that names model and version."""
 
     code = "model_unavailable"
+    retryable = False
+    """Whether the same request may succeed later, or on another worker."""
 
 
 class ModelUnavailable(ModelError):
-    """No such model or version, or no version of it could be loaded."""
+    """No such model or version."""
 
 
 class UnsupportedModel(ModelError):
@@ -23,3 +26,9 @@ class UnsupportedModel(ModelError):
 
 class BrokenModel(ModelError):
     """The weights can't be trusted."""
+
+
+class TemporaryLoadError(ModelError):
+    """Loading the same files may succeed later."""
+
+    retryable = True

@@ -1,18 +1,18 @@
-"""Loads that failed: why, and whether trying again could end otherwise."""
+"""Failed loads: why, and whether trying again could end otherwise."""
 
 import errno
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from worker.models.errors import BrokenModel, ModelError, ModelUnavailable
+from worker.models.errors import BrokenModel, ModelError, ModelUnavailable, TemporaryLoadError
 from worker.networks.memory_errors import out_of_memory
 from worker.store.errors import ModelNotFound, StoreError, StoreNotFound, VersionNotFound
 from worker.store.inspection import Fingerprint
 
 log = logging.getLogger(__name__)
 
-PASSING_ERRNOS = frozenset(
+TEMPORARY_ERRNOS = frozenset(
     {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.EINTR}
 )
 """What a network mount or a full machine answers today and not tomorrow."""
@@ -23,34 +23,34 @@ class Failure:
     """Why a version could not be loaded, and when.
 
     Attributes:
-        version: which one; None when it was not even known which.
-        files: the version's fingerprint before it was tried; None: there was no such version.
+        version: None when `current` could not be read.
+        files: the version's fingerprint before the load; None if there was no such version.
         at: monotonic seconds.
-        may_pass: the reason lies in the machine and not in the files.
+        attempts: loads that failed in a row while a request waited.
     """
 
     error: ModelError
     version: str | None
     files: Fingerprint | None
     at: float
-    may_pass: bool = False
+    attempts: int = 0
 
     @property
     def depends_on_files(self) -> bool:
-        """Only another content, or other rights, can change the outcome."""
-        return self.files is not None and not self.may_pass
+        """Whether only another content, or other rights, can change the outcome."""
+        return self.files is not None and not self.error.retryable
 
 
-def may_pass(error: BaseException) -> bool:
-    """Whether the same files could be loaded later: no memory, or a file system that is away."""
-    return any(
-        out_of_memory(cause) or (isinstance(cause, OSError) and cause.errno in PASSING_ERRNOS)
-        for cause in _causes(error)
-    )
+def lacks_memory(error: BaseException) -> bool:
+    """Whether the load failed because an allocation did."""
+    return any(out_of_memory(cause) for cause in _causes(error))
 
 
 def reason_of(error: Exception, model: str, version: str | None) -> ModelError:
-    """What is told outside. The store's texts on missing folders name the folder, which is nobody's business there."""
+    """The error as users see it. The store's own texts on missing folders name the folder, which is not for them."""
+    where = f"{model}/{version}"
+    if lacks_memory(error) or any(_is_temporary(cause) for cause in _causes(error)):
+        return TemporaryLoadError(f"{where}: can't be loaded now: {_one_line(error)}")
     match error:
         case ModelError():
             return error
@@ -61,8 +61,18 @@ def reason_of(error: Exception, model: str, version: str | None) -> ModelError:
         case StoreError():
             return BrokenModel(str(error))
         case _:
-            log.error("loading %s/%s", model, version, exc_info=error)
-            return BrokenModel(f"{model}/{version}: {type(error).__name__}: {error}")
+            log.error("loading %s", where, exc_info=error)
+            return BrokenModel(f"{where}: {_one_line(error)}")
+
+
+def _is_temporary(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in TEMPORARY_ERRNOS
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModelError | StoreError):
+        return str(error)
+    return " ".join(f"{type(error).__name__}: {error}".split())
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

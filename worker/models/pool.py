@@ -1,47 +1,53 @@
-"""Which models are in memory: loads aside, pins what rows run on, follows each model's current version."""
+"""Which models are in memory: loads beside the engine, pins what rows run on, follows each model's current version."""
 
 import logging
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
-from dataclasses import replace
 
 from worker.contract import ModelInfo
 from worker.models.catalogue import Catalogue
 from worker.models.errors import BrokenModel
-from worker.models.failures import Failure, may_pass, reason_of
+from worker.models.failures import Failure, lacks_memory, reason_of
+from worker.models.load_queue import LoadQueue, LoadRequest
 from worker.models.loaded_model import LoadedModel
 from worker.models.residents import Residents, Spares
 from worker.models.retirement import Key, Retirement
 from worker.store.errors import StoreError
+from worker.store.manifest import Manifest
 from worker.store.model_store import Checkpoint, ModelStore
+from worker.store.verified_files import VerifiedFiles
 
 log = logging.getLogger(__name__)
 
-Wish = tuple[str, str | None]
-"""(model, version), or the model's current version."""
-
 
 class ModelPool:
-    """Models in memory. All methods are safe from any thread; only `work` and `run` read the disk or load.
+    """Models in memory. Thread-safe; only `poll`, `load_pending`, `prune` and `run` read the disk or load.
 
-    A request that names no version gets the one that serves when it asks: the last current version that loaded
-    whole. A bad version leaves the older one serving, is told in `describe`, and is tried again when its files change.
-    A version is dropped from memory when nothing runs on it and it does not serve any more, and, least recently used
-    first, when the budget is exceeded. Never one that rows run on: with those alone the budget may be exceeded until
-    they are done.
+    **Which version.** A request that names none gets the one that serves: the last current version that loaded whole.
+    A bad version leaves the older one serving, loaded again if it had been evicted; it is reported by `describe` and
+    tried again when its files change. A load that failed for want of memory or of the file system is tried again after
+    `retry_after_s`, a few times while requests wait for it.
+
+    **Which models.** Without a budget, all. With one, as many as fit are loaded ahead, and the rest when a request asks
+    for them; all are offered.
+
+    **Who leaves.** At once: what nothing runs on and does not serve. For want of room: models that nothing runs on,
+    least recently used first, *before* another is loaded. A new version is loaded beside the one that it replaces: that
+    one serves until the new one is whole, and no other model leaves for it, so the budget is exceeded by one version
+    for the time of the load. Rows keep their weights in memory, whatever the budget. When a load that somebody waits
+    for runs out of memory, all that is idle may leave, the replaced version last, and comes back when it is asked for.
 
     Args:
         store: where the checkpoints are.
         load: makes a model of a checkpoint whose files were verified; raises ModelError.
         memory_budget_bytes: of weights; None: all that the store holds.
-        spares: what `load` keeps of models that were let go; counted in the budget, and the first to leave.
-        check_device: told of each failed load; raises DeviceLost when it was more than that.
+        spares: what `load` keeps of evicted models; counted in the budget, and the first to leave.
+        check_device: called with the error of each failed load; raises DeviceLost when it was more than that.
         keep_versions: of each model, offer these many newest versions and delete the rest, see `prune`; None: all.
         poll_interval_s: how often `current` is looked at.
-        retry_after_s: a load that failed for want of memory or of the file system is tried again after so long.
+        retry_after_s: a load that failed for a temporary reason is tried again after so long.
         clock: monotonic seconds.
     """
 
@@ -62,17 +68,17 @@ class ModelPool:
         self._load = load
         self._check_device = check_device
         self._poll_interval_s = poll_interval_s
-        self._retry_after_s = retry_after_s
         self._clock = clock
         self._changed = threading.Condition()
         self._residents = Residents(memory_budget_bytes, spares)
+        self._loads = LoadQueue(retry_after_s, clock)
         self._serving: dict[str, str] = {}
-        self._wishes: list[Wish] = []
-        self._failures: dict[Wish, Failure] = {}
-        self._failure_counts: Counter[str] = Counter()
+        self._measured_bytes: dict[str, int] = {}  # by model: what its last version took in memory
+        self._bytes_per_file_byte = 1.0  # of the last load: another dtype takes another part
         self._retirement = Retirement(keep_versions, clock)
         self._listeners: list[Callable[[], None]] = []
         self._catalogue = Catalogue(store)
+        self._verified = VerifiedFiles()
 
     def acquire(self, model: str, version: str | None = None) -> LoadedModel | None:
         """Pin a model for one request; call `release` when it is done.
@@ -82,27 +88,26 @@ class ModelPool:
         Raises:
             ModelError: it can't be had.
         """
-        wish: Wish = (model, version)
         with self._changed:
-            resolved = self._serving.get(model) if version is None else version
+            serving = self._serving.get(model)
+            resolved = serving if version is None else version
             if resolved is not None and (model, resolved) in self._residents:
                 return self._residents.pin((model, resolved), self._clock())
-            failure = self._failures.get(wish)
-            if wish not in self._wishes:
-                if failure is not None and not self._is_over(failure):
-                    raise failure.error
-                self._wishes.append(wish)
-                self._changed.notify_all()
+            request: LoadRequest = (model, version)
+            if version is None and serving is not None and self._loads.failure_on_demand(request) is not None:
+                request = (model, serving)  # it had been evicted, and the current version is bad
+            self._loads.demand(request)
+            self._changed.notify_all()
             return None
 
     def release(self, model: LoadedModel) -> None:
         """Undo one `acquire`."""
         with self._changed:
             self._residents.unpin((model.name, model.version))
-            self._drop_the_unneeded()
+            self._drop_unneeded()
 
     def drop_spares(self) -> bool:
-        """Give back memory that no model needs; False when there is none."""
+        """Free memory that no model needs; False when there is none."""
         return self._residents.drop_spares()
 
     def on_change(self, listener: Callable[[], None]) -> None:
@@ -112,11 +117,12 @@ class ModelPool:
 
     def describe(self) -> list[ModelInfo]:
         """Every model of the store, as this worker sees it; reads memory only, as of the last poll."""
+        currents = self._catalogue.currents()
         with self._changed:
-            serving, counts = dict(self._serving), dict(self._failure_counts)
-            errors = {wish[0]: str(failure.error) for wish, failure in self._failures.items() if wish[1] is None}
+            offered = {model: self._offered(model, current) for model, current in currents.items()}
+            errors, counts = self._loads.reload_errors(), dict(self._loads.failure_counts)
             retired = self._retirement.retired()
-        return self._catalogue.describe(serving, errors, counts, retired)
+        return self._catalogue.describe(offered, errors, counts, retired)
 
     def resident(self) -> list[Key]:
         """(model, version) of what is in memory."""
@@ -153,15 +159,16 @@ class ModelPool:
 
     def run(self, stop: threading.Event) -> None:
         """The loading thread's loop, until `stop` is set and `wake` is called."""
-        due = self._clock()
+        next_poll = self._clock()
         while not stop.is_set():
-            if self._clock() >= due:
+            if self._clock() >= next_poll:
                 self.poll()
-                due = self._clock() + self._poll_interval_s
-            self.load_wishes()
+                next_poll = self._clock() + self._poll_interval_s
+            self.load_pending()
             with self._changed:
-                if not self._wishes and not stop.is_set():
-                    self._changed.wait(timeout=max(0.0, due - self._clock()))
+                until = min(next_poll, self._loads.next_due())
+                if not stop.is_set() and (wait_s := until - self._clock()) > 0:
+                    self._changed.wait(wait_s)
 
     def wake(self) -> None:
         """Let `run` look at its stop event now."""
@@ -169,129 +176,142 @@ class ModelPool:
             self._changed.notify_all()
 
     def poll(self) -> None:
-        """Look at the store once and put models whose current version is not the serving one on the list."""
+        """Look at the store once and ask for the versions that are to be loaded before a request needs them."""
         try:
             currents = self._catalogue.refresh()
         except StoreError as error:
             log.error("can't read the store: %s", error)
             return
-        self._forget_what_changed()
+        self._retry_changed()
         now = self._clock()
         with self._changed:
+            free_bytes = self._residents.free_bytes
             for model, current in currents.items():
-                wish: Wish = (model, None)
-                failure = self._failures.get(wish)
+                request: LoadRequest = (model, None)
+                failure = self._loads.failure(request)
+                serving = self._serving.get(model)
                 if isinstance(current, StoreError):
-                    self._note(wish, Failure(BrokenModel(str(current)), None, None, now))
-                elif self._serving.get(model) == current:
-                    self._failures.pop(wish, None)  # somebody set `current` back to what serves
-                elif failure is not None and failure.version == current and not self._is_over(failure):
-                    pass  # the same bad version
-                elif wish not in self._wishes and (model in self._serving or self._residents.have_room):
-                    self._wishes.append(wish)
-            for wish, failure in list(self._failures.items()):
-                of_the_store = wish[1] is None and wish[0] in currents
-                if not of_the_store and self._is_over(failure):
-                    del self._failures[wish]
-            serving = {(model, current) for model, current in currents.items() if isinstance(current, str)}
-            self._retirement.update(self._catalogue.versions(), serving | set(self._serving.items()))
-            self._drop_the_unneeded()
+                    self._loads.note(request, Failure(BrokenModel(str(current)), None, None, now))
+                    continue
+                if failure is not None and (serving == current or failure.version != current):
+                    self._loads.forget(request)  # `current` names another version than the one that failed
+                if serving == current or self._loads.standing_failure(request) is not None:
+                    continue
+                if serving is not None:
+                    if (model, serving) in self._residents:
+                        self._loads.add(request)
+                elif (size := self._size(model, self._catalogue.manifest(model, current))) <= free_bytes or not len(
+                    self._residents
+                ):
+                    self._loads.add(request)
+                    free_bytes -= size
+            self._loads.forget_expired(currents)
+            wanted = {(model, current) for model, current in currents.items() if isinstance(current, str)}
+            self._retirement.update(self._catalogue.versions(), wanted | set(self._serving.items()))
+            self._drop_unneeded()
 
-    def load_wishes(self) -> None:
-        """Load what was asked for, one after the other."""
+    def load_pending(self) -> None:
+        """Load what is due, one after the other."""
         while True:
             with self._changed:
-                if not self._wishes:
-                    return
-                wish = self._wishes[0]
-            failure = self._grant(wish)
+                request = self._loads.next_load()
+            if request is None:
+                return
+            failure = self._load_one(request)
             with self._changed:
-                self._wishes.remove(wish)
                 if failure is None:
-                    self._failures.pop(wish, None)
+                    self._loads.succeeded(request)
                 else:
-                    self._note(wish, failure)
-                self._drop_the_unneeded()
+                    self._loads.failed(request, failure)
+                self._drop_unneeded()
                 listeners = list(self._listeners)
             for listener in listeners:
                 listener()
 
-    def _grant(self, wish: Wish) -> Failure | None:
-        """Load one checkpoint aside; what serves is not touched before the new one is whole."""
-        model, version = wish
+    def _offered(self, model: str, current: str | StoreError) -> str | None:
+        """The version that a request gets which names none. Called with the lock held."""
+        serving = self._serving.get(model)
+        if serving is not None and (model, serving) in self._residents:
+            return serving
+        if isinstance(current, str) and self._loads.failure_on_demand((model, None)) is None:
+            return current
+        return serving
+
+    def _load_one(self, request: LoadRequest) -> Failure | None:
+        model, version = request
         resolved, files = version, None
         try:
             resolved = self._store.current(model) if version is None else version
             # Before the first look inside: what changes during the load is a change.
             files = self._store.fingerprint(model, resolved)
-            self._make_resident(self._store.checkpoint(model, resolved))
+            self._make_resident(request, self._store.checkpoint(model, resolved))
         except Exception as error:  # whatever a strange file makes a library raise: it must not end the thread
             self._check_device(error)
-            reason = reason_of(error, model, resolved)
-            failure = Failure(reason, resolved, files, self._clock(), may_pass(error))
-        else:
-            if version is None:
-                with self._changed:
-                    self._serving[model] = resolved
-            return None
+            return Failure(reason_of(error, model, resolved), resolved, files, self._clock())
         if version is None:
-            self._bring_back_what_served(model)
-        return failure
+            with self._changed:
+                self._serving[model] = resolved
+        return None
 
-    def _note(self, wish: Wish, failure: Failure) -> None:
-        """Keep a failure; what is not known yet is logged and counted. Called with the lock held."""
-        known = self._failures.get(wish)
-        self._failures[wish] = failure
-        if failure.version is None and known is not None and str(known.error) == str(failure.error):
-            return  # `current` is as unreadable as it was at the last poll
-        self._failure_counts[wish[0]] += 1
-        log.error("can't load a model: %s", failure.error)
-
-    def _is_over(self, failure: Failure) -> bool:
-        """Whether a load may be tried again although no file has changed."""
-        return not failure.depends_on_files and self._clock() >= failure.at + self._retry_after_s
-
-    def _forget_what_changed(self) -> None:
-        """Forget failures of versions whose files are not what they were: `poll` and requests try them again."""
-        with self._changed:
-            failures = {wish: failure for wish, failure in self._failures.items() if failure.version is not None}
-        for wish, failure in failures.items():
-            if self._store.fingerprint(wish[0], str(failure.version)) != failure.files:
-                with self._changed:
-                    if self._failures.get(wish) is failure:
-                        self._failures[wish] = replace(failure, files=None, at=float("-inf"))
-
-    def _make_resident(self, checkpoint: Checkpoint) -> None:
-        key = (checkpoint.model, checkpoint.version)
+    def _make_resident(self, request: LoadRequest, checkpoint: Checkpoint) -> None:
+        model, version = key = (checkpoint.model, checkpoint.version)
         with self._changed:
             if key in self._residents:
                 return
-        self._store.verify(*key)
-        try:
-            loaded = self._load(checkpoint)
-        except Exception as error:
-            if not (may_pass(error) and self.drop_spares()):
-                raise
-            log.warning("can't load %s/%s, giving back networks that nothing runs on: %s", *key, error)
-            loaded = self._load(checkpoint)
+        self._store.verify(model, version, self._verified)
         with self._changed:
-            self._residents.add(loaded, self._clock())
-        log.info("loaded %s/%s", *key)
-
-    def _bring_back_what_served(self, model: str) -> None:
-        """The current version is bad and the one that served was dropped for room: load that one again."""
+            size = self._size(model, checkpoint.manifest)
+            self._residents.make_room(size, self._replaced_by(request), self._clock())
+        loaded = self._load_freeing_memory(request, checkpoint)
         with self._changed:
-            version = self._serving.get(model)
-        if version is None:
-            return
-        try:
-            self._make_resident(self._store.checkpoint(model, version))
-        except Exception as error:  # as above
-            self._check_device(error)
-            log.error("can't load %s/%s again: %s", model, version, error)
-            with self._changed:
-                del self._serving[model]
+            self._measured_bytes[model] = loaded.weight_bytes
+            self._bytes_per_file_byte = loaded.weight_bytes / max(1, weight_file_bytes(checkpoint.manifest))
+            self._residents.add(loaded, self._clock(), demanded=self._loads.is_demanded(request))
+        log.info("loaded %s/%s", model, version)
 
-    def _drop_the_unneeded(self) -> None:
+    def _load_freeing_memory(self, request: LoadRequest, checkpoint: Checkpoint) -> LoadedModel:
+        """Load; when memory runs out, again as often as something can be freed."""
+        while True:
+            try:
+                return self._load(checkpoint)
+            except Exception as error:
+                if not (lacks_memory(error) and self._free_memory(request)):
+                    raise
+                log.warning("no memory for %s/%s, trying with more: %s", checkpoint.model, checkpoint.version, error)
+
+    def _free_memory(self, request: LoadRequest) -> bool:
+        with self._changed:
+            replaced = self._replaced_by(request)
+            if replaced is None and not self._loads.is_demanded(request):
+                return self._residents.drop_spares()  # nobody waits: no other model leaves for it
+            return self._residents.free_memory(replaced, self._clock())
+
+    def _replaced_by(self, request: LoadRequest) -> Key | None:
+        """The version in memory that leaves when this load has succeeded. Called with the lock held."""
+        model, version = request
+        served = (model, self._serving.get(model, ""))
+        return served if version is None and served in self._residents else None
+
+    def _retry_changed(self) -> None:
+        """Let versions be loaded again whose files are not what they were when a load of them failed."""
+        with self._changed:
+            failures = self._loads.failures()
+        for request, failure in failures:
+            version = failure.version
+            if version is not None and self._store.fingerprint(request[0], version) != failure.files:
+                with self._changed:
+                    self._loads.retry_now(request, failure)
+
+    def _size(self, model: str, manifest: Manifest | None) -> int:
+        """Expected bytes of a version in memory: those of the model's last one, else in proportion to its files."""
+        if (measured := self._measured_bytes.get(model)) is not None:
+            return measured
+        return round(self._bytes_per_file_byte * weight_file_bytes(manifest)) if manifest is not None else 0
+
+    def _drop_unneeded(self) -> None:
         """Called with the lock held."""
-        self._residents.drop_the_unneeded(self._serving, self._clock())
+        self._residents.drop_unneeded(self._serving, self._clock())
+
+
+def weight_file_bytes(manifest: Manifest) -> int:
+    return sum(record.size_bytes for path, record in manifest.files.items() if path.endswith(".safetensors"))

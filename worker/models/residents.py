@@ -1,6 +1,7 @@
 """The models in memory: who runs on them, and which leave when there is no room."""
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -8,40 +9,50 @@ from worker.models.loaded_model import LoadedModel
 from worker.models.retirement import Key
 
 FETCH_WITHIN_S = 10.0
-"""A version loaded on demand is dropped when nobody has come for it so long after."""
+"""How long a version that was loaded for a request is kept for it, in case that it was canceled meanwhile."""
 
 
 class Spares(Protocol):
-    """Networks kept for the weights of versions to come; safe from any thread."""
+    """Networks kept for the weights of versions to come. Thread-safe."""
 
     def spare_bytes(self) -> int:
         """Memory of their weights."""
 
     def drop_spares(self) -> bool:
-        """Give it back; False when there are none."""
+        """Free it; False when there are none."""
 
 
 @dataclass(slots=True)
 class _Resident:
-    """A model in memory."""
+    """A model in memory.
+
+    Attributes:
+        expected_until: a request that it was loaded for may come until then.
+        used_at: when it was last pinned.
+    """
 
     model: LoadedModel
     loaded_at: float
+    expected_until: float
     pins: int = 0
-    used_at: float = float("-inf")
-    """When it was last pinned."""
+    used_at: float = -math.inf
+
+    def is_idle(self, now: float) -> bool:
+        """Whether nothing runs on it and no request is about to."""
+        expected = self.used_at < self.loaded_at and now < self.expected_until
+        return self.pins == 0 and not expected
 
 
 class Residents:
-    """Models in memory and their pins. Not safe from several threads; the pool's lock guards it.
+    """Models in memory and their pins. Not thread-safe: the pool's lock guards it.
 
     Args:
         budget_bytes: of weights, spares included; None: no limit.
-        spares: what is kept of models that were let go; the first to leave.
+        spares: what is kept of evicted models; the first to leave.
     """
 
     def __init__(self, budget_bytes: int | None, spares: Spares | None) -> None:
-        self._budget = budget_bytes
+        self._budget = math.inf if budget_bytes is None else budget_bytes
         self._spares = spares
         self._residents: dict[Key, _Resident] = {}
 
@@ -51,13 +62,18 @@ class Residents:
     def __iter__(self) -> Iterator[Key]:
         return iter(self._residents)
 
-    @property
-    def have_room(self) -> bool:
-        """Whether models are loaded before anybody asks for them."""
-        return self._budget is None or not self._residents
+    def __len__(self) -> int:
+        return len(self._residents)
 
-    def add(self, model: LoadedModel, now: float) -> None:
-        self._residents[model.name, model.version] = _Resident(model, loaded_at=now)
+    @property
+    def free_bytes(self) -> float:
+        """What the budget leaves for another model; spares leave when they must."""
+        return self._budget - self._used_bytes()
+
+    def add(self, model: LoadedModel, now: float, *, demanded: bool) -> None:
+        """`demanded`: a request waits for it and comes in a moment."""
+        expected_until = now + FETCH_WITHIN_S if demanded else -math.inf
+        self._residents[model.name, model.version] = _Resident(model, now, expected_until)
 
     def pin(self, key: Key, now: float) -> LoadedModel:
         """For one request; a model that is not here is an error."""
@@ -78,37 +94,64 @@ class Residents:
         return {key for key, resident in self._residents.items() if resident.pins}
 
     def drop_spares(self) -> bool:
-        """Give back memory that no model needs; False when there is none."""
+        """Free memory that no model needs; False when there is none."""
         return self._spares is not None and self._spares.drop_spares()
 
-    def drop_the_unneeded(self, serving: Mapping[str, str], now: float) -> None:
-        """Let go of what nobody runs on or comes for, then of spares and what was used longest ago until all fits.
+    def make_room(self, incoming_bytes: int, replaced: Key | None, now: float) -> None:
+        """Evict before a load what it would push out in any case; see `ModelPool` for the rule.
 
         Args:
-            serving: version by model; these go only for want of room.
+            incoming_bytes: expected size of the model.
+            replaced: the version of the same model that leaves when the new one serves, if it is in memory.
         """
-        for key, resident in list(self._residents.items()):
-            never_fetched = resident.used_at < resident.loaded_at
-            patience = FETCH_WITHIN_S if never_fetched else 0.0
-            if resident.pins == 0 and serving.get(key[0]) != key[1] and now >= resident.loaded_at + patience:
-                self._drop(key)
-        if self._fits():
-            return
-        newest = max(self._residents.values(), key=lambda resident: resident.loaded_at, default=None)
-        for key, resident in sorted(self._residents.items(), key=lambda item: item[1].used_at):
-            if resident.pins == 0 and resident is not newest:
-                self._drop(key)
-                if self._fits():
-                    return
+        if replaced is not None:
+            incoming_bytes -= self._residents[replaced].model.weight_bytes
+        self._evict_until_it_fits([key for key in self._idle(now) if key != replaced], incoming_bytes)
 
-    def _drop(self, key: Key) -> None:
+    def free_memory(self, replaced: Key | None, now: float) -> bool:
+        """A load ran out of memory: free the spares, else the idle model used longest ago, `replaced` last.
+
+        False when there is nothing left to free.
+        """
+        if self.drop_spares():
+            return True
+        idle = sorted(self._idle(now), key=lambda key: key == replaced)
+        if idle:
+            self._evict(idle[0])
+            self.drop_spares()  # it may have become one
+        return bool(idle)
+
+    def drop_unneeded(self, serving: Mapping[str, str], now: float) -> None:
+        """Evict idle models that do not serve, then spares, then those used longest ago until the rest fits.
+
+        Args:
+            serving: version by model; these leave only for want of room, the one loaded last not even then.
+        """
+        for key in self._idle(now):
+            if serving.get(key[0]) != key[1]:
+                self._evict(key)
+        newest = max(self._residents, key=lambda key: self._residents[key].loaded_at, default=None)
+        self._evict_until_it_fits([key for key in self._idle(now) if key != newest])
+
+    def _idle(self, now: float) -> list[Key]:
+        """Least recently used first."""
+        idle = [key for key, resident in self._residents.items() if resident.is_idle(now)]
+        return sorted(idle, key=lambda key: self._residents[key].used_at)
+
+    def _evict_until_it_fits(self, keys: Iterable[Key], incoming_bytes: int = 0) -> None:
+        candidates = iter(keys)
+        while not self._fits(incoming_bytes) and (key := next(candidates, None)) is not None:
+            self._evict(key)
+
+    def _evict(self, key: Key) -> None:
         self._residents.pop(key).model.let_go()
 
-    def _fits(self) -> bool:
+    def _fits(self, incoming_bytes: int) -> bool:
         """Whether the weights keep to the budget, if need be without spares."""
-        if self._budget is None:
-            return True
-        used = sum(resident.model.weight_bytes for resident in self._residents.values())
-        if self._spares is not None and used + self._spares.spare_bytes() > self._budget:
+        needed = self._used_bytes() + incoming_bytes
+        if self._spares is not None and needed + self._spares.spare_bytes() > self._budget:
             self._spares.drop_spares()
-        return used <= self._budget
+        return needed <= self._budget
+
+    def _used_bytes(self) -> int:
+        return sum(resident.model.weight_bytes for resident in self._residents.values())

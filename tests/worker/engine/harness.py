@@ -49,7 +49,7 @@ def filled_pool(store: ModelStore, load: Callable[[Checkpoint], LoadedModel] = l
     """A pool that has loaded what the store's models name as current."""
     pool = ModelPool(store, load)
     pool.poll()
-    pool.load_wishes()
+    pool.load_pending()
     return pool
 
 
@@ -137,7 +137,7 @@ class Driver:
         """What one turn of `Engine.run` does, and of `ModelPool.run` beside it."""
         self.engine.take_messages()
         ran = self.engine.step()
-        self.pool.load_wishes()
+        self.pool.load_pending()
         self.collect()
         return ran
 

@@ -55,7 +55,7 @@ def pool_of(
 
     pool = ModelPool(store, load, spares=networks)
     pool.poll()
-    pool.load_wishes()
+    pool.load_pending()
     return pool
 
 
@@ -143,7 +143,7 @@ def test_five_reloads_record_one_network_more_and_each_version_draws_its_own_pix
         draw(pool, request, MAX_BATCH)
         publish_tiny(store, weights_seed=number, step=number + 1)
         pool.poll()
-        pool.load_wishes()
+        pool.load_pending()
         drawn = draw(pool, request, MAX_BATCH)
         fresh = pool_of(store, gpu_networks(torch.device("cuda"), record=True))
         assert same_pixels(drawn, draw(fresh, request, MAX_BATCH))
@@ -211,6 +211,6 @@ def test_noise_on_the_device_is_that_of_the_host(tiny_store: ModelStore) -> None
     (on_gpu,) = draw(pool_of(tiny_store, networks, dtype=torch.float32), request, MAX_BATCH)
     cpu = ModelPool(tiny_store, lambda c: load_checkpoint(c, torch.device("cpu"), torch.float32))
     cpu.poll()
-    cpu.load_wishes()
+    cpu.load_pending()
     (on_host,) = draw(cpu, request)
     assert abs(on_gpu.astype(int) - on_host.astype(int)).max() <= 8

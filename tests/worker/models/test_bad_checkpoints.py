@@ -52,7 +52,7 @@ class Served:
         """Poll that many times, minutes apart."""
         for _ in range(times):
             self.pool.poll()
-            self.pool.load_wishes()
+            self.pool.load_pending()
             self.clock.now += 100
         (info,) = self.pool.describe()
         return info
@@ -191,11 +191,11 @@ def _serve_without_rights(root: Path, good: str, answer: Connection) -> None:
     pool = ModelPool(store, lambda checkpoint: store_of_good[checkpoint.version], clock=clock)
     (root / TINY / CURRENT_NAME).write_text(good)
     pool.poll()
-    pool.load_wishes()
+    pool.load_pending()
     (root / TINY / CURRENT_NAME).write_text(store.versions(TINY)[1])
     for _ in range(3):
         pool.poll()
-        pool.load_wishes()
+        pool.load_pending()
         clock.now += 100
     (info,) = pool.describe()
     answer.send((info.version, info.reload_error, info.load_failures))

@@ -105,7 +105,7 @@ def test_the_old_weights_are_freed_when_their_last_row_has_left(store: ModelStor
     del old
     publish_tiny(store, weights_seed=1, step=2)
     pool.poll()
-    pool.load_wishes()
+    pool.load_pending()
     driver.step()
     assert weights() is not None, "rows run on them"
     driver.finish()

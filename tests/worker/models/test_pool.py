@@ -35,7 +35,7 @@ def damage(checkpoint: Checkpoint) -> None:
 
 def refresh(pool: ModelPool) -> None:
     pool.poll()
-    pool.load_wishes()
+    pool.load_pending()
 
 
 def test_a_new_version_serves_new_requests_and_old_ones_end_on_theirs(store: ModelStore) -> None:
@@ -87,7 +87,7 @@ def test_what_is_told_of_the_models_is_built_anew_only_when_something_changed(st
     pool.poll()
     (listed,) = pool.describe()
     assert [info.version for info in listed.versions] == [before.version, new]
-    pool.load_wishes()
+    pool.load_pending()
     assert pool.describe()[0].version == new
 
 
@@ -153,7 +153,7 @@ def test_a_version_nobody_comes_for_is_dropped(store: ModelStore) -> None:
     pool = ModelPool(store, load_float32, clock=clock)
     refresh(pool)
     assert pool.acquire(TINY, old) is None
-    pool.load_wishes()
+    pool.load_pending()
     assert (TINY, old) in pool.resident()
     clock.now += 60
     pool.poll()
@@ -170,7 +170,7 @@ def test_the_least_recently_used_model_is_dropped_but_never_one_in_use(store: Mo
     def use(name: str) -> LoadedModel:
         clock.now += 1
         while (model := pool.acquire(name)) is None:
-            pool.load_wishes()
+            pool.load_pending()
         return model
 
     pool.release(use(TINY))
@@ -193,7 +193,7 @@ def test_the_first_model_is_loaded_before_anybody_asks_and_the_rest_when_the_bud
     assert len(filled_pool(store).resident()) == 2
     pool = ModelPool(store, load_float32, memory_budget_bytes=1)
     pool.poll()
-    pool.load_wishes()
+    pool.load_pending()
     assert len(pool.resident()) == 1
 
 
@@ -201,7 +201,7 @@ def test_what_is_not_there_is_said(store: ModelStore) -> None:
     pool = filled_pool(store)
     for model, version in (("absent", None), (TINY, "000000009-00000000"), ("../up", None)):
         assert pool.acquire(model, version) is None
-        pool.load_wishes()
+        pool.load_pending()
         with pytest.raises(ModelUnavailable):
             pool.acquire(model, version)
 
@@ -209,7 +209,7 @@ def test_what_is_not_there_is_said(store: ModelStore) -> None:
 def test_a_model_published_after_it_was_asked_for_in_vain_serves(store: ModelStore) -> None:
     pool = filled_pool(store)
     assert pool.acquire("later") is None
-    pool.load_wishes()
+    pool.load_pending()
     publish_tiny(store, "later")
     refresh(pool)
     assert pool.acquire("later") is not None
@@ -237,11 +237,11 @@ def test_loading_does_not_stop_the_rows_of_other_models(store: ModelStore) -> No
 
     pool = ModelPool(store, load, memory_budget_bytes=10**9)
     assert pool.acquire(TINY) is None
-    pool.load_wishes()
+    pool.load_pending()
     driver = Driver(pool)
     driver.submit("waits", ask(model="slow"))
     driver.engine.take_messages()
-    loader = threading.Thread(target=pool.load_wishes)
+    loader = threading.Thread(target=pool.load_pending)
     loader.start()
     try:
         assert begun.wait(timeout=60)

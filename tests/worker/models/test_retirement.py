@@ -34,7 +34,7 @@ def pool(store: ModelStore, clock: HandClock) -> ModelPool:
 
 def look(pool: ModelPool) -> None:
     pool.poll()
-    pool.load_wishes()
+    pool.load_pending()
 
 
 def offered(pool: ModelPool) -> list[str]:
@@ -70,7 +70,7 @@ def test_a_version_that_a_job_names_stays_until_the_job_has_ended(
 def test_a_version_that_rows_run_on_stays(store: ModelStore, pool: ModelPool, clock: HandClock) -> None:
     oldest = store.versions(TINY)[0]
     assert pool.acquire(TINY, oldest) is None
-    pool.load_wishes()
+    pool.load_pending()
     model = pool.acquire(TINY, oldest)
     assert model is not None
     clock.now += OFFERED_FOR_S

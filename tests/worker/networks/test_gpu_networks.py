@@ -63,7 +63,7 @@ class Card:
     def poll(self) -> None:
         """Take up what is new and let go of what nobody has come for."""
         self.pool.poll()
-        self.pool.load_wishes()
+        self.pool.load_pending()
         self.clock.now += 60
         self.pool.poll()
 
@@ -238,7 +238,7 @@ def test_a_load_that_finds_no_memory_takes_the_spares(store: ModelStore) -> None
     card.pool = card.pool_with(load)
     assert card.networks.spare_bytes() > 0
     card.pool.acquire("other", other.version)
-    card.pool.load_wishes()
+    card.pool.load_pending()
     assert tried == ["other", "other"]
     assert card.pool.acquire("other", other.version) is not None
 

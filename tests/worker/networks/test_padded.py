@@ -71,5 +71,5 @@ def test_a_padded_run_gives_the_same_pixels(tiny_store: ModelStore, pad_batch: P
     request = ask(seed=4, steps=5, batch=3, class_label=1)
     pool = ModelPool(tiny_store, lambda c: load_checkpoint(c, CPU, torch.float32, pad_batch=pad_batch, max_batch=4))
     assert pool.acquire(TINY) is None
-    pool.load_wishes()
+    pool.load_pending()
     assert same_pixels(draw(pool, request), draw(filled_pool(tiny_store), request))
