@@ -111,7 +111,7 @@ def _sent(lists: Mapping[str, list[Any]], code: str, dtype: torch.dtype, device:
     packed = array(code)
     for numbers in lists.values():
         packed.extend(numbers)
-    there = torch.frombuffer(packed, dtype=dtype)
+    there = torch.frombuffer(packed, dtype=dtype) if packed else torch.empty(0, dtype=dtype)
     if device.type == "cuda":
         there = there.pin_memory().to(device, non_blocking=True)
     slices, begin = dict.fromkeys(lists, there[:0]), 0
