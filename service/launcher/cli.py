@@ -14,9 +14,9 @@ from service.launcher.up import PYTHON, UpSettings, read_settings, up
 from worker.contract import SamplerName
 
 STORE_COMMANDS = {
-    "import": "take a directory that diffusers saved into the store",
+    "import": "import a directory that diffusers saved into the store",
     "promote": "make a version of the store current, an older one too",
-    "verify": "check every byte of a model's versions in the store",
+    "verify": "check every byte of the store, of a model or of one version",
 }
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130

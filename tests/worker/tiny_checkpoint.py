@@ -4,8 +4,8 @@ import json
 import struct
 from pathlib import Path
 
-from worker.store import Checkpoint, ModelStore, Recipe
-from worker.store.manifest import NOISE_CONFIG_PATH, PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, WEIGHTS_PATH
+from worker.store import Checkpoint, ModelStore, Recipe, write_index
+from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, WEIGHTS_PATH
 
 RECIPE = Recipe(command="python -m training", data="none")
 
@@ -20,7 +20,7 @@ def write_tiny(folder: Path, value: float = 0.0, count: int = 16) -> None:
     """Write a whole, if useless, pipeline directory."""
     (folder / "unet").mkdir()
     (folder / "scheduler").mkdir()
-    (folder / PIPELINE_INDEX_PATH).write_text('{"_class_name": "DDPMPipeline"}')
+    write_index(folder, "DDPMPipeline", {"unet": "UNet2DModel", "scheduler": "DDPMScheduler"})
     (folder / NOISE_CONFIG_PATH).write_text('{"num_train_timesteps": 1000}')
     (folder / UNET_CONFIG_PATH).write_text('{"sample_size": 8, "out_channels": 1}')
     (folder / WEIGHTS_PATH).write_bytes(safetensors(value, count))

@@ -2,12 +2,14 @@
 
 from worker.store.bundled import bundled_store_path
 from worker.store.errors import BadCheckpoint, ModelNotFound, PublishFailed, StoreError, StoreNotFound, VersionNotFound
-from worker.store.manifest import FileRecord, GoldenOutput, GoldenSample, Manifest, Recipe
+from worker.store.manifest import Component, FileRecord, GoldenOutput, GoldenSample, Manifest, Recipe
 from worker.store.model_store import Checkpoint, ModelStore
+from worker.store.pipeline_index import write_index, write_text_to_image_index
 
 __all__ = [
     "BadCheckpoint",
     "Checkpoint",
+    "Component",
     "FileRecord",
     "GoldenOutput",
     "GoldenSample",
@@ -20,4 +22,6 @@ __all__ = [
     "StoreNotFound",
     "VersionNotFound",
     "bundled_store_path",
+    "write_index",
+    "write_text_to_image_index",
 ]

@@ -1,4 +1,4 @@
-"""`python -m worker.store`: look after the checkpoints on disk. Needs no running service."""
+"""`python -m worker.store`: list, verify, promote, prune and import checkpoints. Needs no running service."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from worker.store.bundled import bundled_store_path
-from worker.store.errors import StoreError
+from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.model_store import ModelStore
 from worker.store.pipeline_import import import_pipeline
 
@@ -15,7 +15,7 @@ WRITING = frozenset({"promote", "prune", "import"})
 
 
 def parser(default_store: Path) -> argparse.ArgumentParser:
-    result = argparse.ArgumentParser(prog="python -m worker.store", description="Look after the checkpoints on disk.")
+    result = argparse.ArgumentParser(prog="python -m worker.store", description="Manage the checkpoints on disk.")
     where = argparse.ArgumentParser(add_help=False)
     for each, default in ((result, default_store), (where, argparse.SUPPRESS)):
         each.add_argument(
@@ -23,9 +23,9 @@ def parser(default_store: Path) -> argparse.ArgumentParser:
         )
     commands = result.add_subparsers(dest="command", required=True)
     commands.add_parser("list", parents=[where], help="models and versions; * is current")
-    verify = commands.add_parser("verify", parents=[where], help="check every byte of one version, or of all")
-    verify.add_argument("model")
-    verify.add_argument("version", nargs="?")
+    verify = commands.add_parser("verify", parents=[where], help="check every byte of a version, a model or all models")
+    verify.add_argument("model", nargs="?", help="default: all models")
+    verify.add_argument("version", nargs="?", help="default: all versions")
     promote = commands.add_parser("promote", parents=[where], help="make a version current, an older one too")
     promote.add_argument("model")
     promote.add_argument("version")
@@ -33,17 +33,18 @@ def parser(default_store: Path) -> argparse.ArgumentParser:
         "prune",
         parents=[where],
         help="remove old versions, never the current one",
-        description="Remove old versions, never the current one. Jobs are not asked: for a store that nothing serves. "
-        "A worker with REVERIE_KEEP_VERSIONS removes what no job needs.",
+        description="Remove old versions, never the current one. Jobs are not considered: for a store that nothing "
+        "serves. A worker with REVERIE_KEEP_VERSIONS removes versions that no job needs.",
     )
     prune.add_argument("model")
     prune.add_argument("--keep", type=int, required=True)
-    take = commands.add_parser("import", parents=[where], help="take a directory that diffusers saved")
+    take = commands.add_parser("import", parents=[where], help="import a directory that diffusers saved")
     take.add_argument("directory", type=Path)
-    take.add_argument("--name", required=True, help="model to publish it as")
-    take.add_argument("--labels", help="names of the classes, with commas between")
+    take.add_argument("--name", required=True, help="name of the model")
+    take.add_argument("--labels", help="names of the classes, separated by commas")
     take.add_argument("--null-label", type=int, help='row of the class embedding that means "no class"')
     take.add_argument("--step", type=int, default=0, help="training step of the weights")
+    take.add_argument("--variant", help="variant of the weights, for example fp16; default: those without one")
     return result
 
 
@@ -63,10 +64,7 @@ def run(options: argparse.Namespace) -> None:
                 for version in store.versions(model):
                     print(f"{'*' if version == current else ' '} {model} {version}")
         case "verify":
-            versions = [options.version] if options.version else store.versions(options.model)
-            for version in versions:
-                store.verify(options.model, version)
-                print(f"{options.model}/{version} is whole")
+            verify(store, options.model, options.version)
         case "promote":
             store.promote(options.model, options.version)
             print(f"{options.model}/{options.version} is current")
@@ -83,8 +81,30 @@ def run(options: argparse.Namespace) -> None:
                 labels=options.labels.split(",") if options.labels else None,
                 null_label=options.null_label,
                 step=options.step,
+                variant=options.variant,
             )
+            if checkpoint.manifest.absent:
+                print(f"not in the pipeline: {', '.join(checkpoint.manifest.absent)}")
             print(f"{checkpoint.model}/{checkpoint.version} is current")
+
+
+def verify(store: ModelStore, model: str | None, version: str | None) -> None:
+    """Check one version, all of a model or all of the store, and print the result for each.
+
+    Raises:
+        StoreError: at least one is bad; the others were checked all the same.
+    """
+    bad = 0
+    for name in [model] if model else store.models():
+        for each in [version] if version else store.versions(name):
+            try:
+                store.verify(name, each)
+                print(f"{name}/{each} is whole")
+            except BadCheckpoint as error:
+                bad += 1
+                print(error, file=sys.stderr)
+    if bad:
+        raise StoreError(f"{bad} {'version is' if bad == 1 else 'versions are'} bad")
 
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:

@@ -1,8 +1,8 @@
-"""Where the models that come with the package lie."""
+"""The location of the models that come with the package."""
 
 from pathlib import Path
 
 
 def bundled_store_path() -> Path:
-    """Root of the store inside the installed package; read-only for its users."""
+    """Root of the read-only store inside the installed package."""
     return Path(__file__).resolve().parent.parent / "bundled"

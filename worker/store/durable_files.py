@@ -1,4 +1,4 @@
-"""Writing that survives a power cut, hashing, and locks between processes."""
+"""Durable writes, file hashes, and locks between processes."""
 
 import errno
 import fcntl
@@ -10,12 +10,12 @@ from pathlib import Path
 
 from worker.store.manifest import FileRecord
 
-# A file system without locks (some network mounts): the store then relies on age and on atomic renames alone.
 NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+"""From a file system without locks (some network mounts). The store then relies on atomic renames and file ages."""
 
 
 def hash_file(path: Path) -> FileRecord:
-    """SHA-256 and size of the bytes that are really there."""
+    """SHA-256 and size of a file's content."""
     digest, size_bytes = hashlib.sha256(), 0
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -25,12 +25,12 @@ def hash_file(path: Path) -> FileRecord:
 
 
 def fsync_path(path: Path) -> None:
-    """Flush one file, or the names in one folder, to the disk."""
+    """Flush a file, or a folder's directory entries, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems refuse fsync on folders (EINVAL); they order renames themselves.
+        # Some network file systems reject fsync on folders and order renames themselves.
         if not (path.is_dir() and error.errno in {errno.EINVAL, errno.ENOTSUP}):
             raise
     finally:
@@ -38,7 +38,7 @@ def fsync_path(path: Path) -> None:
 
 
 def fsync_tree(folder: Path) -> None:
-    """Flush every file below `folder`, then the folders, innermost first."""
+    """Flush every file below `folder`, and each folder after its content."""
     for parent, _, names in os.walk(folder, topdown=False):
         for name in names:
             fsync_path(Path(parent, name))
@@ -46,9 +46,9 @@ def fsync_tree(folder: Path) -> None:
 
 
 def share_like(example: Path, folder: Path) -> None:
-    """Give every file below `folder` the mode of `example`, a file made as the process's umask says.
+    """Copy the read and write bits of `example`, a file with the umask's mode, to every file below `folder`.
 
-    Some writers (safetensors) make files that only their owner reads; a worker may run as another user.
+    Some writers (safetensors) create files that only their owner can read; the worker may run as another user.
     """
     mode = example.stat().st_mode & 0o666
     for parent, _, names in os.walk(folder):
@@ -57,7 +57,7 @@ def share_like(example: Path, folder: Path) -> None:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Put `text` at `path` so that a reader, at any moment, sees the old text or the new one and nothing between."""
+    """Replace a file atomically and durably: readers see the old text or the new one."""
     temporary = path.with_name(f".{path.name}-{os.urandom(6).hex()}")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -73,12 +73,12 @@ def replace_file(path: Path, text: str) -> None:
 
 @contextmanager
 def exclusive_lock(path: Path) -> Iterator[None]:
-    """Hold the lock file `path`, made when missing, waiting for whoever has it. Gone with the process that held it."""
+    """Hold the lock file `path`, creating it if missing; waits for it. The lock ends with the process."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _flock(descriptor, fcntl.LOCK_EX)
-            # A sweeper may have removed the name between our open and our lock; then we hold nothing that others see.
+            # A sweep may have removed the file between open and lock; others would then lock a new one.
             if _is_open_as(descriptor, path):
                 break
         except BaseException:
@@ -93,7 +93,7 @@ def exclusive_lock(path: Path) -> Iterator[None]:
 
 @contextmanager
 def lock_if_free(path: Path) -> Iterator[bool]:
-    """Try to take an existing lock; yields whether nobody else holds it."""
+    """Try to take an existing lock without waiting; yields whether it was free."""
     try:
         descriptor = os.open(path, os.O_RDWR)
     except FileNotFoundError:

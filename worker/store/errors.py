@@ -1,16 +1,16 @@
 """What the store raises.
 
 StoreError
-├── StoreNotFound    the store's folder itself is missing or unreadable
-├── ModelNotFound    no such model, or a name that no model can have
-├── VersionNotFound  no such version, none at all, or a name that no version can have
-├── BadCheckpoint    it is there and must not be served: damaged, incomplete, unsafe or unreadable
-└── PublishFailed    nothing was published; what was visible before is visible unchanged
+├── StoreNotFound    the store's folder is missing or unreadable
+├── ModelNotFound    no such model, or an invalid name
+├── VersionNotFound  no such version, no version at all, or an invalid name
+├── BadCheckpoint    must not be served: damaged, incomplete, unsafe, unsupported or unreadable
+└── PublishFailed    nothing was published, and nothing visible has changed
 """
 
 
 class StoreError(Exception):
-    """Anything wrong with the store or what lies in it; the text is one line fit for a log or a command's error."""
+    """Base class. The text is one line, fit for a log or a command's error."""
 
 
 class StoreNotFound(StoreError):
@@ -26,8 +26,8 @@ class VersionNotFound(StoreError):
 
 
 class BadCheckpoint(StoreError):
-    """The files of a version are not what its manifest says, or must not be loaded."""
+    """A version's files contradict its manifest, or must not be loaded."""
 
 
 class PublishFailed(StoreError):
-    """A version could not be published, and nothing of it is visible."""
+    """A version could not be published; nothing visible has changed."""

@@ -1,16 +1,16 @@
-"""Reading one version's folder and telling whether it is exactly what its manifest says."""
+"""Reads one version's folder and checks it against its manifest."""
 
-import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from pydantic import ValidationError
 
+from worker.store.component_rules import check_files
 from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
-from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, WEIGHTS_PATH, FileRecord, Manifest
-from worker.store.safetensors_header import read_header
+from worker.store.json_files import read_json_object
+from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, FileRecord, Manifest
 
 UNSAFE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".py", ".pyc", ".so"}
@@ -20,17 +20,17 @@ UNSAFE_SUFFIXES = frozenset(
 MAX_MANIFEST_BYTES = 16_000_000
 
 Fingerprint = frozenset[tuple[str, tuple[int, ...]]]
-"""(path, what the file system says of it) of everything in a folder."""
+"""(path, facts from the file system) of everything in a folder."""
 
 
 def read_manifest(folder: Path, model: str, version: str) -> Manifest:
-    """The manifest of one version, checked to be about that version. Hashes nothing."""
+    """Read the manifest of one version and check that it names that version. Hashes nothing."""
     where = f"{model}/{version}"
     path = folder / MANIFEST_NAME
     try:
         size_bytes = path.stat().st_size
         if size_bytes > MAX_MANIFEST_BYTES:
-            raise BadCheckpoint(f"{where}: {MANIFEST_NAME} has {size_bytes} bytes, more than any manifest needs")
+            raise BadCheckpoint(f"{where}: {MANIFEST_NAME} has {size_bytes} bytes, the limit is {MAX_MANIFEST_BYTES}")
         manifest = Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
         raise BadCheckpoint(f"{where}: can't read {MANIFEST_NAME}: {error.strerror}") from error
@@ -42,14 +42,14 @@ def read_manifest(folder: Path, model: str, version: str) -> Manifest:
 
 
 def first_problem(error: ValidationError) -> str:
-    """The first complaint of pydantic, in one line."""
+    """The first problem that pydantic found, in one line."""
     problem = error.errors(include_url=False)[0]
     place = ".".join(str(part) for part in problem["loc"])
     return f"{place}: {problem['msg']}" if place else problem["msg"]
 
 
 def verify_files(folder: Path, manifest: Manifest, hash_of: Callable[[Path], FileRecord] = hash_file) -> None:
-    """Raise BadCheckpoint unless the folder holds the manifest's files, byte for byte, and nothing else to load."""
+    """Raise BadCheckpoint unless the folder holds exactly the files of the manifest, byte for byte."""
     where = f"{manifest.model}/{manifest.version}"
     try:
         for path in files_below(folder, where):
@@ -67,39 +67,20 @@ def verify_files(folder: Path, manifest: Manifest, hash_of: Callable[[Path], Fil
                 raise BadCheckpoint(f"{where}: {path} has SHA-256 {found.sha256}, the manifest says {record.sha256}")
     except OSError as error:
         raise BadCheckpoint(f"{where}: can't read {error.filename or folder}: {error.strerror}") from error
-    check_structure(folder, where)
+    check_structure(folder, {name: each.class_name for name, each in manifest.components.items()}, where)
 
 
-def check_structure(folder: Path, where: str) -> None:
-    """Raise BadCheckpoint unless the weights are a whole safetensors file and every JSON file is a JSON object."""
-    try:
-        tensors = read_header(folder / WEIGHTS_PATH)
-    except ValueError as error:
-        raise BadCheckpoint(f"{where}: {WEIGHTS_PATH}: {error}") from error
-    except OSError as error:
-        raise BadCheckpoint(f"{where}: can't read {WEIGHTS_PATH}: {error.strerror}") from error
-    if not tensors:
-        raise BadCheckpoint(f"{where}: {WEIGHTS_PATH} holds no tensors")
+def check_structure(folder: Path, components: Mapping[str, str], where: str) -> None:
+    """Raise BadCheckpoint unless each component (name → class) has its files and every JSON file is a JSON object."""
+    for name, class_name in components.items():
+        check_files(folder, name, class_name, where)
     for path in files_below(folder, where):
         if path.endswith(".json"):
             read_json_object(folder, path, where)
 
 
-def read_json_object(folder: Path, path: str, where: str) -> dict[str, object]:
-    """The JSON object in `folder/path`."""
-    try:
-        value = json.loads((folder / path).read_bytes())
-    except OSError as error:
-        raise BadCheckpoint(f"{where}: can't read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise BadCheckpoint(f"{where}: {path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BadCheckpoint(f"{where}: {path} is not a JSON object")
-    return value
-
-
 def files_below(folder: Path, where: str) -> list[str]:
-    """Relative paths of the files of a version. Links and formats that can run code are refused."""
+    """Relative paths of a version's files, sorted. Raises BadCheckpoint for links and for formats that can run code."""
     found = []
     for parent, folders, names in os.walk(folder, onerror=_raise):
         for name in [*folders, *names]:
@@ -117,7 +98,7 @@ def files_below(folder: Path, where: str) -> list[str]:
 
 
 def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
-    """(height, width, channels) of the images that the U-Net of a version draws, from its configuration."""
+    """(height, width, channels) of a version's images, from the U-Net's configuration."""
     config = read_json_object(folder, UNET_CONFIG_PATH, where)
     size, channels = config.get("sample_size"), config.get("out_channels")
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
@@ -127,7 +108,7 @@ def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
 
 
 def folder_fingerprint(folder: Path) -> Fingerprint:
-    """Inode, size, rights and times of everything below `folder`; what can't be looked at is left out."""
+    """Inode, size, mode and times of everything below `folder`, skipping what can't be read."""
     seen = []
     for parent, folders, names in os.walk(folder):
         for path in (Path(parent), *(Path(parent, name) for name in [*folders, *names])):
@@ -135,7 +116,7 @@ def folder_fingerprint(folder: Path) -> Fingerprint:
                 stat = path.lstat()
             except OSError:
                 continue
-            # st_ctime moves with the rights and can't be set back, as st_mtime can.
+            # Unlike st_mtime, st_ctime changes with the mode and can't be set back.
             facts = (stat.st_ino, stat.st_size, stat.st_mode, stat.st_mtime_ns, stat.st_ctime_ns)
             seen.append((path.relative_to(folder).as_posix(), facts))
     return frozenset(seen)

@@ -1,10 +1,12 @@
-"""What `manifest.json` beside each checkpoint says: which files, made how, and how good."""
+"""The contents of `manifest.json`: the files and components of one version, how it was made, and how good it is."""
 
 import base64
+import hashlib
 import re
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AwareDatetime,
@@ -25,12 +27,14 @@ UNET_CONFIG_PATH = "unet/config.json"
 NOISE_CONFIG_PATH = "scheduler/scheduler_config.json"
 PIPELINE_INDEX_PATH = "model_index.json"
 REQUIRED_PATHS = (PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, WEIGHTS_PATH, NOISE_CONFIG_PATH)
+"""The files of a checkpoint with one network in one file, the only kind that format 1 knows."""
 
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ComponentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
 class ManifestPart(BaseModel):
-    """Immutable, and an unknown field is an error: a manifest of a later format must not be half understood."""
+    """Immutable. Unknown fields are errors, so a manifest of a later format is never half understood."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -40,8 +44,18 @@ class FileRecord(ManifestPart):
     size_bytes: int = Field(ge=0)
 
 
+class Component(ManifestPart):
+    """One entry of the pipeline; it lives in the folder of its name."""
+
+    library: str
+    """`diffusers` or `transformers`."""
+    class_name: str
+    sha256: Sha256
+    """See `component_sha256`."""
+
+
 class Recipe(ManifestPart):
-    """How the weights were made, so that somebody else can make them again."""
+    """How the weights were made, so that they can be made again."""
 
     command: str
     data: str
@@ -86,28 +100,35 @@ class GoldenSample(ManifestPart):
     pixels_base64: str
     """Of the raw uint8 pixels, [H, W, C] in C order."""
     tolerance: float = Field(ge=0, le=255)
-    """Largest mean absolute difference, in uint8 levels, that rounding of another device or dtype may make."""
+    """Largest mean absolute difference, in uint8 levels, that another device or dtype may make by rounding."""
 
 
 class Manifest(ManifestPart):
-    format_version: Literal[1] = 1
+    """Format 2. A manifest of format 1 (one U-Net in one file) reads as one with the component `unet`."""
+
+    format_version: Literal[1, 2] = 2
     model: str = Field(pattern=MODEL_NAME_PATTERN)
     version: str = Field(pattern=VERSION_PATTERN)
     step: int = Field(ge=0, le=999_999_999)
-    """Training step that the weights were taken at."""
+    """Training step of the weights."""
     created_at: AwareDatetime
     """UTC."""
     labels: list[str]
     """Name of each class, by index; empty for a model without classes."""
     null_label: int | None = Field(default=None, ge=0)
-    """Row of the class embedding that was trained to mean "no class"; None: guidance is not possible."""
+    """Row of the class embedding trained to mean "no class"; None: no guidance by class."""
     width: int = Field(ge=1)
     height: int = Field(ge=1)
     channels: int = Field(ge=1)
     metrics: dict[str, FiniteFloat] = {}
     weights_sha256: Sha256
+    """The version's identity, see `identity_sha256`."""
+    components: dict[ComponentName, Component] = {}
+    """Every entry of `model_index.json` that has a class."""
+    absent: list[ComponentName] = []
+    """Entries of `model_index.json` that the pipeline could have and this one has not: `[null, null]`."""
     files: dict[str, FileRecord]
-    """Relative path with forward slashes → what the file must be. `manifest.json` itself is not among them."""
+    """Relative path with forward slashes → record. `manifest.json` itself is not listed."""
     recipe: Recipe
     golden: GoldenOutput | GoldenSample | None = None
 
@@ -118,23 +139,68 @@ class Manifest(ManifestPart):
             parts = PurePosixPath(path).parts
             if not parts or path != "/".join(parts) or ".." in parts or "\\" in path or path.startswith("/"):
                 raise ValueError(f"need relative paths inside the version, got {path!r}")
-        missing = [path for path in REQUIRED_PATHS if path not in files]
-        if missing:
-            raise ValueError(f"files lacks {', '.join(missing)}")
+        if PIPELINE_INDEX_PATH not in files:
+            raise ValueError(f"files lacks {PIPELINE_INDEX_PATH}")
         return files
 
     @model_validator(mode="after")
-    def _agrees_with_itself(self) -> "Manifest":
-        if self.files[WEIGHTS_PATH].sha256 != self.weights_sha256:
-            raise ValueError(f"weights_sha256 is not the hash that files records for {WEIGHTS_PATH}")
-        expected = version_name(self.step, self.weights_sha256)
-        if self.version != expected:
-            raise ValueError(f"need version {expected} for this step and hash, got {self.version}")
+    def _agrees_with_itself(self) -> Self:
+        if self.format_version == 1:
+            self._check_format_1()
+        else:
+            self._check_components()
+        if self.weights_sha256 != (expected := identity_sha256(self.components, self.files)):
+            raise ValueError(f"weights_sha256 is not the hash that follows from files, {expected}")
+        if self.version != (name := version_name(self.step, self.weights_sha256)):
+            raise ValueError(f"need version {name} for this step and hash, got {self.version}")
         return self
+
+    def _check_format_1(self) -> None:
+        if missing := [path for path in REQUIRED_PATHS if path not in self.files]:
+            raise ValueError(f"files lacks {', '.join(missing)}")
+        if self.components or self.absent:
+            raise ValueError("format 1 has no components")
+        # Filled in here, so that readers know one format.
+        unet = Component(library="diffusers", class_name="UNet2DModel", sha256=component_sha256("unet", self.files))
+        self.components["unet"] = unet
+
+    def _check_components(self) -> None:
+        if not self.components:
+            raise ValueError("components is empty")
+        for path in self.files:
+            folder, _, rest = path.partition("/")
+            if rest and folder not in self.components:
+                raise ValueError(f"{path} belongs to no component")
+        for name, component in self.components.items():
+            if component.sha256 != component_sha256(name, self.files):
+                raise ValueError(f"sha256 of component {name} is not the hash that follows from its files")
+
+    def files_of(self, component: str) -> list[str]:
+        """Paths of one component's files, sorted."""
+        return _files_of(component, self.files)
+
+
+def component_sha256(component: str, files: Mapping[str, FileRecord]) -> str:
+    """SHA-256 over one line for each file, sorted: its path inside the component's folder, a space, its SHA-256."""
+    paths = _files_of(component, files)
+    if not paths:
+        raise ValueError(f"component {component} has no files")
+    return _sha256_of_lines(f"{path.removeprefix(component + '/')} {files[path].sha256}" for path in paths)
+
+
+def identity_sha256(components: Mapping[str, Component], files: Mapping[str, FileRecord]) -> str:
+    """The hash that names a version.
+
+    SHA-256 over one line for each component, sorted: its name, a space, its SHA-256. A checkpoint whose only weights
+    are one file of the U-Net is named by the hash of that file, as in format 1, so that versions keep their names.
+    """
+    if components.keys() <= {"unet", "scheduler"} and WEIGHTS_PATH in files:
+        return files[WEIGHTS_PATH].sha256
+    return _sha256_of_lines(f"{name} {components[name].sha256}" for name in sorted(components))
 
 
 def version_name(step: int, weights_sha256: str) -> str:
-    """The name a version gets: its training step in nine digits, and the first eight digits of its weights' hash."""
+    """Training step in nine digits, and the first eight digits of the version's hash."""
     return f"{step:09d}-{weights_sha256[:8]}"
 
 
@@ -147,5 +213,13 @@ def is_version_name(name: str) -> bool:
 
 
 def utc(seconds: float) -> datetime:
-    """A clock's reading in seconds since 1970, as the manifest writes it."""
+    """Convert a clock's reading in seconds since 1970 to the manifest's time."""
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def _files_of(component: str, files: Mapping[str, FileRecord]) -> list[str]:
+    return sorted(path for path in files if path.startswith(component + "/"))
+
+
+def _sha256_of_lines(lines: Iterable[str]) -> str:
+    return hashlib.sha256("".join(line + "\n" for line in lines).encode()).hexdigest()

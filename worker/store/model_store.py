@@ -1,10 +1,10 @@
-"""The checkpoints on disk: which models and versions there are, which one is current, and publishing another.
+"""The checkpoints on disk: models, their versions, which version is current, and how another is published.
 
 <root>/<model>/<version>/     a diffusers pipeline directory plus manifest.json, never changed once visible
-<root>/<model>/current        names the version that is served; replaced by atomic rename
+<root>/<model>/current        the name of the version that is served; replaced by atomic rename
 <root>/<model>/.lock          held while `current` changes or versions are removed
 
-Readers take no lock and see whole versions only. Everything works by polling, so the root may be a network mount.
+Readers take no lock and only ever see whole versions. Changes are found by polling: the root may be a network mount.
 """
 
 import os
@@ -15,39 +15,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from worker.contract import MODEL_NAME_PATTERN, VERSION_PATTERN
-from worker.store.durable_files import (
-    exclusive_lock,
-    fsync_path,
-    fsync_tree,
-    hash_file,
-    replace_file,
-    share_like,
-)
+from worker.store.description import Details, describe
+from worker.store.durable_files import exclusive_lock, fsync_path, fsync_tree, hash_file, replace_file, share_like
 from worker.store.errors import BadCheckpoint, ModelNotFound, PublishFailed, StoreError, StoreNotFound, VersionNotFound
-from worker.store.inspection import (
-    Fingerprint,
-    check_structure,
-    files_below,
-    first_problem,
-    folder_fingerprint,
-    image_shape,
-    read_manifest,
-    verify_files,
-)
+from worker.store.inspection import Fingerprint, folder_fingerprint, read_manifest, verify_files
 from worker.store.manifest import (
     MANIFEST_NAME,
-    REQUIRED_PATHS,
-    WEIGHTS_PATH,
     GoldenOutput,
     Manifest,
     Recipe,
     is_model_name,
     is_version_name,
     utc,
-    version_name,
 )
 from worker.store.staging import remove_version, staging_folder, sweep
 from worker.store.verified_files import VerifiedFiles
@@ -68,10 +48,10 @@ class Checkpoint:
 
 
 class ModelStore:
-    """The store at `root`. Holds no state of its own: every answer is read from the disk when asked for.
+    """The store at `root`. Stateless: each call reads the disk.
 
     Args:
-        root: the store's folder; made by the first publish.
+        root: the store's folder; the first publish creates it.
         clock: seconds since 1970.
     """
 
@@ -84,24 +64,24 @@ class ModelStore:
         return [name for name in self._model_folders() if self._version_folders(self.root / name)]
 
     def default_model(self) -> str:
-        """The model meant when none is named: the only one, or the first by name."""
+        """The first model by name, used when a request names none."""
         models = self.models()
         if not models:
             raise ModelNotFound(f"no model in the store {self.root}")
         return models[0]
 
     def versions(self, model: str) -> list[str]:
-        """All versions of a model, oldest first (by the manifest's creation time)."""
+        """All versions of a model, oldest first by the manifest's creation time."""
         folder = self._model_folder(model)
         names = self._version_folders(folder)
         return sorted(names, key=lambda version: (self._created_at(folder, model, version), version))
 
     def version_names(self, model: str) -> frozenset[str]:
-        """The names of all versions of a model; one look at its folder and nothing read."""
+        """Names of all versions of a model, from one listing of its folder."""
         return frozenset(self._version_folders(self._model_folder(model)))
 
     def current(self, model: str) -> str:
-        """The version that is to be served."""
+        """The version to serve."""
         folder = self._model_folder(model)
         try:
             with (folder / CURRENT_NAME).open("rb") as file:
@@ -119,13 +99,13 @@ class ModelStore:
         return text
 
     def checkpoint(self, model: str, version: str | None = None) -> Checkpoint:
-        """One version, by default the current one, with its manifest read and nothing else checked: see `verify`."""
+        """One version, by default the current one. Reads its manifest; `verify` checks the files."""
         version = self.current(model) if version is None else version
         folder = self._version_folder(model, version)
         return Checkpoint(model=model, version=version, path=folder, manifest=read_manifest(folder, model, version))
 
     def verify(self, model: str, version: str, known: VerifiedFiles | None = None) -> None:
-        """Raise BadCheckpoint unless every byte of the version is what its manifest says.
+        """Raise BadCheckpoint unless every byte of the version matches its manifest.
 
         Args:
             known: hashes of files that have not changed since they were read; None: every byte is read.
@@ -134,9 +114,9 @@ class ModelStore:
         verify_files(checkpoint.path, checkpoint.manifest, hash_file if known is None else known.hash_file)
 
     def fingerprint(self, model: str, version: str) -> Fingerprint | None:
-        """Changes whenever a file of the version is written, replaced, removed or given other rights; reads no file.
+        """A value that changes when a file of the version is written, replaced, removed or given another mode.
 
-        None: there is no such version.
+        Reads no file. None: there is no such version.
         """
         try:
             return folder_fingerprint(self._version_folder(model, version))
@@ -149,37 +129,51 @@ class ModelStore:
         write: Callable[[Path], None],
         *,
         step: int,
-        labels: Sequence[str],
-        null_label: int | None,
-        metrics: Mapping[str, float],
         recipe: Recipe,
+        labels: Sequence[str] = (),
+        null_label: int | None = None,
+        metrics: Mapping[str, float] | None = None,
         golden: GoldenOutput | None = None,
         make_current: bool = True,
     ) -> Checkpoint:
-        """Make a new version out of what `write` puts into the empty folder it is given.
+        """Publish a new version of `model`, written by `write` into the empty folder that it gets.
 
-        `write` makes a diffusers pipeline directory. The same weights at the same step are the same version: publishing
-        them again changes nothing, or puts whole files in the place of damaged ones. Raises PublishFailed, and whatever
-        else `write` raises, with nothing visible changed.
+        `write` leaves a diffusers pipeline directory: a folder for each component, and the index that names them.
+        For a text-to-image model:
+
+            unet.save_pretrained(folder / "unet")
+            text_encoder.save_pretrained(folder / "text_encoder")
+            tokenizer.save_pretrained(folder / "tokenizer")
+            (folder / "scheduler").mkdir()
+            (folder / "scheduler" / "scheduler_config.json").write_text(...)
+            write_text_to_image_index(folder)  # from worker.store; write_index for any other
+
+        The same files at the same step are the same version: publishing them again changes nothing, or replaces a
+        damaged copy. Raises PublishFailed, and whatever `write` raises; nothing visible has changed then.
+
+        Args:
+            model: name to publish under.
+            write: makes the pipeline directory.
+            step: training step of the weights.
+            recipe: how they were made.
+            labels: name of each class, for a model with classes.
+            null_label: the class that means "no class".
+            metrics: how good the weights are.
+            golden: outputs of the network that loaders compare with theirs.
+            make_current: serve it at once.
         """
         if not is_model_name(model):
             raise PublishFailed(f"need a model name that matches {MODEL_NAME_PATTERN}, got {model!r}")
+        details = Details(
+            step=step, recipe=recipe, labels=labels, null_label=null_label, metrics=metrics or {}, golden=golden
+        )
         folder = self.root / model
         try:
             folder.mkdir(parents=True, exist_ok=True)
             sweep(folder, older_than=self._clock() - STALE_AFTER_S)
             with staging_folder(folder) as staging:
                 write(staging)
-                manifest = self._describe(
-                    model,
-                    staging,
-                    step=step,
-                    labels=labels,
-                    null_label=null_label,
-                    metrics=metrics,
-                    recipe=recipe,
-                    golden=golden,
-                )
+                manifest = describe(staging, model, details, utc(self._clock()))
                 (staging / MANIFEST_NAME).write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
                 share_like(staging / MANIFEST_NAME, staging)
                 fsync_tree(staging)
@@ -196,7 +190,7 @@ class ModelStore:
         )
 
     def promote(self, model: str, version: str) -> None:
-        """Make `version` the current one, after verifying it; older versions too."""
+        """Verify `version`, which may be an older one, and make it current."""
         self.verify(model, version)
         folder = self._model_folder(model)
         try:
@@ -207,9 +201,9 @@ class ModelStore:
             raise StoreError(f"can't promote {model}/{version}: {error.strerror or error}") from error
 
     def prune(self, model: str, keep: int, pinned: AbstractSet[str] = frozenset()) -> list[str]:
-        """Remove all but the newest `keep` versions, never the current one and never a `pinned` one.
+        """Remove all versions but the newest `keep`, the current one and those in `pinned`.
 
-        Returns the versions removed, oldest first.
+        Returns the removed versions, oldest first.
         """
         if keep < 0:
             raise ValueError(f"need keep >= 0, got {keep}")
@@ -217,7 +211,7 @@ class ModelStore:
         try:
             with self._locked(folder):
                 versions = self.versions(model)
-                # Raises, and nothing is removed, when it can't be known which version is current.
+                # Raises, and removes nothing, when the current version is unknown.
                 protected = {self.current(model), *pinned, *versions[len(versions) - min(keep, len(versions)) :]}
                 doomed = [version for version in versions if version not in protected]
                 for version in doomed:
@@ -227,56 +221,15 @@ class ModelStore:
             raise StoreError(f"can't prune {model}: {error.strerror or error}") from error
         return doomed
 
-    def _describe(
-        self,
-        model: str,
-        staging: Path,
-        *,
-        step: int,
-        labels: Sequence[str],
-        null_label: int | None,
-        metrics: Mapping[str, float],
-        recipe: Recipe,
-        golden: GoldenOutput | None,
-    ) -> Manifest:
-        """The manifest of what lies in `staging`, once it is seen to be a checkpoint at all."""
-        found = files_below(staging, model)
-        missing = [path for path in REQUIRED_PATHS if path not in found]
-        if missing:
-            raise BadCheckpoint(f"{model}: {', '.join(missing)} missing")
-        check_structure(staging, model)
-        height, width, channels = image_shape(staging, model)
-        files = {path: hash_file(staging / path) for path in found}
-        weights_sha256 = files[WEIGHTS_PATH].sha256
-        try:
-            return Manifest(
-                model=model,
-                version=version_name(step, weights_sha256),
-                step=step,
-                created_at=utc(self._clock()),
-                labels=list(labels),
-                null_label=null_label,
-                width=width,
-                height=height,
-                channels=channels,
-                metrics=dict(metrics),
-                weights_sha256=weights_sha256,
-                files=files,
-                recipe=recipe,
-                golden=golden,
-            )
-        except ValidationError as error:
-            raise BadCheckpoint(f"{model}: {first_problem(error)}") from error
-
     def _place(self, staging: Path, folder: Path, manifest: Manifest) -> Path:
-        """Give the finished folder its name. Called with the model's lock held."""
+        """Rename the finished folder to its version. The caller holds the model's lock."""
         target = folder / manifest.version
         if target.exists():
             try:
                 present = read_manifest(target, manifest.model, manifest.version)
                 verify_files(target, present)
             except BadCheckpoint:
-                remove_version(target)  # damaged: what we hold is whole and has the same name
+                remove_version(target)  # damaged: ours is whole and has the same name
             else:
                 if present.files != manifest.files:
                     raise BadCheckpoint(f"{manifest.model}/{manifest.version} is already there with other files")
@@ -323,4 +276,4 @@ class ModelStore:
         try:
             return read_manifest(folder / version, model, version).created_at.timestamp()
         except BadCheckpoint:
-            return (folder / version).stat().st_mtime  # damaged versions are listed too, so that they can be seen
+            return (folder / version).stat().st_mtime  # damaged versions are listed too

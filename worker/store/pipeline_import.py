@@ -1,29 +1,33 @@
 """Takes a directory that diffusers saved into the store, in today's layout and names, or says why it can't be served.
 
-Taken: `UNet2DModel` in `unet/` or at the root, weights as safetensors, a DDPM, DDIM, PNDM or DPM-Solver++ scheduler
-configuration. Old files name the attention's weights query, key, value and proj_attn (diffusers before 0.15); they get
-today's names.
+Taken: the systems and classes of `component_rules`, weights as safetensors in one file or several. A U-Net with a
+scheduler's configuration but without `model_index.json` is taken too, in `unet/` or at the root.
 """
 
 import json
-import re
 import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from worker.store.component_rules import RULES, check_fit, check_system, rule_for
 from worker.store.errors import BadCheckpoint, StoreError
-from worker.store.inspection import read_json_object
-from worker.store.manifest import NOISE_CONFIG_PATH, PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, WEIGHTS_PATH, Recipe
+from worker.store.json_files import read_json_object
+from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
 from worker.store.model_store import Checkpoint, ModelStore
-from worker.store.safetensors_header import read_header
+from worker.store.pipeline_index import PipelineIndex, read_index, write_index
+from worker.store.weight_files import WeightFiles, copy_weights, find_weights
 
-WEIGHTS_STEM = "diffusion_pytorch_model"
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
-BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-VARIANCE_TYPES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
-OLD_ATTENTION = re.compile(r"^(.*attentions\.\d+\.)(query|key|value|proj_attn)\.(weight|bias)$")
-ATTENTION_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One component of the directory: where it lies, and what of it is taken."""
+
+    name: str
+    class_name: str
+    folder: Path
+    config: Mapping[str, object]
+    weights: WeightFiles | None
 
 
 def import_pipeline(
@@ -34,6 +38,7 @@ def import_pipeline(
     labels: Sequence[str] | None = None,
     null_label: int | None = None,
     step: int = 0,
+    variant: str | None = None,
     make_current: bool = True,
 ) -> Checkpoint:
     """Publish a diffusers directory as a version of `model`.
@@ -45,6 +50,7 @@ def import_pipeline(
         labels: names of the classes; None numbers the rows of the class embedding, all but `null_label`.
         null_label: row of the class embedding that means "no class", if it was trained with one.
         step: training step of the weights, if known.
+        variant: of the weights, for example `fp16`; None: those without one, or the only one there is.
         make_current: serve it at once.
 
     Raises:
@@ -53,37 +59,26 @@ def import_pipeline(
     """
     if not directory.is_dir():
         raise StoreError(f"need a diffusers directory to import, got {str(directory)!r}")
-    unet_folder = directory / "unet" if (directory / "unet").is_dir() else directory
-    unet_config = _first_object(unet_folder, ("config.json",), "the U-Net's configuration")
-    noise_config = _first_object(
-        directory, (NOISE_CONFIG_PATH, "scheduler_config.json"), "the configuration of the noise schedule"
-    )
-    check_unet_config(unet_config, str(directory))
-    check_noise_config(noise_config, str(directory))
-    weights = _find_weights(unet_folder)
-    num_classes = unet_config.get("num_class_embeds") or 0
-    if not isinstance(num_classes, int) or (null_label is not None and not 0 <= null_label < num_classes):
-        raise BadCheckpoint(f"{directory}: need a null label below {num_classes} (num_class_embeds), got {null_label}")
-    if labels is None:
-        labels = [str(index) for index in range(num_classes if null_label is None else null_label)]
-    if len(labels) > num_classes:
-        raise BadCheckpoint(f"{directory}: {len(labels)} labels, but the network knows {num_classes} classes")
+    where = str(directory)
+    if (directory / PIPELINE_INDEX_PATH).is_file():
+        index = read_index(directory, where)
+        folders = {name: directory / name for name in index.components}
+    else:
+        index, folders = _bare_unet(directory)
+    check_system(index.components, where)
+    parts = [_part(name, class_name, folders[name], where, variant) for name, class_name in index.components.items()]
+    components = {part.name: part.class_name for part in parts}
+    check_system(components, where)
+    check_fit(directory, components, where)
+    unet = next(part for part in parts if part.name == "unet")
+    labels = _labels(unet.config, labels, null_label, where)
 
     def write(folder: Path) -> None:
-        (folder / "unet").mkdir()
-        (folder / "scheduler").mkdir()
-        index = {
-            "_class_name": "DDPMPipeline",
-            "scheduler": ["diffusers", noise_config.get("_class_name", "DDPMScheduler")],
-            "unet": ["diffusers", "UNet2DModel"],
-        }
-        for path, value in (
-            (PIPELINE_INDEX_PATH, index),
-            (UNET_CONFIG_PATH, unet_config),
-            (NOISE_CONFIG_PATH, noise_config),
-        ):
-            (folder / path).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        copy_weights(weights, folder / WEIGHTS_PATH)
+        for part in parts:
+            _write_part(part, folder / part.name)
+        pipeline = "DDPMPipeline" if unet.class_name == "UNet2DModel" else "StableDiffusionPipeline"
+        flags = {"requires_safety_checker": False} if "safety_checker" in index.absent else None
+        write_index(folder, pipeline, components, index.absent, flags)
 
     return store.publish(
         model,
@@ -91,98 +86,57 @@ def import_pipeline(
         step=step,
         labels=labels,
         null_label=null_label,
-        metrics={},
         recipe=Recipe(command=f"import {directory.name}", data="unknown"),
         make_current=make_current,
     )
 
 
-def check_unet_config(config: Mapping[str, object], where: str) -> None:
-    """Raise BadCheckpoint unless the engine can call such a U-Net."""
-    channels = config.get("in_channels", 3)
-    rules: list[tuple[str, object, tuple[object, ...]]] = [
-        ("_class_name", config.get("_class_name", "UNet2DModel"), ("UNet2DModel",)),
-        ("time_embedding_type", config.get("time_embedding_type", "positional"), ("positional",)),
-        ("class_embed_type", config.get("class_embed_type"), (None,)),
-        ("in_channels", channels, (1, 3, 4)),
-        # Twice as many would be a learned variance.
-        ("out_channels", config.get("out_channels", 3), (channels,)),
-    ]
-    _check_rules(rules, f"{where}: the U-Net")
+def _bare_unet(directory: Path) -> tuple[PipelineIndex, dict[str, Path]]:
+    """The components of a directory without an index, and their folders."""
+    where = str(directory)
+    unet = directory / "unet" if (directory / "unet").is_dir() else directory
+    scheduler = directory / "scheduler" if (directory / "scheduler").is_dir() else directory
+    if not (unet / "config.json").is_file():
+        raise BadCheckpoint(f"{where}: lacks the U-Net's configuration (config.json)")
+    if not (scheduler / "scheduler_config.json").is_file():
+        raise BadCheckpoint(f"{where}: lacks the configuration of the noise schedule (scheduler_config.json)")
+    return PipelineIndex({"unet": "UNet2DModel", "scheduler": "DDPMScheduler"}), {"unet": unet, "scheduler": scheduler}
 
 
-def check_noise_config(config: Mapping[str, object], where: str) -> None:
-    """Raise BadCheckpoint unless the samplers can follow such a schedule."""
-    rules: list[tuple[str, object, tuple[object, ...]]] = [
-        ("_class_name", config.get("_class_name", "DDPMScheduler"), SCHEDULERS),
-        ("prediction_type", config.get("prediction_type", "epsilon"), PREDICTION_TYPES),
-        ("variance_type", config.get("variance_type"), VARIANCE_TYPES),
-    ]
-    if config.get("trained_betas") is None:
-        rules.append(("beta_schedule", config.get("beta_schedule", "linear"), BETA_SCHEDULES))
-    _check_rules(rules, f"{where}: the scheduler")
-    if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") == "epsilon":
-        raise BadCheckpoint(f"{where}: the scheduler: rescale_betas_zero_snr needs v_prediction or sample, got epsilon")
+def _part(name: str, class_name: str, folder: Path, where: str, variant: str | None) -> _Part:
+    """Look at one component and check its configuration, which knows its class better than an old index does."""
+    rule = rule_for(name, class_name, where)
+    if not (folder / rule.config).is_file():
+        raise BadCheckpoint(f"{where}: {name} lacks {rule.config}")
+    config = read_json_object(folder, rule.config, f"{where}: {name}")
+    if rule.library == "diffusers":
+        class_name = str(config.get("_class_name", class_name))
+        rule = rule_for(name, class_name, where)
+    rule.check(config, where)
+    weights = find_weights(folder, rule.weights, str(folder), variant) if rule.weights else None
+    return _Part(name, class_name, folder, config, weights)
 
 
-def copy_weights(source: Path, target: Path) -> None:
-    """Copy a safetensors file byte for byte; where it has old attention names, with today's instead.
-
-    Only the header changes then: today's linear weights hold the same bytes as the old ones, linear or 1x1
-    convolutions.
-    """
-    try:
-        tensors = read_header(source)
-    except ValueError as error:
-        raise BadCheckpoint(f"{source}: {error}") from error
-    if not any(OLD_ATTENTION.match(name) for name in tensors):
-        shutil.copyfile(source, target)
-        return
-    with source.open("rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        renamed = {}
-        for name, entry in header.items():
-            if match := OLD_ATTENTION.match(name):
-                prefix, part, kind = match.groups()
-                name = f"{prefix}{ATTENTION_NAMES[part]}.{kind}"
-                if name in header:
-                    raise BadCheckpoint(f"{source}: has {name} under its old and its new name")
-                if entry["shape"][2:] == [1, 1]:
-                    entry = entry | {"shape": entry["shape"][:2]}
-            renamed[name] = entry
-        text = json.dumps(renamed, separators=(",", ":")).encode()
-        text += b" " * (-len(text) % 8)  # the tensors' bytes begin aligned
-        with target.open("wb") as out:
-            out.write(len(text).to_bytes(8, "little") + text)
-            shutil.copyfileobj(file, out)
+def _write_part(part: _Part, target: Path) -> None:
+    rule = RULES[part.class_name]
+    target.mkdir()
+    (target / rule.config).write_text(json.dumps(part.config, indent=2) + "\n", encoding="utf-8")
+    for name in rule.files:
+        if name != rule.config and (part.folder / name).is_file():
+            shutil.copyfile(part.folder / name, target / name)
+    if part.weights is not None and rule.weights is not None:
+        copy_weights(part.weights, target, rule.weights)
 
 
-def _check_rules(rules: Sequence[tuple[str, object, tuple[object, ...]]], where: str) -> None:
-    for key, found, served in rules:
-        if found not in served:
-            raise BadCheckpoint(f"{where}: need {key} {' or '.join(map(str, served))}, got {found!r}")
-
-
-def _first_object(folder: Path, paths: Sequence[str], what: str) -> dict[str, object]:
-    for path in paths:
-        if (folder / path).is_file():
-            return read_json_object(folder, path, str(folder))
-    raise BadCheckpoint(f"{folder}: lacks {what} ({' or '.join(paths)})")
-
-
-def _find_weights(folder: Path) -> Path:
-    exact = folder / f"{WEIGHTS_STEM}.safetensors"
-    if exact.is_file():
-        return exact
-    if (folder / f"{WEIGHTS_STEM}.safetensors.index.json").is_file():
-        raise BadCheckpoint(f"{folder}: the weights are in several files; save them in one")
-    variants = sorted(folder.glob(f"{WEIGHTS_STEM}.*.safetensors"))
-    if len(variants) == 1:
-        return variants[0]
-    if variants:
-        raise BadCheckpoint(f"{folder}: which weights are meant? {', '.join(path.name for path in variants)}")
-    if pickles := sorted(folder.glob("*.bin")) + sorted(folder.glob("*.pt")) + sorted(folder.glob("*.ckpt")):
-        raise BadCheckpoint(
-            f"{folder}: {pickles[0].name} is a pickle, which can run code; save the weights as safetensors"
-        )
-    raise BadCheckpoint(f"{folder}: lacks {exact.name}")
+def _labels(
+    unet_config: Mapping[str, object], labels: Sequence[str] | None, null_label: int | None, where: str
+) -> Sequence[str]:
+    """Names of the classes, numbered where there are none."""
+    num_classes = unet_config.get("num_class_embeds") or 0
+    if not isinstance(num_classes, int) or (null_label is not None and not 0 <= null_label < num_classes):
+        raise BadCheckpoint(f"{where}: need a null label below {num_classes} (num_class_embeds), got {null_label}")
+    if labels is None:
+        return [str(index) for index in range(num_classes if null_label is None else null_label)]
+    if len(labels) > num_classes:
+        raise BadCheckpoint(f"{where}: {len(labels)} labels, but the network knows {num_classes} classes")
+    return labels

@@ -1,6 +1,6 @@
-"""The header of a safetensors file, read without torch: names, dtypes, shapes, and whether the file is whole.
+"""Reads the header of a safetensors file and checks that the file is whole. Loads no torch.
 
-Format: 8 bytes little-endian header length N, N bytes of JSON, then the tensors' bytes without gaps
+Format: header length N as 8 bytes little-endian, N bytes of JSON, then the tensors' bytes without gaps
 (https://github.com/huggingface/safetensors, "Format").
 """
 
@@ -26,7 +26,7 @@ class TensorInfo:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Tensors of the file by name. Raises ValueError when the file can't be a whole safetensors file."""
+    """The file's tensors by name. Raises ValueError unless it is a whole safetensors file."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes < 8:

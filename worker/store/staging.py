@@ -1,8 +1,8 @@
-"""Folders in the making: a publisher writes in one, and nobody sees it until it is renamed.
+"""Staging folders: a publisher writes into one, and a rename makes it a visible version.
 
-Each has a lock file beside it, held by the publisher while it lives. A folder whose lock is free and which nobody
-has written to for a while belongs to a dead publisher and is swept away. Age is asked too, because some network file
-systems keep locks within one machine.
+The publisher holds a lock file beside the folder as long as it lives. A folder whose lock is free and that was not
+written to for a while is left from a dead publisher and is swept. The age counts too, because on some network file
+systems a lock holds within one machine only.
 """
 
 import os
@@ -20,7 +20,7 @@ LOCK_SUFFIX = ".lock"
 
 @contextmanager
 def staging_folder(model_folder: Path) -> Iterator[Path]:
-    """A new, empty, invisible folder inside `model_folder`; what is still there at the end is removed."""
+    """A new, empty, hidden folder inside `model_folder`, removed at the end unless it was renamed."""
     staging = model_folder / f"{STAGING_PREFIX}{os.urandom(6).hex()}"
     lock = staging.with_name(staging.name + LOCK_SUFFIX)
     with exclusive_lock(lock):
@@ -33,7 +33,7 @@ def staging_folder(model_folder: Path) -> Iterator[Path]:
 
 
 def sweep(model_folder: Path, older_than: float) -> list[str]:
-    """Remove what dead publishers and interrupted deletions left, if last written before `older_than`.
+    """Remove the leftovers of dead publishers and interrupted deletions, if last written before `older_than`.
 
     Args:
         older_than: seconds since 1970.
@@ -57,14 +57,14 @@ def sweep(model_folder: Path, older_than: float) -> list[str]:
 
 
 def remove_version(version_folder: Path) -> None:
-    """Make a version disappear in one rename, then delete its files."""
+    """Hide a version by one rename, then delete its files."""
     doomed = version_folder.with_name(f"{DELETED_PREFIX}{os.urandom(6).hex()}")
     version_folder.rename(doomed)
     shutil.rmtree(doomed)
 
 
 def _last_written(path: Path) -> float:
-    """Newest change of `path` or anything below it, in seconds since 1970; -inf when it has just gone."""
+    """Latest modification of `path` or anything below it, in seconds since 1970; -inf if it has just been removed."""
     newest = float("-inf")
     for parent, _, names in os.walk(path):
         for each in [Path(parent), *(Path(parent, name) for name in names)]:

@@ -82,7 +82,7 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "pickle": (_pickle_beside, "safetensors only"),
     "python code": (lambda version: (version / "pipeline.py").write_text(""), "can run code"),
     "a file that nobody listed": (lambda version: (version / "notes.txt").write_text("x"), "not in the manifest"),
-    "wrong hash in the manifest": (_wrong_hash, "SHA-256"),
+    "wrong hash in the manifest": (_wrong_hash, "sha256 of component unet is not the hash"),
     "wrong weights hash in the manifest": (_wrong_weights_hash, "weights_sha256 is not the hash"),
     "a path that leads out": (_path_outside, "relative paths inside"),
     "a link that leads out": (_link_outside, "symbolic link"),

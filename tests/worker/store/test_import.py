@@ -147,7 +147,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("file", "change", "reason"),
     [
-        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "need _class_name UNet2DModel"),
+        ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "lacks text_encoder, tokenizer"),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "need time_embedding_type positional"),
         ("unet/config.json", {"out_channels": 6}, "need out_channels 3, got 6"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "need class_embed_type None"),
@@ -177,9 +177,13 @@ def test_pickles_pieces_and_nothing_are_refused(tmp_path: Path, saved: Path) -> 
     with pytest.raises(BadCheckpoint, match=r"diffusion_pytorch_model\.bin is a pickle"):
         import_pipeline(store, copy, "m")
     (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text("{}")
-    with pytest.raises(BadCheckpoint, match="several files"):
+    with pytest.raises(BadCheckpoint, match="need a weight_map"):
         import_pipeline(store, copy, "m")
     (copy / "scheduler" / "scheduler_config.json").unlink()
+    with pytest.raises(BadCheckpoint, match=r"scheduler lacks scheduler_config\.json"):
+        import_pipeline(store, copy, "m")
+    (copy / "model_index.json").unlink()
+    shutil.rmtree(copy / "scheduler")
     with pytest.raises(BadCheckpoint, match="noise schedule"):
         import_pipeline(store, copy, "m")
     with pytest.raises(StoreError, match="nowhere"):

@@ -1,0 +1,209 @@
+"""What each class of component must look like on disk, and which components make a system. Loads no torch.
+
+Adding a class of component is a row of `RULES`; adding a system is a row of `SYSTEMS`.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.store.errors import BadCheckpoint
+from worker.store.json_files import read_json_object
+from worker.store.weight_files import check_weights
+
+Config = Mapping[str, object]
+Rule = tuple[str, object, tuple[object, ...]]
+"""(key, value found, values supported)"""
+
+BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+VARIANCE_TYPES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
+    "added_tokens.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class ComponentRule:
+    """How one class of component is kept and what its configuration may say.
+
+    Attributes:
+        library: whose class it is.
+        folders: the names that such a component may have in a pipeline.
+        config: its configuration file.
+        weights: name of its weights without suffix; None for a component without weights.
+        files: further files that belong to it, as far as they are there.
+        any_of: of each group, all files of at least one member must be there.
+        check: raises BadCheckpoint for a configuration that can't be served.
+    """
+
+    library: str
+    folders: tuple[str, ...]
+    config: str
+    weights: str | None
+    check: Callable[[Config, str], None]
+    files: tuple[str, ...] = ()
+    any_of: tuple[tuple[str, ...], ...] = ()
+
+
+def check_unet2d(config: Config, where: str) -> None:
+    channels = config.get("in_channels", 3)
+    rules: list[Rule] = [
+        ("_class_name", config.get("_class_name", "UNet2DModel"), ("UNet2DModel",)),
+        ("time_embedding_type", config.get("time_embedding_type", "positional"), ("positional",)),
+        ("class_embed_type", config.get("class_embed_type"), (None,)),
+        ("in_channels", channels, (1, 3, 4)),
+        # Twice as many would be a learned variance.
+        ("out_channels", config.get("out_channels", 3), (channels,)),
+    ]
+    check_rules(rules, f"{where}: the U-Net")
+
+
+def check_unet2d_condition(config: Config, where: str) -> None:
+    channels = config.get("in_channels", 4)
+    text_width = config.get("cross_attention_dim", 1280)
+    rules: list[Rule] = [
+        ("time_embedding_type", config.get("time_embedding_type", "positional"), ("positional",)),
+        ("time_cond_proj_dim", config.get("time_cond_proj_dim"), (None,)),
+        ("class_embed_type", config.get("class_embed_type"), (None,)),
+        ("num_class_embeds", config.get("num_class_embeds"), (None,)),
+        ("addition_embed_type", config.get("addition_embed_type"), (None, "text")),
+        ("encoder_hid_dim_type", config.get("encoder_hid_dim_type"), (None,)),
+        ("encoder_hid_dim", config.get("encoder_hid_dim"), (None,)),
+        ("in_channels", channels, (1, 3, 4)),
+        ("out_channels", config.get("out_channels", 4), (channels,)),
+    ]
+    check_rules(rules, f"{where}: the U-Net")
+    if not isinstance(text_width, int):
+        raise BadCheckpoint(f"{where}: the U-Net: need one number for cross_attention_dim, got {text_width!r}")
+
+
+def check_noise_config(config: Config, where: str) -> None:
+    """Raise BadCheckpoint unless the samplers can follow such a noise schedule."""
+    rules: list[Rule] = [
+        ("_class_name", config.get("_class_name", "DDPMScheduler"), SCHEDULERS),
+        ("prediction_type", config.get("prediction_type", "epsilon"), PREDICTION_TYPES),
+        ("variance_type", config.get("variance_type"), VARIANCE_TYPES),
+    ]
+    if config.get("trained_betas") is None:
+        rules.append(("beta_schedule", config.get("beta_schedule", "linear"), BETA_SCHEDULES))
+    check_rules(rules, f"{where}: the scheduler")
+    if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") == "epsilon":
+        raise BadCheckpoint(f"{where}: the scheduler: rescale_betas_zero_snr needs v_prediction or sample, got epsilon")
+
+
+def check_rules(rules: Sequence[Rule], where: str) -> None:
+    for key, found, supported in rules:
+        if found not in supported:
+            raise BadCheckpoint(f"{where}: need {key} {' or '.join(map(str, supported))}, got {found!r}")
+
+
+def check_nothing(config: Config, where: str) -> None:
+    """For a component whose configuration the code that loads it checks."""
+
+
+SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
+_scheduler = ComponentRule("diffusers", ("scheduler",), "scheduler_config.json", None, check_noise_config)
+_tokenizer = ComponentRule(
+    "transformers",
+    ("tokenizer",),
+    "tokenizer_config.json",
+    None,
+    check_nothing,
+    files=TOKENIZER_FILES,
+    any_of=(("tokenizer.json",), ("vocab.json", "merges.txt")),
+)
+
+RULES: Mapping[str, ComponentRule] = {
+    "UNet2DModel": ComponentRule("diffusers", ("unet",), "config.json", "diffusion_pytorch_model", check_unet2d),
+    "UNet2DConditionModel": ComponentRule(
+        "diffusers", ("unet",), "config.json", "diffusion_pytorch_model", check_unet2d_condition
+    ),
+    "CLIPTextModel": ComponentRule("transformers", ("text_encoder",), "config.json", "model", check_nothing),
+    "CLIPTokenizer": _tokenizer,
+    "CLIPTokenizerFast": _tokenizer,
+} | dict.fromkeys(SCHEDULERS, _scheduler)
+
+SYSTEMS: Mapping[str, frozenset[str]] = {
+    "UNet2DModel": frozenset({"unet", "scheduler"}),
+    "UNet2DConditionModel": frozenset({"unet", "scheduler", "text_encoder", "tokenizer"}),
+}
+"""Class of the denoiser → the components that the system consists of."""
+
+
+def check_files(folder: Path, name: str, class_name: str, where: str) -> None:
+    """Raise BadCheckpoint unless the files of a component are there and its weights whole."""
+    rule, place = rule_for(name, class_name, where), f"{where}: {name}"
+    if not (folder / name / rule.config).is_file():
+        raise BadCheckpoint(f"{place}/{rule.config} is missing")
+    if rule.any_of and not any(all((folder / name / file).is_file() for file in group) for group in rule.any_of):
+        raise BadCheckpoint(f"{place} needs {' or '.join(' and '.join(group) for group in rule.any_of)}")
+    if rule.weights is not None:
+        check_weights(folder / name, rule.weights, place)
+
+
+def rule_for(name: str, class_name: str, where: str) -> ComponentRule:
+    """The rule for component `name` of a class. Raises BadCheckpoint when no system has such a component."""
+    supported = [each for each, rule in RULES.items() if name in rule.folders]
+    if not supported:
+        raise BadCheckpoint(f"{where}: can't take {name} ({class_name}): no supported system has such a component")
+    if class_name not in supported:
+        raise BadCheckpoint(f"{where}: {name}: need {' or '.join(supported)}, got {class_name!r}")
+    return RULES[class_name]
+
+
+def check_system(components: Mapping[str, str], where: str) -> None:
+    """Raise BadCheckpoint unless the components (name → class) make one of `SYSTEMS`."""
+    denoiser = components.get("unet")
+    if denoiser is None:
+        raise BadCheckpoint(f"{where}: lacks the component unet")
+    needed = SYSTEMS[denoiser]
+    if missing := sorted(needed - components.keys()):
+        raise BadCheckpoint(f"{where}: a pipeline with {denoiser} lacks {', '.join(missing)}")
+    if extra := sorted(components.keys() - needed):
+        raise BadCheckpoint(f"{where}: can't take {', '.join(extra)}: not supported beside {denoiser}")
+
+
+def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
+    """Raise BadCheckpoint unless tokenizer, text encoder and U-Net fit each other."""
+    if "text_encoder" not in components:
+        return
+    unet = read_json_object(folder, "unet/config.json", where)
+    encoder = read_json_object(folder, "text_encoder/config.json", where)
+    tokenizer = read_json_object(folder, "tokenizer/tokenizer_config.json", where)
+    # Defaults of CLIPTextConfig.
+    width, positions = encoder.get("hidden_size", 512), encoder.get("max_position_embeddings", 77)
+    vocabulary = encoder.get("vocab_size", 49408)
+    if unet.get("cross_attention_dim", 1280) != width:
+        wanted = unet.get("cross_attention_dim", 1280)
+        raise BadCheckpoint(f"{where}: the U-Net reads text of width {wanted!r}, the text encoder writes {width!r}")
+    length = tokenizer.get("model_max_length")
+    if not (isinstance(length, int) and isinstance(positions, int) and 2 <= length <= positions):
+        raise BadCheckpoint(
+            f"{where}: need a tokenizer with a model_max_length of 2 to {positions!r} tokens "
+            f"(the text encoder's max_position_embeddings), got {length!r}"
+        )
+    largest = largest_token_id(folder / "tokenizer", where)
+    if not isinstance(vocabulary, int) or largest >= vocabulary:
+        raise BadCheckpoint(
+            f"{where}: the tokenizer has an id {largest}, the text encoder knows ids below {vocabulary!r}"
+        )
+
+
+def largest_token_id(folder: Path, where: str) -> int:
+    """The largest id in the vocabulary of a tokenizer, added tokens included."""
+    ids: list[object] = []
+    if (folder / "tokenizer.json").is_file():
+        tokenizer = read_json_object(folder, "tokenizer.json", where)
+        model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+        vocabulary = model.get("vocab") if isinstance(model, dict) else None
+        ids += vocabulary.values() if isinstance(vocabulary, dict) else []
+        ids += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
+    for name in ("vocab.json", "added_tokens.json"):
+        if (folder / name).is_file():
+            ids += read_json_object(folder, name, where).values()
+    numbers = [each for each in ids if isinstance(each, int)]
+    if not numbers or len(numbers) != len(ids):
+        raise BadCheckpoint(f"{where}: the tokenizer's vocabulary must give an id for each of its tokens")
+    return max(numbers)

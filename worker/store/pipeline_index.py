@@ -1,0 +1,86 @@
+"""`model_index.json`: the components that a pipeline directory consists of.
+
+Each entry `"name": ["library", "Class"]` is a component in the folder of that name; `[null, null]` means that the
+pipeline could have it and this one has not. Everything else (class of the pipeline, flags) is kept and not read.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from worker.store.component_rules import RULES, rule_for
+from worker.store.errors import BadCheckpoint
+from worker.store.json_files import read_json_object
+from worker.store.manifest import PIPELINE_INDEX_PATH
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineIndex:
+    """The components of a pipeline: name → class, and the names of those it has not."""
+
+    components: Mapping[str, str]
+    absent: tuple[str, ...] = ()
+
+
+def read_index(folder: Path, where: str) -> PipelineIndex:
+    """Read the index of a pipeline directory.
+
+    Raises:
+        BadCheckpoint: it can't be read, or names a component that no supported system has.
+    """
+    components, absent = {}, []
+    for name, entry in read_json_object(folder, PIPELINE_INDEX_PATH, where).items():
+        if name.startswith("_") or not isinstance(entry, list):
+            continue
+        match entry:
+            case [None, None]:
+                absent.append(name)
+            case [str(), str(class_name)]:
+                rule_for(name, class_name, where)
+                components[name] = class_name
+            case _:
+                raise BadCheckpoint(f"{where}: {PIPELINE_INDEX_PATH}: need [library, class] for {name}, got {entry!r}")
+    return PipelineIndex(components, tuple(absent))
+
+
+def write_index(
+    folder: Path,
+    pipeline: str,
+    components: Mapping[str, str],
+    absent: Iterable[str] = (),
+    flags: Mapping[str, bool] | None = None,
+) -> None:
+    """Write `model_index.json` into a pipeline directory.
+
+    Args:
+        folder: the directory that holds a folder for each component.
+        pipeline: diffusers' class that opens the directory, for example `DDPMPipeline`.
+        components: name → class.
+        absent: components that the class of the pipeline knows and this one lacks.
+        flags: further arguments of that class.
+    """
+    index: dict[str, object] = {"_class_name": pipeline, **(flags or {})}
+    index |= {name: [RULES[class_name].library, class_name] for name, class_name in sorted(components.items())}
+    index |= {name: [None, None] for name in sorted(absent)}
+    (folder / PIPELINE_INDEX_PATH).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_text_to_image_index(folder: Path, *, scheduler: str = "DDPMScheduler") -> None:
+    """Write the index of a text-to-image model in pixel space: unet, text_encoder, tokenizer and scheduler.
+
+    It is a Stable Diffusion pipeline without an autoencoder, so that diffusers opens and runs it:
+    `StableDiffusionPipeline.from_pretrained(folder, vae=None)(prompt, output_type="latent")` returns x_0 in [-1, 1].
+    """
+    write_index(
+        folder,
+        "StableDiffusionPipeline",
+        {
+            "unet": "UNet2DConditionModel",
+            "text_encoder": "CLIPTextModel",
+            "tokenizer": "CLIPTokenizer",
+            "scheduler": scheduler,
+        },
+        absent=("vae", "safety_checker", "feature_extractor", "image_encoder"),
+        flags={"requires_safety_checker": False},
+    )
