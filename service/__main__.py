@@ -7,7 +7,8 @@ import sys
 
 from service.app import connect, create_app
 from service.server import GatewayServer
-from service.settings import Settings, SettingsError, load_settings
+from service.settings import Settings
+from worker.contract.environment import SettingsError
 
 EXIT_PORT = 1
 EXIT_SETTINGS = 2
@@ -39,7 +40,7 @@ def listen(settings: Settings) -> socket.socket:
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        settings = load_settings()
+        settings = Settings.read()
         listener = listen(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)

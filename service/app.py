@@ -17,9 +17,10 @@ from service.body_guard import BodyGuard
 from service.catalogue import Catalogue
 from service.gateway import Gateway
 from service.job_events import JobEvents
-from service.job_queue import JobQueue, disable_pickle
+from service.job_queue import JobQueue
 from service.routes import events, generate, health, home, images, jobs, models
 from service.settings import Settings
+from worker.contract.no_pickle import disable_pickle
 
 MAX_CONNECTIONS = 64
 

@@ -20,8 +20,10 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict, Field
-from redis import exceptions as redis_errors
+from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
+
+from worker.contract.redis_errors import may_pass
 
 log = logging.getLogger(__name__)
 
@@ -29,17 +31,6 @@ PROBLEM_MEDIA_TYPE = "application/problem+json"
 REDIS_RETRY_AFTER_S = 2
 LONGEST_ECHO = 200
 """Characters of a refused value that an answer repeats."""
-
-REDIS_AWAY: tuple[type[Exception], ...] = (
-    redis_errors.ConnectionError,
-    redis_errors.TimeoutError,
-    redis_errors.OutOfMemoryError,
-    redis_errors.ReadOnlyError,
-)
-
-
-REFUSED_FOR_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN")
-"""How Redis says that it answers and can't write: its disk is full, or it has lost its peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,16 +199,12 @@ async def on_gateway_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def on_redis_away(request: Request, error: Exception) -> Response:
-    log.warning("%s %s: Redis does not answer: %s", request.method, request.url.path, error)
+async def on_redis_error(request: Request, error: Exception) -> Response:
+    """Redis is away or refuses for now; any other error of it is a defect of ours."""
+    if not may_pass(error):
+        raise error
+    log.warning("%s %s: Redis is away or refuses: %s", request.method, request.url.path, error)
     return await on_gateway_error(request, redis_unavailable())
-
-
-async def on_refused_by_redis(request: Request, error: Exception) -> Response:
-    """Redis answers with an error: for now, or because of a defect of ours."""
-    if str(error).startswith(REFUSED_FOR_NOW):
-        return await on_redis_away(request, error)
-    raise error
 
 
 async def on_validation_error(request: Request, error: Exception) -> Response:
@@ -274,9 +261,7 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     app.add_exception_handler(GatewayError, on_gateway_error)
-    for away in REDIS_AWAY:
-        app.add_exception_handler(away, on_redis_away)
-    app.add_exception_handler(redis_errors.ResponseError, on_refused_by_redis)
+    app.add_exception_handler(RedisError, on_redis_error)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_unexpected)

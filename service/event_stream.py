@@ -4,14 +4,16 @@ import asyncio
 import json
 import time
 
+from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from service.errors import REDIS_AWAY, GatewayError, NotFound, problem_document, redis_unavailable
+from service.errors import GatewayError, NotFound, problem_document, redis_unavailable
 from service.gateway import Gateway
 from service.job_events import Watch
 from service.job_lookup import require_job
 from service.schemas import Job, JobState
+from worker.contract.redis_errors import may_pass
 
 RETRY_S = 2
 """After which a browser connects again by itself."""
@@ -108,7 +110,9 @@ class EventStream(Response):
             except NotFound as error:
                 await _body(send, _error(error))
                 return
-            except REDIS_AWAY:
+            except RedisError as error:
+                if not may_pass(error):
+                    raise
                 watch.behind = True
 
 

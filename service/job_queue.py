@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
@@ -20,7 +20,7 @@ from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.results import Result
-from rq.serializers import DefaultSerializer, JSONSerializer
+from rq.serializers import JSONSerializer
 
 from service.queue_scripts import CANCEL, LOOK, SUBMIT
 from service.redis_deadline import redis_deadline
@@ -30,7 +30,6 @@ from worker.contract.keys import (
     JOBS_AHEAD_FIELD,
     WORK_AHEAD_FIELD,
     QueueKeys,
-    idempotency_key,
     image_key,
     job_key,
     progress_key,
@@ -41,21 +40,10 @@ log = logging.getLogger(__name__)
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 RETRIES = 3
+RECORD_S = 30 * 24 * 3600
+"""How long an Idempotency-Key is remembered whose job never ends, as when RQ's own tools delete it. A job that ends
+sets the record's expiry to its own."""
 LABEL_META = "label"
-
-
-class UnpicklingRefused(Exception):
-    """Some path of RQ reached for pickle, which runs code that it reads."""
-
-
-def _refuse_pickle(*_: object, **__: object) -> NoReturn:
-    raise UnpicklingRefused("RQ's pickle serializer is disabled: jobs are JSON")
-
-
-def disable_pickle() -> None:
-    """Make RQ's default serializer unusable in this process, whichever path of RQ forgets to name ours."""
-    DefaultSerializer.loads = staticmethod(_refuse_pickle)
-    DefaultSerializer.dumps = staticmethod(_refuse_pickle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +55,9 @@ class Idempotency:
     """Hex digest of the request that it was sent with."""
 
     @property
-    def redis_key(self) -> str:
-        # Hashed: the client chooses it, so its length and characters must not become ours.
-        return idempotency_key(hashlib.sha256(self.key.encode()).hexdigest())
+    def digest(self) -> str:
+        """Names its record: the client chooses the key, so its length and characters must not become ours."""
+        return hashlib.sha256(self.key.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,16 +131,13 @@ class JobQueue:
     async def submit(self, job: RqJob, work: int, idempotency: Idempotency | None) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not."""
         settings = self._settings
-        keys = [self._keys.queue]
-        args: list[Any] = [job.id, work, settings.max_queue, settings.max_queue_jobs]
-        if idempotency is not None:
-            keys.append(idempotency.redis_key)
-            args += [idempotency.fingerprint, settings.result_ttl_s]
+        record = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
+        args: list[Any] = [job.id, work, settings.max_queue, settings.max_queue_jobs, *record, RECORD_S]
         for field, value in job.to_dict().items():
             if value is not None:
                 args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
         async with self._deadline():
-            outcome, job_id, jobs, waiting, queued_at = await self._submit(keys=keys, args=args)
+            outcome, job_id, jobs, waiting, queued_at = await self._submit(keys=[self._keys.queue], args=args)
         return Submitted(
             *(outcome.decode(), job_id.decode(), int(jobs), int(waiting)),
             datetime.fromisoformat(queued_at.decode()) if queued_at else None,
@@ -217,6 +202,11 @@ class JobQueue:
                 args=[job_id, self._settings.result_ttl_s],
             )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
+
+    async def image_ttl_ms(self, job_id: str, index: int) -> int:
+        """The milliseconds that the image is still kept; negative when it is gone."""
+        async with self._deadline():
+            return int(await self._redis.pttl(image_key(job_id, index)))
 
     async def image(self, job_id: str, index: int) -> tuple[bytes | None, int]:
         """The encoded image and the milliseconds that it is still kept."""

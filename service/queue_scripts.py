@@ -23,25 +23,25 @@ local function time_text()
 end
 """
 
-# KEYS: queue, [idempotency record]
-# ARGV: job id, its work, most work, most jobs, [fingerprint, record's seconds], then the pairs of the hash
+# KEYS: queue
+# ARGV: job id, its work, most work, most jobs, digest of the idempotency key or '', fingerprint of the request,
+# seconds for which a record is kept while its job has not ended, then the pairs of the hash
 # Answers {outcome, job id, jobs ahead, work ahead, when it was queued}; outcome is queued, known, mismatch or full.
 SUBMIT = (
     LUA_NAMES
     + _SERVER_TIME
     + """
-local queue_key, record_key = unpack(KEYS)
+local queue_key = KEYS[1]
 local job_id, work, max_work, max_jobs = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local hash_key, first_pair = job_key(job_id), 5
+local digest, hash_key = ARGV[5], job_key(job_id)
 
-if record_key then
-    first_pair = 7
-    local record = redis.call('GET', record_key)
+if digest ~= '' then
+    local record = redis.call('GET', idempotency_key(digest))
     if record then
         local fingerprint, known_id = string.match(record, '^(%x+):(.+)$')
         -- A record whose job is forgotten is as good as none.
         if known_id and redis.call('EXISTS', job_key(known_id)) == 1 then
-            return {fingerprint == ARGV[5] and 'known' or 'mismatch', known_id, 0, 0, ''}
+            return {fingerprint == ARGV[6] and 'known' or 'mismatch', known_id, 0, 0, ''}
         end
     end
 end
@@ -72,15 +72,16 @@ if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work) then
     return {'full', job_id, jobs, waiting, ''}
 end
 
-redis.call('HSET', hash_key, unpack(ARGV, first_pair))
+redis.call('HSET', hash_key, unpack(ARGV, 8))
 redis.call('HSET', hash_key, WORK_FIELD, work, JOBS_AHEAD_FIELD, jobs, WORK_AHEAD_FIELD, waiting,
     'created_at', time_text(), 'enqueued_at', time_text(),
     QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
 redis.call('RPUSH', queue_key, job_id)
 redis.call('SADD', QUEUES_KEY, queue_key)
 redis.call('INCRBY', WAITING_WORK_KEY, work)
-if record_key then
-    redis.call('SET', record_key, ARGV[5] .. ':' .. job_id, 'EX', ARGV[6])
+if digest ~= '' then
+    redis.call('SET', idempotency_key(digest), ARGV[6] .. ':' .. job_id, 'EX', ARGV[7])
+    redis.call('HSET', hash_key, IDEMPOTENCY_FIELD, digest)
 end
 return {'queued', job_id, jobs, waiting, time_text()}
 """
@@ -110,6 +111,8 @@ end
 redis.call('DEL', executions_key(job_id), chain_key(job_id))
 redis.call('HSET', hash_key, 'status', 'canceled', 'ended_at', time_text())
 redis.call('EXPIRE', hash_key, keep_s)
+local digest = redis.call('HGET', hash_key, IDEMPOTENCY_FIELD)
+if digest then redis.call('EXPIRE', idempotency_key(digest), keep_s) end
 -- RQ never empties this registry.
 local now_s = tonumber(TIME[1])
 redis.call('ZREMRANGEBYSCORE', canceled_key, '-inf', now_s - keep_s)

@@ -1,23 +1,15 @@
 """The gateway's settings: environment variables with the prefix REVERIE_, read once into a frozen object."""
 
-import re
+from pydantic import Field
 
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
-PREFIX = "REVERIE_"
+from worker.contract.environment import EnvironmentSettings
+from worker.contract.redis_address import RedisUrl
 
 
-class SettingsError(Exception):
-    """Bad settings: one line for each, naming the variable, its value and the rule."""
+class Settings(EnvironmentSettings):
+    """What an operator may choose. Seconds everywhere a name ends in `_s`."""
 
-
-class Settings(BaseSettings):
-    # ignore: the worker and the launcher read their own variables under the same prefix.
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore")
-
-    redis_url: str = Field(pattern=r"^(redis|rediss|unix)://.+")
-    """redis://host:port/db, rediss://... or unix:///path."""
+    redis_url: RedisUrl
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     """0 takes any free port; the log says which."""
@@ -42,22 +34,3 @@ class Settings(BaseSettings):
     """After this long an event stream is ended; its client connects again and goes on where it was."""
     stream_outage_s: float = Field(default=60, gt=0)
     """How long an event stream waits for a Redis that does not answer before it ends with an `error` event."""
-
-
-def load_settings() -> Settings:
-    """Read the environment. SettingsError has one line per bad variable."""
-    try:
-        # The required fields come from the environment, which mypy's pydantic-free view cannot know.
-        return Settings()  # type: ignore[call-arg]
-    except ValidationError as error:
-        lines = [_line(str(e["loc"][0]), e["type"], e["msg"], e.get("input")) for e in error.errors()]
-        raise SettingsError("\n".join(lines)) from error
-
-
-def _line(field: str, kind: str, rule: str, value: object) -> str:
-    variable = field.upper() if field.upper().startswith(PREFIX) else PREFIX + field.upper()
-    if kind == "missing":
-        return f"{variable} is not set: need the address of Redis, for example redis://localhost:6379/0"
-    # A URL may carry a password.
-    shown = re.sub(r"//[^@/]*@", "//***@", str(value))
-    return f"{variable}={shown}: {rule[0].lower()}{rule[1:]}"

@@ -21,9 +21,9 @@ from uuid import uuid4
 import redis
 
 from worker.contract import QUEUE_NAME
+from worker.contract.redis_errors import REDIS_AWAY
 from worker.engine.messages import EnginePort, Failed
 from worker.queue.claimer import Claimer
-from worker.queue.connection import REDIS_AWAY
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.finisher import Finisher
 from worker.queue.heartbeat import Heartbeat

@@ -1,29 +1,18 @@
 """The settings of the worker process: environment variables with the prefix REVERIE_, read once and passed down."""
 
-import os
-import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
 
-PREFIX = "REVERIE_"
-
-
-class SettingsError(ValueError):
-    """A setting that can't be used; the message is one line with the variable, its value and the rule."""
+from worker.contract.environment import PREFIX, EnvironmentSettings
+from worker.contract.redis_address import RedisUrl
 
 
-class WorkerSettings(BaseSettings):
+class WorkerSettings(EnvironmentSettings):
     """What an operator may choose. Seconds everywhere a name ends in `_s`."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="ignore", env_ignore_empty=True)
-
-    redis_url: str
-    """redis://, rediss:// or unix:// address of the queue."""
+    redis_url: RedisUrl
     store: Path | None = None
     """Checkpoints; None serves the bundled models."""
     device: str = Field(default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
@@ -67,13 +56,6 @@ class WorkerSettings(BaseSettings):
     """How long a starting worker waits for Redis to answer."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
-    @field_validator("redis_url")
-    @classmethod
-    def _redis_url_has_a_known_scheme(cls, value: str) -> str:
-        if urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
-            raise ValueError("need redis://, rediss:// or unix://")
-        return value
-
     @field_validator("log_level", mode="before")
     @classmethod
     def _log_level_in_any_case(cls, value: Any) -> Any:
@@ -91,26 +73,3 @@ class WorkerSettings(BaseSettings):
                 f" got {self.worker_ttl_s} and {self.heartbeat_s:g}"
             )
         return self
-
-
-def read_settings(environment: Mapping[str, str] | None = None) -> WorkerSettings:
-    """Read the environment, or the given mapping in its place.
-
-    Raises:
-        SettingsError: one line that names the variable, its value and the rule.
-    """
-    source = os.environ if environment is None else environment
-    names = {f"{PREFIX}{name}".upper(): name for name in WorkerSettings.model_fields}
-    values = {names[key.upper()]: value for key, value in source.items() if key.upper() in names and value != ""}
-    try:
-        return WorkerSettings.model_validate(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        if not first["loc"]:
-            raise SettingsError(str(first["ctx"]["error"] if "ctx" in first else first["msg"])) from None
-        name = PREFIX + str(first["loc"][0]).upper()
-        if first["type"] == "missing":
-            raise SettingsError(f"{name} is not set: it is the address of the Redis that holds the queue") from None
-        # An address may carry a password.
-        value = re.sub(r"//[^/]*@", "//***@", str(first["input"]))
-        raise SettingsError(f"{name}={value}: {first['msg'].removeprefix('Value error, ')}") from None

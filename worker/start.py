@@ -3,17 +3,20 @@
 import logging
 import os
 import sys
-from collections.abc import Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
 import redis
 
 from worker.contract import QUEUE_NAME
+from worker.contract.environment import SettingsError
 from worker.contract.keys import QueueKeys
+from worker.contract.no_pickle import disable_pickle
+from worker.contract.redis_address import without_password
+from worker.contract.redis_errors import REDIS_AWAY
 from worker.queue import rq_overrides
-from worker.queue.connection import REDIS_AWAY, connect, shown, wait_until_ready
-from worker.settings import SettingsError, WorkerSettings, read_settings
+from worker.queue.connection import connect, wait_until_ready
+from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
     from worker.store.model_store import ModelStore
@@ -27,16 +30,16 @@ class CantStartError(Exception):
     """The worker can't start; the message is one line for the operator."""
 
 
-def main(environment: Mapping[str, str] | None = None) -> NoReturn:
+def main() -> NoReturn:
     """Run until the worker ends; never returns."""
     try:
-        settings = read_settings(environment)
+        settings = WorkerSettings.read()
     except SettingsError as error:
         _end(f"error: {error}", EXIT_BAD_SETTINGS)
     configure_logging(settings.log_level)
     try:
         rq_overrides.require_rq_version()
-        rq_overrides.disable_pickle()
+        disable_pickle()
         store = open_store(settings)
         client = open_redis(settings)
         code = _serve(settings, store, client)
@@ -88,7 +91,9 @@ def open_redis(settings: WorkerSettings) -> "redis.Redis":
     except redis.exceptions.RedisError as error:
         waited = isinstance(error, REDIS_AWAY) and not isinstance(error, redis.exceptions.AuthenticationError)
         what = f"did not answer within {settings.redis_wait_s:g} s" if waited else "refused"
-        raise CantStartError(f"Redis at REVERIE_REDIS_URL={shown(settings.redis_url)} {what}: {error}") from None
+        raise CantStartError(
+            f"Redis at REVERIE_REDIS_URL={without_password(settings.redis_url)} {what}: {error}"
+        ) from None
     return client
 
 

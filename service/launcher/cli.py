@@ -10,8 +10,9 @@ from typing import Any
 
 from service.launcher.command_errors import CommandError
 from service.launcher.http_client import GatewayClient
-from service.launcher.up import PYTHON, UpSettings, read_settings, up
+from service.launcher.up import PYTHON, UpSettings, up
 from worker.contract import SamplerName
+from worker.contract.environment import SettingsError
 
 STORE_COMMANDS = {
     "import": "import a directory that diffusers saved into the store",
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except CommandError as error:
+    except (CommandError, SettingsError) as error:
         print(f"reverie: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
@@ -95,7 +96,7 @@ def _up(options: argparse.Namespace) -> int:
     given = {
         name: value for name in ("host", "port", "store", "data_dir") if (value := getattr(options, name)) is not None
     }
-    return up(read_settings(given), draw_into=options.draw)
+    return up(UpSettings.read(**given), draw_into=options.draw)
 
 
 def _generate(options: argparse.Namespace) -> int:

@@ -1,7 +1,6 @@
 """What ends a `reverie` command: one line for its user and an exit code that is not 0.
 
 CommandError
-├── BadSettingError       an option or a REVERIE_ variable is not usable
 ├── DataDirError          the data directory can't be made, written or locked
 │   └── DataDirInUseError   another `reverie up` holds it
 ├── PortTakenError        something else listens on the gateway's address
@@ -14,10 +13,6 @@ CommandError
 
 class CommandError(Exception):
     """Its text is the one line that the user reads."""
-
-
-class BadSettingError(CommandError):
-    pass
 
 
 class DataDirError(CommandError):

@@ -1,35 +1,32 @@
 """`reverie up`: checks first, then Valkey, worker and gateway as child processes, until Ctrl-C."""
 
 import os
-import re
 import shlex
 import socket
 import sys
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
 import redis
-from pydantic import Field, ValidationError
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field
 
-from service.launcher.command_errors import BadSettingError, PortTakenError, RedisError, StoreError
+from service.launcher.command_errors import PortTakenError, RedisError, StoreError
 from service.launcher.data_dir import DataDir
 from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
 from service.launcher.http_client import refusal
 from service.launcher.supervisor import Service, Supervisor
+from worker.contract.environment import EnvironmentSettings, SettingsError
+from worker.contract.redis_address import RedisUrl, without_password
 
 PYTHON = sys.executable or "python3"
 
 
-class UpSettings(BaseSettings):
+class UpSettings(EnvironmentSettings):
     """What `reverie up` itself needs to know; the children read their own settings from the same environment."""
 
-    model_config = SettingsConfigDict(env_prefix="REVERIE_", frozen=True, env_ignore_empty=True)
-
-    redis_url: str | None = None
+    redis_url: RedisUrl | None = None
     """None: an embedded Valkey."""
     data_dir: Path = Path(".reverie")
     """Where the embedded Valkey keeps its data."""
@@ -50,18 +47,6 @@ class Commands:
     worker: tuple[str, ...] = (PYTHON, "-m", "worker")
     gateway: tuple[str, ...] = (PYTHON, "-m", "service")
     draw: tuple[str, ...] = (PYTHON, "-m", "service.launcher.cli", "generate")
-
-
-def read_settings(options: Mapping[str, object]) -> UpSettings:
-    """Settings from options that were given, then from the environment."""
-    try:
-        return UpSettings.model_validate({}) if not options else UpSettings(**options)  # type: ignore[arg-type]  # checked by pydantic
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"])
-        raise BadSettingError(
-            f"REVERIE_{name.upper()} or --{name.replace('_', '-')}: {first['msg']}, got {first['input']!r}"
-        ) from error
 
 
 def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Commands | None = None) -> int:
@@ -143,7 +128,7 @@ def free_port(host: str, port: int) -> int:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
     except socket.gaierror as error:
-        raise BadSettingError(
+        raise SettingsError(
             f"REVERIE_HOST must be an address of this machine, got {host!r}: {error.strerror}"
         ) from error
     with socket.socket(family, kind, protocol) as probe:
@@ -177,11 +162,6 @@ def check_redis(url: str) -> None:
             client.ping()
     except (redis.RedisError, ValueError) as error:
         raise RedisError(f"no Redis answers at REVERIE_REDIS_URL {without_password(url)}: {error}") from error
-
-
-def without_password(url: str) -> str:
-    """The address as it may be shown."""
-    return re.sub(r"(?<=://)[^/@]*@", "***@", url)
 
 
 def _reachable(host: str) -> str:

@@ -7,14 +7,16 @@ import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
+from redis.exceptions import RedisError
 
 from service.admission import Admitted, admit
-from service.errors import REDIS_AWAY, IdempotencyMismatch, QueueFull, problem_responses
+from service.errors import IdempotencyMismatch, QueueFull, problem_responses
 from service.gateway import Gateway, GatewayDep
 from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
 from service.job_view import job_document, job_url
 from service.schemas import GenerateRequest, Job
+from worker.contract.redis_errors import may_pass
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
@@ -69,7 +71,9 @@ async def generate(
         try:
             await wait_for_end(gateway, job.id, min(int(wait[1]), LONGEST_WAIT_S))
             job = await require_job(gateway, job.id)
-        except REDIS_AWAY as error:
+        except RedisError as error:
+            if not may_pass(error):
+                raise
             # The job is accepted: a 503 would make the client send it again.
             log.warning("job %s: Redis went away while its client waited: %s", job.id, error)
     response.headers["Location"] = job_url(job.id)

@@ -26,7 +26,7 @@ BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
             "description": "The image.",
             "content": {image_format.media_type: BYTES for image_format in ImageFormat},
             "headers": {
-                "ETag": {"description": "Stands for the pixels.", "schema": {"type": "string"}},
+                "ETag": {"description": "Stands for the pixels in this file format.", "schema": {"type": "string"}},
                 "Expires": {"description": "When the image is forgotten.", "schema": {"type": "string"}},
             },
         },
@@ -48,16 +48,21 @@ async def get_image(
     if outcome is None:
         state = STATES[record.job.get_status(refresh=False)]
         raise ImageNotReady(f"job {job_id} is {state.value}" + (", it has no images" if state.is_terminal else ""))
+    expired = ImageExpired(f"image {index} of job {job_id} has expired; the same seed draws it again")
     image = next((image for image in outcome.images if image.index == index), None)
-    data, ttl_ms = await gateway.queue.image(job_id, index)
-    if image is None or data is None:
-        raise ImageExpired(f"image {index} of job {job_id} has expired; the same seed draws it again")
-
+    if image is None:
+        raise expired
     etag = f'"{image.sha256}-{outcome.media_type.removeprefix("image/")}"'
-    headers = {"ETag": etag, **_freshness(ttl_ms)}
     if _matches(if_none_match, etag):
-        return Response(status_code=304, headers=headers)
-    return Response(data, media_type=outcome.media_type, headers=headers)
+        # The bytes stay in Redis.
+        ttl_ms = await gateway.queue.image_ttl_ms(job_id, index)
+        if ttl_ms < 0:
+            raise expired
+        return Response(status_code=304, headers={"ETag": etag, **_freshness(ttl_ms)})
+    data, ttl_ms = await gateway.queue.image(job_id, index)
+    if data is None:
+        raise expired
+    return Response(data, media_type=outcome.media_type, headers={"ETag": etag, **_freshness(ttl_ms)})
 
 
 def _freshness(ttl_ms: int) -> dict[str, str]:

@@ -17,11 +17,11 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
+from worker.contract.no_pickle import disable_pickle
 from worker.process import WorkerProcess
-from worker.queue import rq_overrides
 from worker.queue.connection import SOCKET_TIMEOUT_S
 from worker.queue.lua import claim_scripts, lease_scripts
-from worker.settings import read_settings
+from worker.settings import WorkerSettings
 from worker.start import configure_logging
 
 MOMENTS = {"claimed": claim_scripts.CLAIM, "stored": lease_scripts.STORE}
@@ -57,9 +57,9 @@ class DyingPipeline(Pipeline):
 
 
 def main() -> None:
-    settings = read_settings()
+    settings = WorkerSettings.read()
     configure_logging(settings.log_level)
-    rq_overrides.disable_pickle()
+    disable_pickle()
     timeout_s = SOCKET_TIMEOUT_S
     client = DyingRedis.from_url(settings.redis_url, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0))
     engine = FakeEngine(settings.max_batch, 0.002)

@@ -26,6 +26,7 @@ from worker.contract import (
     image_key,
     progress_key,
 )
+from worker.contract.keys import IDEMPOTENCY_FIELD, idempotency_key
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
 
 VERSION = "000012000-3f2a9c1b"
@@ -76,7 +77,7 @@ class FakeWorker:
             counters=EngineCounters(),
             image_steps_per_s=image_steps_per_s,
         )
-        self._client.register_script(ANNOUNCE)(args=[NAME, status.model_dump_json(), 60, 600])
+        self._client.register_script(ANNOUNCE)(args=[NAME, status.model_dump_json(), 600, 600])
 
     def die(self) -> None:
         self._client.register_script(WITHDRAW)(args=[NAME])
@@ -139,6 +140,7 @@ class FakeWorker:
         with self._client.pipeline() as pipe:
             job.ended_at = datetime.now(UTC)
             job._handle_success(job.result_ttl, pipeline=pipe, worker_name=NAME)
+            self._expire_idempotency(job, job.result_ttl, pipe)
             job.cleanup(job.result_ttl, pipeline=pipe, remove_from_queue=False)
             self._executions[job.id].delete(job, pipe)
             pipe.execute()
@@ -150,9 +152,15 @@ class FakeWorker:
             job.ended_at = datetime.now(UTC)
             job.set_status(JobStatus.FAILED, pipeline=pipe)
             job._handle_failure(exc_string, pipe, worker_name=NAME)
+            self._expire_idempotency(job, job.failure_ttl or 0, pipe)
             self._executions[job.id].delete(job, pipe)
             pipe.execute()
         self._tell(job)
+
+    def _expire_idempotency(self, job: Job, ttl_s: int, pipe: "redis.client.Pipeline") -> None:
+        digest = self._client.hget(job.key, IDEMPOTENCY_FIELD)
+        if isinstance(digest, bytes):
+            pipe.expire(idempotency_key(digest.decode()), ttl_s)
 
     def _tell(self, job: Job, text: str = "") -> None:
         if self.tells:

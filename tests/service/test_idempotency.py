@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 
+from service.job_queue import Idempotency
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
+from worker.contract.keys import idempotency_key
 
 BODY = {"steps": 10, "batch": 2}
 KEY = {"Idempotency-Key": "order-66"}
@@ -54,6 +56,25 @@ def test_the_key_of_an_ended_job_still_gives_it(http: httpx.Client, worker: Fake
     assert answer.status_code == 200
     assert (answer.json()["id"], answer.json()["status"]) == (job_id, "succeeded")
     assert worker.queue_length() == 0
+
+
+def test_a_key_is_remembered_while_its_job_waits_and_as_long_after_its_end_as_the_job(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyHandle
+) -> None:
+    http = start_gateway(result_ttl_s=100)
+    ended, canceled = {"Idempotency-Key": "ended"}, {"Idempotency-Key": "canceled"}
+    http.post("/generate", json=BODY, headers=ended)
+    canceled_id = http.post("/generate", json=BODY, headers=canceled).json()["id"]
+
+    def remembered_s(headers: dict[str, str]) -> int:
+        return int(valkey.client.ttl(idempotency_key(Idempotency(headers["Idempotency-Key"], "").digest)))
+
+    # However long it waits: an expiry counted from now would give a second job to who sends the request again.
+    assert remembered_s(ended) == remembered_s(canceled) > 24 * 3600
+    worker.succeed(worker.take())
+    http.delete(f"/jobs/{canceled_id}")
+    for headers in (ended, canceled):
+        assert 90 < remembered_s(headers) <= 100
 
 
 def test_the_key_of_a_forgotten_job_is_free_again(http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle) -> None:

@@ -41,6 +41,33 @@ def test_the_etag_stands_for_the_pixels_and_saves_the_bytes(http: httpx.Client, 
     assert http.get(url, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
+def test_the_bytes_of_an_image_that_the_client_has_stay_in_redis(
+    http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
+) -> None:
+    job_id = submit(http)
+    worker.succeed(worker.take())
+    url = f"/jobs/{job_id}/images/1"
+    etag = http.get(url).headers["ETag"]
+    with valkey.client.monitor() as monitor:  # type: ignore[no-untyped-call]  # redis-py has no types for it
+        assert http.get(url, headers={"If-None-Match": etag}).status_code == 304
+        valkey.client.echo("end")
+        asked = list(iter(lambda: monitor.next_command()["command"], "ECHO end"))
+    assert f"PTTL {image_key(job_id, 1)}" in asked
+    assert f"GET {image_key(job_id, 1)}" not in asked
+    valkey.client.delete(image_key(job_id, 1))
+    assert http.get(url, headers={"If-None-Match": etag}).status_code == 410
+
+
+def test_the_same_pixels_in_another_format_have_another_etag(http: httpx.Client, worker: FakeWorker) -> None:
+    etags, hashes = set(), set()
+    for image_format in ("png", "webp"):
+        job_id = submit(http, format=image_format)
+        worker.succeed(worker.take())
+        etags.add(http.get(f"/jobs/{job_id}/images/0").headers["ETag"])
+        hashes.add(http.get(f"/jobs/{job_id}").json()["images"][0]["sha256"])
+    assert (len(etags), len(hashes)) == (2, 1)
+
+
 def test_caches_may_keep_an_image_just_as_long_as_we_do(
     worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
 ) -> None:

@@ -54,6 +54,8 @@ PUT_BACK_FIELD = "reverie_put_back"
 """Set while a job that was claimed before waits at the front, where nobody passes it."""
 ADMITTED_FIELD = "reverie_admitted"
 """The last progress of a job that waits again: it names the version that the job stays on."""
+IDEMPOTENCY_FIELD = "reverie_idempotency"
+"""Digest of the Idempotency-Key that it came with, whose record expires as long after the job's end as the job."""
 LOST_FIELD = "reverie_lost"
 """How many workers died while they ran it."""
 
@@ -163,6 +165,7 @@ LUA_NAMES = "".join(
                 "image_key": _IMAGE,
                 "progress_key": _PROGRESS,
                 "chain_key": _CHAIN,
+                "idempotency_key": _IDEMPOTENCY,
                 "events_channel": _EVENTS,
             }.items()
         ),
@@ -181,6 +184,7 @@ LUA_NAMES = "".join(
                 "QUEUED_AT_FIELD": QUEUED_AT_FIELD,
                 "PUT_BACK_FIELD": PUT_BACK_FIELD,
                 "ADMITTED_FIELD": ADMITTED_FIELD,
+                "IDEMPOTENCY_FIELD": IDEMPOTENCY_FIELD,
                 "LOST_FIELD": LOST_FIELD,
             }.items()
         ),

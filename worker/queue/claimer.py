@@ -9,8 +9,8 @@ from functools import partial
 import redis
 
 from worker.contract import JobError
+from worker.contract.redis_errors import REDIS_AWAY
 from worker.engine.messages import Canceled, EnginePort, EngineRequest
-from worker.queue.connection import REDIS_AWAY
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Leases

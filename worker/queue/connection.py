@@ -3,30 +3,18 @@
 import logging
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from worker.contract.redis_address import without_password
+from worker.contract.redis_errors import REDIS_AWAY
+
 logger = logging.getLogger(__name__)
 
 SOCKET_TIMEOUT_S = 5.0
 """Longest wait for one answer; longer than the longest blocking command, which waits one second."""
-
-REDIS_AWAY = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError, redis.exceptions.BusyLoadingError)
-"""Errors that say nothing about the command: the server is away, or is still reading its data from disk."""
-
-
-_REFUSED_FOR_NOW = ("MISCONF", "NOREPLICAS", "MASTERDOWN", "OOM", "READONLY", "LOADING")
-
-
-def refused_for_now(error: Exception) -> bool:
-    """The server answers and can't write: its disk or its memory is full, or it has lost its peers. Time mends it."""
-    return isinstance(error, redis.exceptions.ResponseError | redis.exceptions.ConnectionError) and (
-        isinstance(error, redis.exceptions.OutOfMemoryError | redis.exceptions.ReadOnlyError)
-        or str(error).startswith(_REFUSED_FOR_NOW)
-    )
 
 
 def connect(url: str) -> "redis.Redis":
@@ -41,14 +29,6 @@ def connect(url: str) -> "redis.Redis":
         socket_connect_timeout=SOCKET_TIMEOUT_S,
         retry=Retry(NoBackoff(), 0),
     )
-
-
-def shown(url: str) -> str:
-    """The address without its password, for the log."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return parts._replace(netloc=f"***@{parts.netloc.rpartition('@')[2]}").geturl()
 
 
 def wait_until_ready(
@@ -78,7 +58,9 @@ def wait_until_ready(
             if isinstance(error, redis.exceptions.AuthenticationError) or clock() >= deadline:
                 raise
             if not told:
-                logger.warning("Redis at %s does not answer (%s): waiting up to %g s", shown(url), error, wait_s)
+                logger.warning(
+                    "Redis at %s does not answer (%s): waiting up to %g s", without_password(url), error, wait_s
+                )
                 told = True
             sleep(0.2)
     return False

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key
+from worker.contract.redis_errors import REDIS_AWAY, refused_for_now
 from worker.engine.messages import Canceled, Failed, Succeeded
 from worker.outputs.image_files import EncodedImage, encode
-from worker.queue.connection import REDIS_AWAY, refused_for_now
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Call, Leases
 from worker.queue.redis_health import RedisHealth

@@ -11,8 +11,8 @@ import redis
 
 from worker.contract import JobError, JobOutcome, ProgressSnapshot
 from worker.contract.keys import QueueKeys
+from worker.contract.redis_errors import REDIS_AWAY
 from worker.queue import rq_overrides
-from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import HeldJob, read_claimed_row
 from worker.queue.lua import claim_scripts, lease_scripts
 

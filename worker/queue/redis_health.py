@@ -8,7 +8,7 @@ from enum import Enum
 
 import redis
 
-from worker.queue.connection import REDIS_AWAY, refused_for_now
+from worker.contract.redis_errors import may_pass
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class RedisHealth:
         try:
             act()
         except redis.exceptions.RedisError as error:
-            if isinstance(error, REDIS_AWAY) or refused_for_now(error):
+            if may_pass(error):
                 self.failed(error)
                 return Attempt.AWAY
             logger.exception("%s was refused by Redis", what)

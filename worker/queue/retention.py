@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from worker.contract import ProgressSnapshot, SamplingRequest, WorkerStatus
 from worker.contract.keys import ADMITTED_FIELD, QueueKeys, job_key, progress_key
 from worker.contract.live_workers import READ_LIVE
-from worker.queue.connection import REDIS_AWAY
+from worker.contract.redis_errors import REDIS_AWAY
 from worker.queue.held_job import BadJobError, read_request
 from worker.store.errors import StoreError
 

@@ -11,11 +11,9 @@ import time
 import zlib
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Never
+from typing import Any
 
 import redis
-import rq.serializers
-from rq.exceptions import DeserializationError
 from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.utils import utcformat
@@ -37,16 +35,6 @@ class UnsupportedRqError(RuntimeError):
 def require_rq_version(version: str = VERSION) -> None:
     if version != RQ_VERSION:
         raise UnsupportedRqError(f"need rq {RQ_VERSION}, found {version}: its job states are written by this worker")
-
-
-def _refuse_pickle(*_: object, **__: object) -> Never:
-    raise DeserializationError("pickle is disabled in this process: jobs are JSON")
-
-
-def disable_pickle() -> None:
-    """Make RQ's default serializer refuse, so that no path that forgets `serializer=` can run what a job hash says."""
-    rq.serializers.DefaultSerializer.loads = staticmethod(_refuse_pickle)
-    rq.serializers.DefaultSerializer.dumps = staticmethod(_refuse_pickle)
 
 
 def time_text(moment: datetime) -> str:

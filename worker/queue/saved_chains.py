@@ -18,8 +18,8 @@ import redis
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from worker.contract import SamplingRequest, chain_key
+from worker.contract.redis_errors import REDIS_AWAY
 from worker.engine.messages import SavedChain, SavedImage
-from worker.queue.connection import REDIS_AWAY
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth

@@ -4,8 +4,9 @@ import sys
 from pathlib import Path
 
 from service.launcher.command_errors import CommandError
-from service.launcher.up import Commands, read_settings, up
+from service.launcher.up import Commands, UpSettings, up
 from tests.service.stand_ins.journal import Journal
+from worker.contract.environment import SettingsError
 
 
 def main() -> int:
@@ -17,8 +18,8 @@ def main() -> int:
     )
     draw_into = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     try:
-        return up(read_settings({}), draw_into=draw_into, commands=commands)
-    except CommandError as error:
+        return up(UpSettings.read(), draw_into=draw_into, commands=commands)
+    except (CommandError, SettingsError) as error:
         print(f"reverie: {error}", file=sys.stderr)
         return 1
 

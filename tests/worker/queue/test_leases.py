@@ -8,7 +8,7 @@ import redis
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
 from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key, progress_key
-from worker.contract.keys import SUSPENDED_KEY
+from worker.contract.keys import IDEMPOTENCY_FIELD, SUSPENDED_KEY, idempotency_key
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Call, Leases
 
@@ -210,6 +210,26 @@ def test_a_job_is_lost_for_good_when_its_retries_are_used_up(
     wait_until(lambda: leases.recover(stranded_s=60).failed == [job_id], "the last lease to run out")
     assert jobs.error(job_id).code == "worker_lost"
     assert valkey.client.ttl(f"rq:job:{job_id}") > 0
+
+
+@pytest.mark.parametrize("end", ["finished", "failed", "lost"])
+def test_the_end_of_a_job_sets_how_long_its_idempotency_key_is_remembered(
+    end: str, jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
+) -> None:
+    leases, record = worker_of("a"), idempotency_key("ab" * 32)
+    job_id = jobs.add(1)
+    valkey.client.hset(f"rq:job:{job_id}", mapping={IDEMPOTENCY_FIELD: "ab" * 32, "retries_left": 0})
+    valkey.client.set(record, "x", ex=10**6)
+    job = claim_one(leases)
+    leases.renew([job])
+    assert valkey.client.ttl(record) > 3600
+    if end == "finished":
+        told(leases, leases.finish(job, OUTCOME, PROGRESS))
+    elif end == "failed":
+        told(leases, leases.fail(job, ERROR, may_retry=False))
+    else:
+        wait_until(lambda: leases.recover(stranded_s=60).failed, "the lease to run out")
+    assert 3590 < valkey.client.ttl(record) <= 3600
 
 
 def test_a_full_server_still_renews_leases_and_ends_jobs(

@@ -149,7 +149,7 @@ def test_no_path_of_rq_unpickles_in_the_workers_process(tmp_path: Path) -> None:
     """In a process of its own: the serializer stays disabled for good."""
     program = """
 import pickle, sys
-from worker.queue.rq_overrides import disable_pickle
+from worker.contract.no_pickle import disable_pickle
 from pathlib import Path
 disable_pickle()
 from rq.exceptions import DeserializationError

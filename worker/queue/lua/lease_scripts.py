@@ -64,6 +64,8 @@ local function end_job(id, status, registry, ttl, fields, result)
   redis.call('DEL', chain_key(id))
   redis.call('HSET', job_key(id), 'status', status, unpack(fields))
   redis.call('EXPIRE', job_key(id), ttl)
+  local digest = redis.call('HGET', job_key(id), IDEMPOTENCY_FIELD)
+  if digest then redis.call('EXPIRE', idempotency_key(digest), ttl) end
   redis.call('XADD', results_key(id), 'MAXLEN', 10, '*', unpack(result))
   redis.call('EXPIRE', results_key(id), ttl)
   add_to_registry(registry, id, ttl)
