@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import redis
 
 from tests.conftest import ValkeyHandle
