@@ -85,6 +85,13 @@ def test_a_ddim_configuration_of_zero_terminal_snr_is_served(tmp_path: Path) -> 
     assert draw(filled_pool(store), plain(ask(steps=2), model=NAME))[0].shape == (16, 16, 3)
 
 
+def test_the_range_that_x_0_is_clipped_to_is_served(tmp_path: Path) -> None:
+    unet = _unet()
+    _, checkpoint = imported(tmp_path, DDPMPipeline(unet, DDPMScheduler(clip_sample_range=2.5)))
+    clip = load_float32(checkpoint).chain.clip
+    assert (clip.clip_sample, clip.clip_sample_range) == (True, 2.5)
+
+
 def test_old_attention_names_draw_the_same_pixels(tmp_path: Path) -> None:
     store, _ = imported(tmp_path, DDPMPipeline(_unet(), DDPMScheduler()))
     old = tmp_path / "old"

@@ -68,7 +68,10 @@ def _reopened(checkpoint: Checkpoint) -> UNet2DModel:
 @pytest.mark.parametrize(
     "pipeline",
     [
-        lambda unet: DDPMPipeline(unet, DDPMScheduler(variance_type="fixed_large", beta_schedule="squaredcos_cap_v2")),
+        lambda unet: DDPMPipeline(
+            unet,
+            DDPMScheduler(variance_type="fixed_large", beta_schedule="squaredcos_cap_v2", clip_sample_range=1.7),
+        ),
         lambda unet: DDIMPipeline(unet, DDIMScheduler(prediction_type="v_prediction", timestep_spacing="trailing")),
         lambda unet: DDPMPipeline(unet, DPMSolverMultistepScheduler(beta_schedule="scaled_linear")),
     ],
@@ -85,9 +88,10 @@ def test_a_saved_pipeline_is_imported_and_predicts_the_same_eps(
     store.verify("imported", checkpoint.version)
     assert (checkpoint.manifest.height, checkpoint.manifest.channels) == (16, 3)
     torch.testing.assert_close(_eps(_reopened(checkpoint)), _eps(unet), rtol=1e-5, atol=1e-6)
-    kept = json.loads((checkpoint.path / "scheduler/scheduler_config.json").read_text())
-    for key in ("beta_schedule", "prediction_type", "timestep_spacing", "variance_type"):
-        assert kept.get(key) == saved.scheduler.config.get(key)
+    for config in ("scheduler/scheduler_config.json", "unet/config.json"):
+        assert json.loads((checkpoint.path / config).read_text()) == json.loads(
+            (tmp_path / "saved" / config).read_text()
+        )
 
 
 def test_files_at_the_root_and_links_are_imported(tmp_path: Path) -> None:
