@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from service.catalogue import Reading
 from service.errors import FieldProblem, InvalidRequest, Unavailable
 from service.schemas import GenerateRequest
-from worker.contract import MAX_SEED, ModelInfo, SamplerName, SamplingRequest
+from worker.contract import MAX_SEED, Guidance, LabelCondition, ModelInfo, NoCondition, SamplerName, SamplingRequest
 
 LISTED = 20
 """Most names that an error lists."""
@@ -67,8 +67,8 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
         sampler=body.sampler,
         eta=body.eta or 0.0,
         spacing=body.spacing,
-        class_label=class_label,
-        guidance_scale=body.guidance_scale,
+        condition=NoCondition() if class_label is None else LabelCondition(label=class_label),
+        guidance=Guidance(scale=body.guidance_scale),
         format=body.format,
     )
     return Admitted(request, None if class_label is None else model.labels[class_label])

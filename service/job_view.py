@@ -9,7 +9,7 @@ from rq.job import JobStatus
 
 from service.job_queue import LABEL_META, JobRecord, UnreadableJob
 from service.schemas import Image, Job, JobLinks, JobState, Progress
-from worker.contract import FUNCTION_NAME, JobError, JobOutcome, ProgressSnapshot, SamplingRequest
+from worker.contract import FUNCTION_NAME, JobError, JobOutcome, LabelCondition, ProgressSnapshot, SamplingRequest
 
 STATES = {
     JobStatus.CREATED: JobState.QUEUED,
@@ -86,9 +86,9 @@ def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
         sampler=request.sampler,
         eta=request.eta,
         spacing=request.spacing,
-        class_label=request.class_label,
+        class_label=request.condition.label if isinstance(request.condition, LabelCondition) else None,
         label=job.meta.get(LABEL_META),
-        guidance_scale=request.guidance_scale,
+        guidance_scale=request.guidance.scale,
         format=request.format,
         created_at=_utc(job.created_at),
         started_at=_utc(job.started_at) if job.started_at and not waiting else None,

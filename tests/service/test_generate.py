@@ -9,7 +9,16 @@ from rq.job import Job
 
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import DIGITS, VERSION, FakeWorker, request_of
-from worker.contract import FUNCTION_NAME, MAX_SEED, ImageFormat, SamplerName, SamplingRequest, Spacing
+from worker.contract import (
+    FUNCTION_NAME,
+    MAX_SEED,
+    Guidance,
+    ImageFormat,
+    LabelCondition,
+    SamplerName,
+    SamplingRequest,
+    Spacing,
+)
 
 
 def test_an_accepted_request_is_a_queued_job_with_an_address(http: httpx.Client, worker: FakeWorker) -> None:
@@ -51,8 +60,8 @@ def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWo
         sampler=SamplerName.DDIM,
         eta=0.5,
         spacing=Spacing.TRAILING,
-        class_label=2,
-        guidance_scale=3.0,
+        condition=LabelCondition(label=2),
+        guidance=Guidance(scale=3.0),
         format=ImageFormat.WEBP,
     )
     assert job.func_name == FUNCTION_NAME

@@ -25,7 +25,7 @@ from worker.contract.names import (
     Spacing,
 )
 from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, ProgressSnapshot
-from worker.contract.requests import SamplingRequest
+from worker.contract.requests import Condition, Guidance, LabelCondition, NoCondition, SamplingRequest
 from worker.contract.status import EngineCounters, ModelInfo, VersionInfo, WorkerStatus
 
 __all__ = [
@@ -37,13 +37,17 @@ __all__ = [
     "MODEL_NAME_PATTERN",
     "QUEUE_NAME",
     "VERSION_PATTERN",
+    "Condition",
     "EngineCounters",
+    "Guidance",
     "ImageFormat",
     "ImageRecord",
     "JobError",
     "JobOutcome",
+    "LabelCondition",
     "Message",
     "ModelInfo",
+    "NoCondition",
     "ProgressSnapshot",
     "SamplerName",
     "SamplingRequest",

@@ -1,6 +1,8 @@
 """What a job asks for."""
 
-from pydantic import Field
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
@@ -12,6 +14,31 @@ from worker.contract.names import (
     SamplerName,
     Spacing,
 )
+
+
+class NoCondition(Message):
+    """Draws without a condition."""
+
+    kind: Literal["none"] = "none"
+
+
+class LabelCondition(Message):
+    """Draws an image of a class."""
+
+    kind: Literal["label"] = "label"
+    label: int = Field(ge=0)
+    """Index into the model's labels."""
+
+
+Condition = Annotated[NoCondition | LabelCondition, Field(discriminator="kind")]
+"""What an image shows. Bulk data, a picture say, is named here by its hash and never travels in a job."""
+
+
+class Guidance(Message):
+    """How strongly the condition holds."""
+
+    scale: float = Field(default=1.0, ge=0.0, le=100.0)
+    """w of classifier-free guidance: 1 is the conditional model itself, 0 the unconditional one."""
 
 
 class SamplingRequest(Message):
@@ -27,8 +54,19 @@ class SamplingRequest(Message):
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     spacing: Spacing | None = None
     """None: as the model's scheduler configuration says."""
-    class_label: int | None = Field(default=None, ge=0)
-    """Index into the model's labels; None draws without a condition."""
-    guidance_scale: float = Field(default=1.0, ge=0.0, le=100.0)
-    """w of classifier-free guidance: 1 is the conditional model itself, 0 the unconditional one."""
+    condition: Condition = NoCondition()
+    guidance: Guidance = Guidance()
     format: ImageFormat = ImageFormat.PNG
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_0_1(cls, fields: Any) -> Any:
+        """Jobs that a gateway of version 0.1 queued: `class_label` and `guidance_scale` stood in the request itself."""
+        if not isinstance(fields, dict) or fields.keys() & {"condition", "guidance"}:
+            return fields
+        fields = dict(fields)
+        if (label := fields.pop("class_label", None)) is not None:
+            fields["condition"] = {"kind": "label", "label": label}
+        if (scale := fields.pop("guidance_scale", None)) is not None:
+            fields["guidance"] = {"scale": scale}
+        return fields

@@ -1,4 +1,4 @@
-"""Runs one step of a batch of trajectories: gathers their tensors, calls the U-Net, applies the update rule.
+"""Runs one step of a batch of trajectories: gathers their tensors, calls the network, applies the update rule.
 
 Nothing here waits for a GPU: it is told what to do, and what comes of it is read back by others.
 """
@@ -16,7 +16,6 @@ from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
 from worker.networks.denoiser import in_parts
 from worker.networks.network_input import NetworkInput
-from worker.networks.unet2d import CLASS_LABELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,25 +41,25 @@ class StepResult:
 
 
 @torch.inference_mode()
-def run_step(rows: Sequence[Trajectory], max_unet_rows: int) -> StepResult:
-    """One step of every row, each at its own timestep, label, guidance and place in its own sampler's table.
+def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
+    """One step of every row, each at its own timestep, condition, guidance and place in its own sampler's table.
 
     A row's result is bitwise the same whatever the other rows are. The rows are left as they were: a step that raises
     can be run again.
 
     Args:
         rows: of one checkpoint, none of them finished.
-        max_unet_rows: most rows in one U-Net call; a guided row takes two.
+        max_network_rows: most rows in one call of the network; a guided row takes two.
     """
     model = rows[0].model
     numbers = send_numbers(rows, model)
     x_t = _states(rows, numbers, model)
-    model_output = _model_output(numbers, model, x_t, max_unet_rows)
+    output = _network_output(rows, numbers, model, x_t, max_network_rows)
     x_0_previous = torch.stack(
         [x if row.x_0_previous is None else row.x_0_previous for row, x in zip(rows, x_t, strict=True)]
     )
     z = _noise(numbers, model, len(rows))
-    x_next, x_0 = apply_update(x_t, model_output, x_0_previous, z, numbers.coefficients, model.chain.clip)
+    x_next, x_0 = apply_update(x_t, output, x_0_previous, z, numbers.coefficients, model.chain.clip)
     # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
     finite = torch.isfinite(x_next).flatten(1).all(dim=1)
     finishing = len(numbers.finishing)
@@ -92,19 +91,26 @@ def _noise(numbers: StepNumbers, model: LoadedModel, count: int) -> Tensor | Non
     return z
 
 
-def _model_output(numbers: StepNumbers, model: LoadedModel, x_t: Tensor, max_unet_rows: int) -> Tensor:
-    """[N, C, H, W]: what the U-Net says of each row, guided where the row asks for it.
+def _named(rows: Sequence[Trajectory]) -> dict[str, Tensor]:
+    """The network's named inputs: those of each row's conditioning, one row after the other."""
+    named = [row.conditioning.named for row in rows]
+    return {name: torch.cat([tensors[name] for tensors in named]) for name in named[0]}
+
+
+def _network_output(
+    rows: Sequence[Trajectory], numbers: StepNumbers, model: LoadedModel, x_t: Tensor, max_network_rows: int
+) -> Tensor:
+    """[N, C, H, W]: the network's output for each row, guided where the row is.
 
     Classifier-free guidance (Ho & Salimans 2022) with w = 1 for the conditional model:
     output = unconditional + w (conditional - unconditional).
     """
     x = x_t[numbers.owners] if len(numbers.owners) else x_t
-    named = {CLASS_LABELS: numbers.labels} if model.num_classes else {}
-    said = in_parts(model.denoise, NetworkInput(x, numbers.timesteps, named), max_unet_rows)
+    outputs = in_parts(model.denoise, NetworkInput(x, numbers.timesteps, _named(rows)), max_network_rows)
     if not len(numbers.owners):
-        return said
-    output = said[numbers.last_questions]
-    unconditional = said[numbers.null_questions]
+        return outputs
+    output = outputs[numbers.conditional]
+    unconditional = outputs[numbers.unconditional]
     w, guided = numbers.guidance_scales, numbers.guided
     output[guided] = unconditional + w * (output[guided] - unconditional)
     return output

@@ -15,20 +15,19 @@ from worker.models.loaded_model import LoadedModel
 
 @dataclass(frozen=True, slots=True)
 class StepNumbers:
-    """On the model's device, int64 but for the last three. A *place* counts the batch's N rows, a *question* those of
-    the network.
+    """On the model's device, int64 but for the last three. A *place* counts the batch's N rows, a *network row* those
+    of the network.
 
-    A guided row asks two questions, neighbours: the null label first, its own second.
+    A guided row takes two network rows, neighbours: the unconditional one first.
 
     Attributes:
         fresh_seeds: of the rows that begin, in order.
         noisy, noisy_seeds, noisy_steps: places, seeds and steps of the rows whose step adds noise.
-        labels: of each question; empty for an unconditional model.
-        owners: place of each question's row; empty when each row asks one.
-        last_questions: [N] each row's own one; empty when each row asks one.
-        guided, null_questions: places of the guided rows, and their questions with the null label.
+        owners: place of the row that each network row belongs to; empty when each takes one.
+        conditional: [N] each row's own network row; empty when each takes one.
+        guided, unconditional: places of the guided rows, and their unconditional network rows.
         finishing: places of the rows that have no step after this one.
-        timesteps: float32, of each question; float32 holds every training timestep exactly.
+        timesteps: float32, of each network row; float32 holds every training timestep exactly.
         coefficients: [N, 7] float32, rows of `SamplerPlan.coefficients`.
         guidance_scales: [guided, 1, 1, 1] float32.
     """
@@ -37,11 +36,10 @@ class StepNumbers:
     noisy: Tensor
     noisy_seeds: Tensor
     noisy_steps: Tensor
-    labels: Tensor
     owners: Tensor
-    last_questions: Tensor
+    conditional: Tensor
     guided: Tensor
-    null_questions: Tensor
+    unconditional: Tensor
     finishing: Tensor
     timesteps: Tensor
     coefficients: Tensor
@@ -57,7 +55,6 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
     fresh_seeds: list[int] = []
     noisy: list[int] = []
     timesteps: list[float] = []
-    labels: list[int] = []
     guided: list[int] = []
     finishing: list[int] = []
     coefficients: list[float] = []
@@ -69,33 +66,29 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
             noisy.append(place)
         if row.remaining_steps == 1:
             finishing.append(place)
-        if row.guided:
+        if row.conditioning.guided:
             guided.append(place)
-        for label in row.labels:
-            timesteps.append(row.timestep)
-            if label is not None:
-                labels.append(label)
+        timesteps += [row.timestep] * row.cost
     owners: list[int] = []
-    last_questions: list[int] = []
+    conditional: list[int] = []
     for place, row in enumerate(rows if guided else ()):
         owners += [place] * row.cost
-        last_questions.append(len(owners) - 1)
+        conditional.append(len(owners) - 1)
     integers = {
         "fresh_seeds": fresh_seeds,
         "noisy": noisy,
         "noisy_seeds": [rows[place].seed for place in noisy],
         "noisy_steps": [rows[place].step for place in noisy],
-        "labels": labels,
         "owners": owners,
-        "last_questions": last_questions,
+        "conditional": conditional,
         "guided": guided,
-        "null_questions": [last_questions[place] - 1 for place in guided],
+        "unconditional": [conditional[place] - 1 for place in guided],
         "finishing": finishing,
     }
     floats = {
         "timesteps": timesteps,
         "coefficients": coefficients,
-        "guidance_scales": [rows[place].guidance_scale for place in guided],
+        "guidance_scales": [rows[place].conditioning.guidance_scale for place in guided],
     }
     weights = _sent(floats, "f", torch.float32, model.device)
     return StepNumbers(

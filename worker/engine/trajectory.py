@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from worker.conditioning.conditioning import Conditioning
 from worker.diffusion.samplers import SamplerPlan
 from worker.diffusion.update import Column
 from worker.models.loaded_model import LoadedModel
@@ -17,8 +18,7 @@ class Trajectory:
         job_id: the request that asked for the image.
         index: the image's number in that request.
         seed: of the image itself, request seed + index.
-        labels: rows of the class embedding that the U-Net is asked with at every step: one, or for a guided image the
-            null label and the image's own; (None,) for an unconditional model.
+        conditioning: the network's named inputs, shared by the images of a request.
         x_t: [C, H, W] float32; None before the first step.
         x_0_previous: [C, H, W] float32, the last step's x_0; None before the first step.
     """
@@ -28,8 +28,7 @@ class Trajectory:
     seed: int
     model: LoadedModel
     plan: SamplerPlan
-    labels: tuple[int | None, ...]
-    guidance_scale: float
+    conditioning: Conditioning
     step: int = 0
     x_t: Tensor | None = None
     x_0_previous: Tensor | None = None
@@ -47,14 +46,9 @@ class Trajectory:
         return self.step == self.steps
 
     @property
-    def guided(self) -> bool:
-        """Whether the model's output is a mixture of a conditional and an unconditional one."""
-        return len(self.labels) == 2
-
-    @property
     def cost(self) -> int:
-        """Rows in the U-Net's batch."""
-        return len(self.labels)
+        """Rows in the network's batch."""
+        return self.conditioning.rows
 
     @property
     def checkpoint(self) -> LoadedModel:

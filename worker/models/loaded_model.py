@@ -6,6 +6,7 @@ from datetime import datetime
 
 import torch
 
+from worker.conditioning.conditioning import Conditioner
 from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion.samplers import SamplerPlan, plan
 from worker.models.chain_config import ChainConfig
@@ -21,6 +22,7 @@ class LoadedModel:
 
     Attributes:
         shape: (C, H, W).
+        conditioner: turns a request's condition into tensors.
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
         dtype: name of the number format that the network computes in.
@@ -34,6 +36,7 @@ class LoadedModel:
     denoise: Denoiser
     chain: ChainConfig
     shape: tuple[int, int, int]
+    conditioner: Conditioner
     labels: tuple[str, ...] = ()
     num_classes: int = 0
     null_label: int | None = None

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from worker.conditioning.conditioning import Conditioner
+from worker.conditioning.labels import Labels, Unconditional
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
@@ -87,6 +89,7 @@ def load_checkpoint(
             denoise=denoise,
             chain=chain,
             shape=shape,
+            conditioner=_conditioner(num_classes, manifest, checkpoint.model, device),
             labels=tuple(manifest.labels),
             num_classes=num_classes,
             null_label=manifest.null_label,
@@ -134,6 +137,12 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BrokenModel(f"{where}: {path.name} is not a JSON object")
     return value
+
+
+def _conditioner(num_classes: int, manifest: Manifest, model: str, device: torch.device) -> Conditioner:
+    if num_classes == 0:
+        return Unconditional(model)
+    return Labels(model, CLASS_LABELS, len(manifest.labels) or num_classes, manifest.null_label, device)
 
 
 def _architecture(config: Mapping[str, Any], where: str) -> Architecture:

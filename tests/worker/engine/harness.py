@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.worker.tiny_models import TINY
-from worker.contract import SamplingRequest
+from worker.contract import Guidance, LabelCondition, NoCondition, SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.messages import EngineEvent, EngineRequest, Failed, Succeeded
 from worker.engine.readback import ReadBack, Transfer, read_back
@@ -27,8 +27,18 @@ EventT = TypeVar("EventT", bound=EngineEvent)
 CPU = torch.device("cpu")
 
 
-def ask(seed: int = 0, steps: int = 4, batch: int = 1, **rest: object) -> SamplingRequest:
-    return SamplingRequest.model_validate({"model": TINY, "seed": seed, "steps": steps, "batch": batch, **rest})
+def ask(
+    seed: int = 0,
+    steps: int = 4,
+    batch: int = 1,
+    *,
+    class_label: int | None = None,
+    guidance_scale: float = 1.0,
+    **rest: object,
+) -> SamplingRequest:
+    condition = NoCondition() if class_label is None else LabelCondition(label=class_label)
+    fields = {"seed": seed, "steps": steps, "batch": batch, "condition": condition, **rest}
+    return SamplingRequest.model_validate({"model": TINY, "guidance": Guidance(scale=guidance_scale), **fields})
 
 
 class HandClock:

@@ -83,7 +83,7 @@ def test_guidance_of_one_is_the_conditional_model_and_of_zero_the_unconditional_
     def step(class_label: int | None = None, guidance_scale: float = 1.0) -> Tensor:
         asked.append([])
         request = ask(class_label=class_label, guidance_scale=guidance_scale)
-        return run_step(trajectories("job", request, heard), max_unet_rows=8).x_t
+        return run_step(trajectories("job", request, heard), max_network_rows=8).x_t
 
     conditional, unconditional = step(class_label=2), step()
     assert torch.equal(step(class_label=2, guidance_scale=1.0), conditional)
@@ -98,7 +98,7 @@ def test_guidance_follows_its_formula(model: LoadedModel) -> None:
     """output = unconditional + w (conditional - unconditional), compared before any clipping."""
     w = 3.0
     said = {}
-    x_t = run_step(trajectories("job", ask(), model), max_unet_rows=8).x_t  # any state
+    x_t = run_step(trajectories("job", ask(), model), max_network_rows=8).x_t  # any state
     for label in (2, NULL_LABEL):
         said[label] = model.denoise(inputs_of(x_t, torch.tensor([500]), torch.tensor([label])))
     guided = trajectories("job", ask(class_label=2, guidance_scale=w), model)
@@ -107,7 +107,7 @@ def test_guidance_follows_its_formula(model: LoadedModel) -> None:
     answer = replace(model, denoise=lambda inputs: mixed)
     guided[0].model = fixed
     plain_row = trajectories("job", ask(class_label=2), answer)
-    assert torch.equal(run_step(guided, max_unet_rows=8).x_t, run_step(plain_row, max_unet_rows=8).x_t)
+    assert torch.equal(run_step(guided, max_network_rows=8).x_t, run_step(plain_row, max_network_rows=8).x_t)
 
 
 def test_guided_rows_are_counted_twice_in_the_u_nets_batch(tiny_store: ModelStore) -> None:

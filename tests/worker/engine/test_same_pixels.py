@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, plain, same_pixels
 from tests.worker.networks.prepared import prepared
 from tests.worker.tiny_models import LABELS, cifar_10_unet
+from worker.conditioning.labels import Unconditional
 from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion.noise import initial_noise
 from worker.engine.admission import trajectories
@@ -104,7 +105,7 @@ def rows_of(model: LoadedModel, asked: list[SamplingRequest], behind: list[int])
     for number, request in enumerate(asked):
         for row in trajectories(str(number), request, model):
             for _ in range(min(behind[number % len(behind)], row.steps - 1)):
-                run_step([row], max_unet_rows=16).commit()
+                run_step([row], max_network_rows=16).commit()
             rows.append(row)
     return rows
 
@@ -116,10 +117,10 @@ def test_a_step_is_bitwise_the_same_alone_and_among_others(
 ) -> None:
     """Not the rounded pixels only: the float32 state itself, whatever the batch, its size and its order."""
     rows = rows_of(model, asked, behind)
-    together = run_step(rows, max_unet_rows=64)
-    backwards = run_step(rows[::-1], max_unet_rows=5)
+    together = run_step(rows, max_network_rows=64)
+    backwards = run_step(rows[::-1], max_network_rows=5)
     for i, row in enumerate(rows):
-        by_itself = run_step([row], max_unet_rows=64)
+        by_itself = run_step([row], max_network_rows=64)
         for other, place in ((together, i), (backwards, len(rows) - 1 - i)):
             assert torch.equal(by_itself.x_t[0], other.x_t[place]), (row.job_id, row.step)
             assert torch.equal(by_itself.x_0[0], other.x_0[place])
@@ -214,7 +215,7 @@ def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbour
             shape, open_network = (3, 32, 32), lambda: cifar_10_unet().eval().to(dtype)
             source = NetworkSource(UNet2D(), open_network, InputSpec(shape), dtype, f"cifar-10 {dtype}", "cifar-10")
             _, denoise = prepare_on_cpu(source, threads=2)
-            return replace(like, denoise=denoise, shape=shape, num_classes=0, labels=(), null_label=None)
+            return replace(like, denoise=denoise, shape=shape, conditioner=Unconditional("tiny"))
 
         return filled_pool(tiny_store, load)
 

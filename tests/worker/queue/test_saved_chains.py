@@ -64,7 +64,8 @@ def test_a_state_belongs_to_one_request_whatever_its_version_and_file_format() -
     data = pack(chain(), REQUEST)
     for alike in ({"version": VERSION}, {"format": ImageFormat.WEBP}):
         unpack(data, REQUEST.model_copy(update=alike))
-    for other in ({"seed": 4}, {"steps": 51}, {"sampler": "ddpm"}, {"guidance_scale": 2.0}, {"class_label": 1}):
+    label = {"condition": {"kind": "label", "label": 1}}
+    for other in ({"seed": 4}, {"steps": 51}, {"sampler": "ddpm"}, {"guidance": {"scale": 2.0}}, label):
         with pytest.raises(UnreadableChainError, match="another request"):
             unpack(data, SamplingRequest.model_validate(REQUEST.model_dump() | other))
 

@@ -1,0 +1,62 @@
+"""What guides an image, as the network reads it, and how a request's condition becomes that."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from worker.contract import Condition, Guidance
+
+
+class ConditionRefusedError(ValueError):
+    """The model can't be guided like that; the message names the value and the rule."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Conditioning:
+    """The network's named inputs for one image, made once per request; images that share it share its tensors.
+
+    Attributes:
+        rows: network rows per step: two where guidance mixes them, the unconditional one first, else one.
+        named: by name, [rows, ...] on the model's device; the names that the network declares.
+        guidance_scale: w of classifier-free guidance, read where there are two rows.
+    """
+
+    rows: int = 1
+    named: Mapping[str, Tensor] = field(default_factory=dict)
+    guidance_scale: float = 1.0
+
+    @property
+    def guided(self) -> bool:
+        """Whether the network's output is a mixture of a conditional and an unconditional one."""
+        return self.rows == 2
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Encoding:
+    """A condition on its way to a `Conditioning`.
+
+    Attributes:
+        calls: what is left to run, each one item through an encoder at a fixed shape, so that no neighbour can matter.
+        assemble: makes the conditioning of the calls' results, in their order.
+    """
+
+    calls: Sequence[Callable[[], Any]]
+    assemble: Callable[[Sequence[Any]], Conditioning]
+
+
+class Conditioner(Protocol):
+    """A model's way from a condition to tensors."""
+
+    def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
+        """Plan the encoding; runs nothing that takes long.
+
+        Raises:
+            ConditionRefusedError: a condition or guidance that the model can't be given.
+        """
+
+
+def ready(conditioning: Conditioning) -> Encoding:
+    """An encoding that needs no encoder."""
+    return Encoding((), lambda _: conditioning)
