@@ -24,6 +24,9 @@ class WorkerSettings(EnvironmentSettings):
     """Threads that compute on a CPU. None: one for each core that the process may use."""
     pad_batch: Literal["auto", "off", "sizes", "one"] = "auto"
     """Whether batches are filled up to fixed sizes: a few (`sizes`, a GPU's default), the largest always, or not."""
+    exact: Literal["require", "prefer", "off"] = "prefer"
+    """What a GPU does where an image's last bits depend on its batch. `prefer`: keep to sizes of batches that agree
+    where none takes 15 % longer for it. `require`: always, and serve no model of which no sizes do. `off`: never."""
     cuda_graphs: Literal["auto", "off"] = "auto"
     """Whether a GPU runs recordings of the few sizes of batches that `pad_batch` asks for. `off`: kernel by kernel."""
     model_budget_bytes: int | None = Field(default=None, ge=1)

@@ -102,6 +102,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     from worker.engine.engine import Engine
     from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
+    from worker.networks.batch_form import ExactMode
     from worker.networks.cuda.networks import gpu_networks
     from worker.networks.device import DeviceLost, choose_device, choose_dtype, end_if_lost
     from worker.networks.padded import PadBatch
@@ -117,7 +118,11 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     # each of the hundreds of operations of a step, and would wait this long to get it back every time.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tf32 = settings.dtype == "tf32"
-    networks = None if device.type == "cpu" else gpu_networks(device, record=settings.cuda_graphs == "auto", tf32=tf32)
+    networks = (
+        None
+        if device.type == "cpu"
+        else gpu_networks(device, record=settings.cuda_graphs == "auto", tf32=tf32, exact=ExactMode(settings.exact))
+    )
     pool = ModelPool(
         store,
         lambda checkpoint: load_checkpoint(

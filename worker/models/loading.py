@@ -16,12 +16,12 @@ from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
 from worker.models.loaded_model import LoadedModel
 from worker.networks.architecture import Architecture, NetworkSource, UnsupportedNetworkError
+from worker.networks.batch_form import InexactNetworkError
 from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
 from worker.networks.denoiser import Denoiser
 from worker.networks.device import dtype_name
-from worker.networks.exactness import is_batch_invariant
 from worker.networks.network_input import InputSpec, Shape
 from worker.networks.padded import PadBatch, padded
 from worker.networks.registry import ARCHITECTURES
@@ -109,24 +109,15 @@ def load_checkpoint(
         unet, denoise = prepare_on_cpu(source, threads)
         return checked(padded(denoise, pad_batch, max_batch, device), bytes_of(unet))
     networks = networks or gpu_networks(device, record=False)
-    network = networks.prepare(source, device, pad_batch=pad_batch, max_batch=max_batch)
     try:
-        _log_exactness(network.denoise, source, device)
+        network = networks.prepare(source, device, pad_batch=pad_batch, max_batch=max_batch)
+    except InexactNetworkError as error:
+        raise UnsupportedModel(f"{where}: REVERIE_EXACT=require, and {error} on {device}") from error
+    try:
         return checked(network.denoise, bytes_of(network.unet), lambda: networks.give_back(network))
     except BrokenModel:
         networks.give_back(network)
         raise
-
-
-_known_exactness: dict[str, bool] = {}  # a reload of the same network need not be probed again
-
-
-def _log_exactness(denoise: Denoiser, source: NetworkSource, device: torch.device) -> None:
-    """Say so where rows depend on their batch: on a GPU, a batch row by row would cost more than it is worth."""
-    if source.kind not in _known_exactness:
-        _known_exactness[source.kind] = is_batch_invariant(denoise, source.inputs, device)
-    if not _known_exactness[source.kind]:
-        log.warning("%s: an image's last bits depend on its batch on %s", source.where, device)
 
 
 def _read_json(path: Path, where: str) -> dict[str, Any]:

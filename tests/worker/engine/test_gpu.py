@@ -19,7 +19,8 @@ from worker.engine.runner import run_step
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
-from worker.networks.cuda.graph_capture import Capture, CudaGraphCapture
+from worker.networks.batch_form import ExactMode
+from worker.networks.cuda.graph_capture import CudaGraphCapture
 from worker.networks.cuda.networks import GpuNetworks, gpu_networks
 from worker.networks.network_input import NetworkInput
 from worker.networks.padded import PadBatch
@@ -67,19 +68,18 @@ class Counted:
     networks: GpuNetworks = field(init=False)
 
     def __post_init__(self) -> None:
+        networks = gpu_networks(torch.device("cuda"), record=True, exact=ExactMode.OFF)
         loading, recording = (torch.cuda.Stream() for _ in range(2))  # type: ignore[no-untyped-call]
+        owner = self
 
-        def begin() -> Capture:
-            capture = CudaGraphCapture(recording)
-
-            def counted(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-                replay = capture(run)
-                self.recordings += 1
+        class Counting(CudaGraphCapture):
+            def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+                replay = super().__call__(run)
+                owner.recordings += 1
                 return replay
 
-            return counted
-
-        self.networks = GpuNetworks(begin, loading)
+        del networks  # what it has settled stays
+        self.networks = GpuNetworks(Counting(recording), loading)
 
 
 @pytest.fixture(scope="module", params=[PadBatch.ONE, PadBatch.SIZES])

@@ -1,29 +1,46 @@
 """CUDA graphs: the kernels of one call, recorded once and started again with one call of the driver."""
 
 import contextlib
-from collections.abc import Callable
-from typing import Protocol
+import gc
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+log = logging.getLogger(__name__)
 
 WARM_UPS = 2
 """Calls before the recorded one: libraries choose their algorithms and take their memory in the first."""
 
 
 class Capture(Protocol):
-    """Records calls of one network, one after the other. What is recorded later may use the memory of what was earlier.
+    """Records calls of the networks of one device, one after the other.
 
-    Raises RuntimeError where a call can't be recorded.
+    All recordings share memory, so that what one has computed is gone when any other is replayed: whoever replays one
+    holds `lock` until the result is copied, or is on its way on the device's stream.
     """
+
+    @property
+    def lock(self) -> threading.Lock: ...
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         """Record `run`, which reads only tensors that stay where they are.
 
         Returns:
-            What does the same again. Its result is the same tensor always, overwritten by the next call of this or of
-            another recording of the network.
+            What does the same again. Its result is the same tensor always.
+
+        Raises:
+            RuntimeError: it can't be recorded.
         """
+
+    def make_room(self) -> None:
+        """Give what is free back to the device: while a call is recorded the allocator can't."""
+
+    def memory_bytes(self) -> int:
+        """What the recordings hold of the device's memory."""
 
 
 class CudaGraphCapture:
@@ -36,27 +53,32 @@ class CudaGraphCapture:
     steps would have to ask the driver for it again.
 
     Args:
-        stream: neither a default one nor the one that is current in the calls; the same for all networks of a device.
+        stream: neither a default one nor the one that is current in the calls.
     """
 
     def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.lock = threading.Lock()
         self._stream = stream
-        self._memory = torch.cuda.graph_pool_handle()
+        # Its owner too: without one the memory would be given up with the last network and found anew by the next.
+        self._memory = torch.cuda.MemPool()
+        self._broken: str | None = None
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
+        if self._broken is not None:
+            raise RuntimeError(f"nothing is recorded any more in this process: {self._broken}")
         graph = torch.cuda.CUDAGraph()
+        memory: Any = self._memory.id  # such a pair has a name of its own in torch, for type checkers only
         with torch.inference_mode():
             for _ in range(WARM_UPS):
                 run()
             torch.cuda.current_stream(self._stream.device).synchronize()
-            with torch.cuda.stream(self._stream):
+            with _without_garbage_collection(), torch.cuda.stream(self._stream):
                 # thread_local: what the engine's thread asks of the driver meanwhile, memory say, is its own business.
-                graph.capture_begin(pool=self._memory, capture_error_mode="thread_local")
+                graph.capture_begin(pool=memory, capture_error_mode="thread_local")
                 try:
                     output = run()
                 except BaseException:
-                    with contextlib.suppress(RuntimeError):  # it is of the same cause
-                        graph.capture_end()
+                    self._end_broken(graph)
                     raise
                 graph.capture_end()
 
@@ -65,3 +87,29 @@ class CudaGraphCapture:
             return output
 
         return replay
+
+    def _end_broken(self, graph: torch.cuda.CUDAGraph) -> None:
+        """A capture that ends without an error, as one that found no memory does, leaves nothing behind."""
+        try:
+            graph.capture_end()
+        except RuntimeError as error:
+            self._broken = str(error).splitlines()[0]
+
+    def make_room(self) -> None:
+        torch.cuda.empty_cache()
+
+    def memory_bytes(self) -> int:
+        segments = torch.cuda.memory_snapshot()  # type: ignore[no-untyped-call]  # torch's
+        return sum(s["total_size"] for s in segments if tuple(s["segment_pool_id"]) == tuple(self._memory.id))
+
+
+@contextlib.contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """A graph that is collected while another is recorded breaks the recording."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,6 +1,5 @@
 """A denoiser that runs recorded calls of a few batch sizes."""
 
-import threading
 from collections.abc import Callable, Sequence
 
 import torch
@@ -36,13 +35,18 @@ class GraphedDenoiser:
         device: torch.device,
     ) -> None:
         self._sizes = tuple(sizes)
-        self._lock = threading.Lock()
+        self._lock = capture.lock
         most = self._sizes[-1]
         with torch.inference_mode(False):  # they are written in either mode
             self._inputs = spec.zeros(most, device)
         self._replays: dict[int, Callable[[], Tensor]] = {}
         for size in reversed(self._sizes):
             self._replays[size] = capture(self._call_of(inner, size))
+
+    def keep(self, sizes: Sequence[int]) -> None:
+        """Run those of the recordings alone from now on, and forget the others. Called before anybody else calls."""
+        self._sizes = tuple(sizes)
+        self._replays = {size: self._replays[size] for size in sizes}
 
     def _call_of(self, inner: Denoiser, size: int) -> Callable[[], Tensor]:
         inputs = self._inputs[:size]

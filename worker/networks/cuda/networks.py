@@ -4,17 +4,30 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from worker.networks.architecture import NetworkSource
+from worker.networks.batch_form import (
+    BatchForm,
+    ExactMode,
+    InexactNetworkError,
+    Sizes,
+    Stopwatch,
+    agreeing_sizes,
+    choose_form,
+    seconds_by_size,
+    stopwatch,
+)
+from worker.networks.cuda.forms import prepare_on_cuda
 from worker.networks.cuda.graph_capture import Capture, CudaGraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32
 from worker.networks.denoiser import Denoiser
+from worker.networks.exactness import is_batch_invariant
 from worker.networks.memory_errors import out_of_memory
 from worker.networks.padded import PadBatch, PaddedDenoiser, sizes_of
 
@@ -23,16 +36,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Network:
-    """A U-Net in its place on the device.
+    """A network in its place on the device.
 
     Attributes:
         kind: networks of one kind differ in their weights alone.
+        form: the sizes of batches that it is evaluated with.
         recorded: whether `denoise` runs recordings.
     """
 
     kind: str
     unet: nn.Module
     denoise: Denoiser
+    form: BatchForm
     recorded: bool
 
 
@@ -43,15 +58,31 @@ class GpuNetworks:
     first reload records once more, the later ones write into the spare and record nothing. Safe from any thread.
 
     Args:
-        begin_capture: makes what records a network; None records none and keeps no spares.
+        capture: records networks; None records none and keeps no spares.
         stream: where weights are copied, beside the engine's own; None for a device that has no streams.
+        tf32: whether products of float32 are rounded to it.
+        exact: what is done about sizes of batches that round in different ways.
+        measure: what tells how long a size takes; None: a clock.
     """
 
-    def __init__(self, begin_capture: Callable[[], Capture] | None, stream: torch.cuda.Stream | None = None) -> None:
-        self._begin_capture = begin_capture
+    def __init__(
+        self,
+        capture: Capture | None,
+        stream: torch.cuda.Stream | None = None,
+        *,
+        tf32: bool = False,
+        exact: ExactMode = ExactMode.OFF,
+        measure: Stopwatch | None = None,
+    ) -> None:
+        self.tf32 = tf32
+        self._capture = capture
         self._stream = stream
+        self._exact = exact
+        self._measure = measure
         self._lock = threading.Lock()
+        self._recording = threading.Lock()
         self._spares: dict[str, Network] = {}  # by kind
+        self._forms: dict[str, BatchForm] = {}  # by kind
         self._unrecordable: set[str] = set()
 
     def prepare(
@@ -62,34 +93,73 @@ class GpuNetworks:
         pad_batch: PadBatch,
         max_batch: int,
     ) -> Network:
-        """A network with the source's weights, which are checked first: a spare is not touched before they are good."""
-        unet = source.open()
-        spare = self._take(source.kind)
-        with self._aside():
-            if spare is None:
-                return self._place(unet, source, device, sizes_of(pad_batch, max_batch, device))
-            spare.unet.load_state_dict(unet.state_dict())  # in place
-            return spare
+        """A network with the source's weights, which are checked first: a spare is not touched before they are good.
 
-    def _place(
-        self,
-        unet: nn.Module,
-        source: NetworkSource,
-        device: torch.device,
-        sizes: tuple[int, ...] | None,
-    ) -> Network:
-        """A new network, recorded if that is wanted and can be done."""
-        unet = _in_channels_last(unet.to(device))
-        plain, kind = source.denoiser(unet), source.kind
-        if self._begin_capture is not None and sizes is not None and kind not in self._unrecordable:
-            try:
-                recorded = GraphedDenoiser(plain, self._begin_capture(), sizes, source.inputs, device)
-                return Network(kind, unet, recorded, recorded=True)
-            except RuntimeError as error:
-                if not out_of_memory(error):  # that may pass
-                    self._unrecordable.add(kind)
-                log.warning("a network's calls can't be recorded as CUDA graphs, it runs without: %s", error)
-        return Network(kind, unet, plain if sizes is None else PaddedDenoiser(plain, sizes), recorded=False)
+        Raises:
+            InexactNetworkError: exactness is required, and no sizes of batches agree.
+        """
+        module = source.open()
+        spare = self._take(source.kind)
+        if spare is not None:
+            with self._aside():
+                spare.unet.load_state_dict(module.state_dict())  # in place
+            return spare
+        known = self._forms.get(source.kind)
+        sizes = sizes_of(pad_batch, max_batch, device) if known is None else known.sizes
+        with self._aside():
+            module = prepare_on_cuda(module.to(device), max_batch)
+            recorded = None if sizes is None else self._record(source, module, sizes, device)
+        plain = source.denoiser(module)
+        denoise = recorded or (plain if sizes is None else PaddedDenoiser(plain, sizes))
+        # On the stream of the engine's steps, where all replays must be.
+        form = known or self._form_of(denoise, source, sizes, device)
+        self._forms[source.kind] = form
+        if recorded is not None:
+            recorded.keep(form.sizes)
+        elif sizes is not None:
+            denoise = PaddedDenoiser(plain, form.sizes)
+        return Network(source.kind, module, denoise, form, recorded=recorded is not None)
+
+    def _record(
+        self, source: NetworkSource, module: nn.Module, sizes: Sizes, device: torch.device
+    ) -> GraphedDenoiser | None:
+        """The network's calls, if that is wanted and can be done."""
+        if self._capture is None or source.kind in self._unrecordable:
+            return None
+        with self._recording:
+            for last_try in (False, True):
+                try:
+                    return GraphedDenoiser(source.denoiser(module), self._capture, sizes, source.inputs, device)
+                except RuntimeError as error:
+                    full = out_of_memory(error)
+                    if full and not last_try:
+                        log.warning("%s: no memory to record its calls, giving back what is free", source.where)
+                        self._drop_spares()
+                        self._capture.make_room()
+                        continue
+                    if not full:  # that may pass
+                        self._unrecordable.add(source.kind)
+                    log.warning("a network's calls can't be recorded as CUDA graphs, it runs without: %s", error)
+                    return None
+        return None
+
+    def _form_of(
+        self, denoise: Denoiser, source: NetworkSource, sizes: Sizes | None, device: torch.device
+    ) -> BatchForm:
+        """By asking the network, in batches of all the sizes that it may serve with."""
+        if sizes is None:
+            exact = is_batch_invariant(denoise, source.inputs, device)
+            if not exact and self._exact is ExactMode.REQUIRE:
+                raise InexactNetworkError("a row's bits depend on its batch, and batches have any size")
+            return BatchForm((), exact, 0.0 if exact else None)
+        groups = agreeing_sizes(denoise, source.inputs, sizes, device)
+        measure = self._measure or stopwatch(device)
+        seconds = {} if sizes in groups else seconds_by_size(denoise, source.inputs, sizes, device, measure)
+        form = choose_form(self._exact, groups, sizes, seconds)
+        log.log(
+            logging.INFO if form.exact else logging.WARNING, "%s: %s", source.where, _described(form, sizes, groups)
+        )
+        return form
 
     def give_back(self, network: Network) -> None:
         """Nothing runs on the network any more; its weights may be overwritten."""
@@ -102,8 +172,19 @@ class GpuNetworks:
         with self._lock:
             return sum(bytes_of(network.unet) for network in self._spares.values())
 
+    def recording_bytes(self) -> int:
+        """Memory of all recordings, beside the weights that they read."""
+        return 0 if self._capture is None else self._capture.memory_bytes()
+
     def drop_spares(self) -> bool:
-        """Give the spares' memory back; False when there are none."""
+        """Give the spares' memory back, or wait for a recording's end, before which none can be; False when there was
+        neither."""
+        if self._recording.locked():
+            with self._recording:
+                return True
+        return self._drop_spares()
+
+    def _drop_spares(self) -> bool:
         with self._lock:
             had_some = bool(self._spares)
             self._spares.clear()
@@ -126,22 +207,27 @@ class GpuNetworks:
             return self._spares.pop(kind, None)
 
 
-def gpu_networks(device: torch.device, *, record: bool, tf32: bool = False) -> GpuNetworks:
+def gpu_networks(
+    device: torch.device, *, record: bool, tf32: bool = False, exact: ExactMode = ExactMode.PREFER
+) -> GpuNetworks:
     """As a worker uses them on this device. Settles which kernels CUDA's libraries take, in the whole process."""
     if device.type != "cuda":
-        return GpuNetworks(None)
+        return GpuNetworks(None, exact=exact)
     (REPRODUCIBLE_TF32 if tf32 else REPRODUCIBLE).apply()
-    loading, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
-    return GpuNetworks((lambda: CudaGraphCapture(recording)) if record else None, loading)
+    with torch.cuda.device(device):
+        loading, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+        return GpuNetworks(CudaGraphCapture(recording) if record else None, loading, tf32=tf32, exact=exact)
 
 
-def bytes_of(unet: nn.Module) -> int:
+def _described(form: BatchForm, sizes: Sizes, groups: Sequence[Sizes]) -> str:
+    if form.exact and form.sizes == sizes:
+        return "an image does not depend on its batch, in batches of any size"
+    found = " | ".join(",".join(map(str, group)) for group in groups) or "none"
+    cost = "" if form.cost is None else f"; exact batches take up to {form.cost:.0%} longer"
+    what = f"runs in batches of {form.sizes}" if form.exact else "an image's last bits depend on its batch"
+    return f"{what}: sizes that agree: {found}{cost}"
+
+
+def bytes_of(module: nn.Module) -> int:
     """Memory of its weights."""
-    return sum(t.numel() * t.element_size() for t in itertools.chain(unet.parameters(), unet.buffers()))
-
-
-def _in_channels_last(unet: nn.Module) -> nn.Module:
-    for weight in unet.parameters():
-        if weight.dim() == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
-    return unet
+    return sum(t.numel() * t.element_size() for t in itertools.chain(module.parameters(), module.buffers()))
