@@ -1,26 +1,53 @@
 """The averaged weights, which are the ones that get published."""
 
 import copy
+from collections.abc import Callable
+from enum import StrEnum
+from typing import Generic, TypeVar
 
 import torch
-from diffusers import UNet2DModel
+from torch import nn
 
 GAMMA = 16.97
 """Exponent for an average whose width is 5 % of the training so far. EDM2 (Karras et al. 2024), table 4."""
 
+_Network = TypeVar("_Network", bound=nn.Module)
 
-class PowerEma:
-    """Average of all weights so far, weighting step s of t by (s/t)^gamma. EDM2 (Karras et al. 2024), eq. 127.
+Decay = Callable[[int], float]
+"""Share of the average that is kept at a step, counted from 1."""
 
-    Its width is a fixed part of the run, so that short and long runs need no other decay.
-    """
 
-    def __init__(self, network: UNet2DModel, gamma: float = GAMMA) -> None:
+class EmaKind(StrEnum):
+    POWER = "power"
+    """Its width is a fixed part of the run, so that short and long runs need no other decay."""
+    EXPONENTIAL = "exponential"
+    """A fixed decay, as in DDPM (Ho et al. 2020), with a quicker start."""
+    NONE = "none"
+    """The weights as they are."""
+
+
+def power_decay(gamma: float = GAMMA) -> Decay:
+    """Average of all weights so far, weighting step s of t by (s/t)^gamma. EDM2 (Karras et al. 2024), eq. 127."""
+    return lambda step: (1 - 1 / step) ** (gamma + 1)
+
+
+def exponential_decay(decay: float) -> Decay:
+    """`decay` after a warm-up in which the average follows more closely, as TensorFlow's does."""
+    return lambda step: 0.0 if step <= 1 else min(decay, (1 + step) / (10 + step))
+
+
+def no_average(step: int) -> float:
+    return 0.0
+
+
+class AveragedWeights(Generic[_Network]):
+    """A copy of a network that follows it as `decay` says. The first step replaces the initial weights."""
+
+    def __init__(self, network: _Network, decay: Decay) -> None:
         self.network = copy.deepcopy(network).eval().requires_grad_(False)
-        self.gamma = gamma
+        self._decay = decay
 
     @torch.no_grad()
-    def update(self, network: UNet2DModel, step: int) -> None:
-        """Take in the weights after `step` steps, counted from 1. The first step replaces the initial weights."""
-        beta = (1 - 1 / step) ** (self.gamma + 1)
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - beta)
+    def update(self, network: _Network, step: int) -> None:
+        """Take in the weights after `step` steps, counted from 1."""
+        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - self._decay(step))

@@ -2,7 +2,8 @@
 
 TrainingError      anything that stops training; the text is one line fit for a command's error
 ├── DataError      the training images can't be had or used
-└── SettingsError  a setting out of its range
+├── SettingsError  a setting out of its range
+└── StateError     the state of a stopped run can't be written, read or gone on from
 """
 
 
@@ -16,3 +17,7 @@ class DataError(TrainingError):
 
 class SettingsError(TrainingError):
     """A setting is out of its range."""
+
+
+class StateError(TrainingError):
+    """A state can't be saved, or it is not one that this run can go on from."""

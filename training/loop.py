@@ -1,40 +1,33 @@
-"""The training loop: a budget, an optimizer, an average, and a report now and then."""
+"""The training loop: a budget, an optimizer, an average, a state to go on from, and a report after each step."""
 
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
-from diffusers import UNet2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
-from training.ema import PowerEma
-from training.errors import SettingsError, TrainingError
-from training.image_data import ImageData
-from training.loss import EpsNetwork, eps_mse, training_batch
+from training.configuration import DEFAULT_MINUTES, TrainingConfiguration
+from training.data import ImageSource
+from training.data.workers import batches
+from training.ema import AveragedWeights, Decay, EmaKind, exponential_decay, no_average, power_decay
+from training.errors import DataError, TrainingError
+from training.loss import DrawnRows, Tokenize, add_noise, diffusion_loss, draw_rows
+from training.network import Conditions, Denoiser
+from training.optimizers import build_optimizer, rate_factor
+from training.precision import autocast, gradient_scaler
+from training.processes import Processes
+from training.randomness import generator
+from training.state import RunState
 from worker.diffusion import NoiseSchedule
 
-
-@dataclass(frozen=True, slots=True)
-class TrainingSettings:
-    """What decides the weights, beside the data and the budget."""
-
-    seed: int = 0
-    batch_size: int = 64
-    learning_rate: float = 2e-3
-    """At its peak: it rises over the first `warmup_steps` and falls along a cosine to a hundredth at the end."""
-    warmup_steps: int = 50
-    label_dropout: float = 0.1
-    max_grad_norm: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise SettingsError(f"need a batch of at least 1, got {self.batch_size}")
-        if not 0 < self.learning_rate < 1:
-            raise SettingsError(f"need 0 < learning rate < 1, got {self.learning_rate}")
-        if not 0 <= self.label_dropout < 1:
-            raise SettingsError(f"need 0 <= label dropout < 1, got {self.label_dropout}")
+CHECKED_EVERY = {"cpu": 1, "cuda": 25}
+"""Steps after which the loss is looked at: on a GPU each look waits for all work that is queued."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +37,6 @@ class Budget:
     steps: int | None = None
     seconds: float | None = None
 
-    def __post_init__(self) -> None:
-        if (self.steps is None) == (self.seconds is None):
-            raise SettingsError("need either steps or seconds as the budget")
-        if not (self.steps or self.seconds or 0) > 0:
-            raise SettingsError(f"need a budget above 0, got {self.steps if self.seconds is None else self.seconds}")
-
     def progress(self, step: int, elapsed_s: float) -> float:
         """Part of the budget that is spent, in [0, 1]."""
         if self.steps is not None:
@@ -58,62 +45,240 @@ class Budget:
         return min(1.0, elapsed_s / self.seconds)
 
 
+def budget_of(configuration: TrainingConfiguration, images: int) -> Budget:
+    """The budget that the configuration states, in steps or seconds."""
+    if configuration.steps is not None:
+        return Budget(steps=configuration.steps)
+    if configuration.epochs is not None:
+        return Budget(steps=max(1, math.ceil(configuration.epochs * images / configuration.batch)))
+    return Budget(seconds=60 * (configuration.minutes or DEFAULT_MINUTES))
+
+
 @dataclass(frozen=True, slots=True)
 class StepReport:
     """Where training stands after a step."""
 
     step: int
     progress: float
+    elapsed_s: float
+    """Time spent training, over all parts of the run."""
+    learning_rate: float
     loss: float
-    """Of this step's batch, before its update."""
+    """Of a recent batch, before its update; on a GPU it is read now and then only."""
 
 
-def as_eps_network(unet: UNet2DModel) -> EpsNetwork:
-    """The U-Net as the loss calls it."""
-
-    def predict(x_t: Tensor, timesteps: Tensor, labels: Tensor | None) -> Tensor:
-        eps: Tensor = unet(x_t, timesteps, class_labels=labels, return_dict=False)[0]
-        return eps
-
-    return predict
-
-
-def learning_rate_factor(step: int, progress: float, warmup_steps: int) -> float:
-    """Warm-up, then a cosine from 1 down to 0.01."""
-    return min(1.0, (step + 1) / max(1, warmup_steps)) * (0.505 + 0.495 * math.cos(math.pi * progress))
+def decay_of(configuration: TrainingConfiguration) -> Decay:
+    match configuration.ema:
+        case EmaKind.POWER:
+            return power_decay(configuration.ema_gamma)
+        case EmaKind.EXPONENTIAL:
+            return exponential_decay(configuration.ema_decay)
+        case EmaKind.NONE:
+            return no_average
 
 
-def train(
-    unet: UNet2DModel,
-    data: ImageData,
-    schedule: NoiseSchedule,
-    settings: TrainingSettings,
-    budget: Budget,
-    *,
-    after_step: Callable[[StepReport, PowerEma], None],
-    clock: Callable[[], float] = time.monotonic,
-) -> tuple[PowerEma, int]:
-    """Train `unet` in place until the budget is spent; at least one step.
+class Trainer:
+    """One run: what changes while it goes on, and the step that changes it.
 
-    Returns the averaged weights and the steps made. Raises TrainingError when the loss stops being a number.
+    Args:
+        denoiser: trained in place, on the device where it is.
+        source: what to train on.
+        schedule: of the noise.
+        configuration: everything else.
+        tokenize: captions to tokens; None without captions.
+        processes: this one's place among those that share each batch.
+        clock: seconds, only differences count.
     """
-    optimizer = torch.optim.Adam(unet.parameters(), lr=settings.learning_rate, betas=(0.9, 0.99))
-    network, ema = as_eps_network(unet.train()), PowerEma(unet)
-    began, step, progress = clock(), 0, 0.0
-    while progress < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = settings.learning_rate * learning_rate_factor(step, progress, settings.warmup_steps)
-        batch = training_batch(data, schedule, settings.batch_size, settings.label_dropout, settings.seed, step)
-        loss = eps_mse(network, batch)
-        loss_value = float(loss.detach())
-        if not math.isfinite(loss_value):
-            raise TrainingError(f"the loss became {loss_value} at step {step}; try a lower learning rate")
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(unet.parameters(), settings.max_grad_norm)
-        optimizer.step()
-        step += 1
-        ema.update(unet, step)
-        progress = budget.progress(step, clock() - began)
-        after_step(StepReport(step=step, progress=progress, loss=loss_value), ema)
-    return ema, step
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        source: ImageSource,
+        schedule: NoiseSchedule,
+        configuration: TrainingConfiguration,
+        *,
+        tokenize: Tokenize | None = None,
+        processes: Processes | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.denoiser = denoiser.train()
+        self.configuration = configuration
+        self.step = 0
+        self.elapsed_s = 0.0
+        self.ema = AveragedWeights(denoiser, decay_of(configuration))
+        self.device = next(denoiser.parameters()).device
+        self._source, self._schedule, self._tokenize, self._clock = source, schedule, tokenize, clock
+        self._processes = processes or Processes()
+        self._loss = math.nan
+        parts = configuration.accumulate * self._processes.count
+        if configuration.batch % parts:
+            raise TrainingError(f"need a batch that {parts} parts divide evenly, got {configuration.batch}")
+        if configuration.channels_last:
+            denoiser.unet.to(memory_format=torch.channels_last)
+        shared = self._processes.shared(denoiser, self.device)
+        # Weights and gradients stay where they are; a compiled network only calls them otherwise.
+        self._network: nn.Module = torch.compile(shared) if configuration.compile else shared  # type: ignore[assignment]
+        self._shared = shared
+        self._scaler = gradient_scaler(configuration.precision, self.device)
+        self._optimizer = build_optimizer(
+            configuration.optimizer,
+            denoiser,
+            learning_rate=configuration.learning_rate,
+            betas=configuration.betas,
+            momentum=configuration.momentum,
+            weight_decay=configuration.weight_decay,
+            text_rate=configuration.text_rate,
+        )
+
+    def run(
+        self,
+        budget: Budget,
+        after_step: Callable[[StepReport], None] = lambda report: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> bool:
+        """Train until the budget is spent or somebody says stop; returns whether it was spent.
+
+        Raises TrainingError when the loss stops being a number, before it is reported, and DataError.
+        """
+        began, before_s = self._clock(), self.elapsed_s
+        progress = budget.progress(self.step, self.elapsed_s)
+        for drawn in self._drawn():
+            if progress >= 1 or self._processes.any_true(stopped()):
+                break
+            rate = self._train_step(drawn, progress)
+            (self.elapsed_s,) = self._processes.agreed(before_s + self._clock() - began)
+            progress = budget.progress(self.step, self.elapsed_s)
+            after_step(StepReport(self.step, progress, self.elapsed_s, rate, self._loss))
+        return progress >= 1
+
+    def _drawn(self) -> Iterator[list[DrawnRows]]:
+        """Each step's parts of this process, from the step that the run stands at."""
+        make = partial(
+            draw_parts,
+            source=self._source,
+            tokenize=self._tokenize,
+            num_train_timesteps=self._schedule.num_train_timesteps,
+            configuration=self.configuration,
+            processes=self._processes,
+        )
+        return batches(make, itertools.count(self.step), self.configuration.workers)
+
+    def _train_step(self, parts: list[DrawnRows], progress: float) -> float:
+        """One update of the weights and of the average; returns the learning rate."""
+        configuration = self.configuration
+        factor = rate_factor(configuration.decay, self.step, progress, configuration.warmup_steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["peak"] * factor
+        # Dropout inside the network draws from torch's own generator: a function of the step, too.
+        torch.manual_seed(generator(configuration.seed, f"network/{self._processes.rank}", self.step).initial_seed())
+        self._optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        for index, drawn in enumerate(parts):
+            with self._unsynchronized(index + 1 < len(parts)):
+                total += self._backward(drawn, len(parts))
+        if (self.step + 1) % CHECKED_EVERY.get(self.device.type, 1) == 0 or self.step == 0:
+            self._loss = float(total)
+            if not math.isfinite(self._loss):
+                raise TrainingError(self._not_a_number(parts))
+        self._scaler.unscale_(self._optimizer)
+        nn.utils.clip_grad_norm_(self.denoiser.parameters(), configuration.max_grad_norm)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self.step += 1
+        self.ema.update(self.denoiser, self.step)
+        return configuration.learning_rate * factor
+
+    def _backward(self, drawn: DrawnRows, parts: int) -> Tensor:
+        """The gradient of some rows, added to what is there; returns their share of the loss."""
+        configuration = self.configuration
+        batch = add_noise(drawn, self._schedule, self._source.max_level, configuration.seed, self.step, self.device)
+
+        def network(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+            with autocast(configuration.precision, self.device):
+                output: Tensor = self._network(x_t, timesteps, conditions)
+            return output
+
+        try:
+            loss = (
+                diffusion_loss(network, batch, self._schedule, configuration.prediction, configuration.weighting)
+                / parts
+            )
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        except (torch.OutOfMemoryError, RuntimeError) as error:
+            if "memory" not in str(error):
+                raise
+            raise TrainingError(
+                f"out of memory with {len(drawn.rows)} images at once: raise --accumulate, or lower --batch, "
+                f"--width or --size"
+            ) from error
+        return loss.detach()
+
+    def _unsynchronized(self, more: bool) -> AbstractContextManager[object]:
+        """While more parts of the batch follow, processes need not tell each other their gradients."""
+        if more and isinstance(self._shared, nn.parallel.DistributedDataParallel):
+            return self._shared.no_sync()
+        return nullcontext()
+
+    def _not_a_number(self, parts: list[DrawnRows]) -> str:
+        places = [self._source.place(int(index)) for drawn in parts for index in drawn.indices[:8]]
+        return (
+            f"the loss became {self._loss} at step {self.step}, on {', '.join(places[:8])}"
+            f"{' and more' if len(places) > 8 or any(len(drawn.indices) > 8 for drawn in parts) else ''}; "
+            "try a lower learning rate"
+        )
+
+    def state(self, identity: Mapping[str, Any], *, finished: bool = False) -> RunState:
+        """All that a run goes on from."""
+        return RunState(
+            step=self.step,
+            elapsed_s=self.elapsed_s,
+            finished=finished,
+            identity=identity,
+            tensors={
+                "denoiser": self.denoiser.state_dict(),
+                "ema": self.ema.network.state_dict(),
+                "optimizer": self._optimizer.state_dict(),
+                "scaler": self._scaler.state_dict(),
+            },
+        )
+
+    def restore(self, state: RunState) -> None:
+        """Go on from there."""
+        self.step, self.elapsed_s = state.step, state.elapsed_s
+        self.denoiser.load_state_dict(state.tensors["denoiser"])
+        self.ema.network.load_state_dict(state.tensors["ema"])
+        self._optimizer.load_state_dict(state.tensors["optimizer"])
+        self._scaler.load_state_dict(state.tensors["scaler"])
+
+
+def draw_parts(
+    step: int,
+    *,
+    source: ImageSource,
+    tokenize: Tokenize | None,
+    num_train_timesteps: int,
+    configuration: TrainingConfiguration,
+    processes: Processes,
+) -> list[DrawnRows]:
+    """What one process computes in one step, part after part. Raises DataError when too many files can't be read."""
+    parts = configuration.accumulate * processes.count
+    drawn = [
+        draw_rows(
+            source,
+            tokenize,
+            num_train_timesteps,
+            configuration.batch,
+            configuration.condition_dropout,
+            configuration.seed,
+            step,
+            part=processes.rank + index * processes.count,
+            parts=parts,
+        )
+        for index in range(configuration.accumulate)
+    ]
+    unreadable = {file for rows in drawn for file in rows.unreadable}
+    if len(unreadable) > max(1.0, configuration.broken_share * configuration.batch) + 3 and len(unreadable) * 2 > (
+        configuration.batch
+    ):
+        raise DataError(f"can't read {len(unreadable)} of a batch's files: {sorted(unreadable)[0]} and others")
+    return drawn

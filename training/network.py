@@ -1,18 +1,88 @@
-"""The network that is trained: a diffusers `UNet2DModel` sized to the images."""
+"""The networks that are trained: a diffusers U-Net sized to the images, and with captions a text encoder beside it."""
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from diffusers import UNet2DModel
+from diffusers import UNet2DConditionModel, UNet2DModel
+from torch import Tensor, nn
+from transformers import CLIPTextModel
 
 from training.errors import SettingsError
 
 LOWEST_SIZE = 4
 """Height and width at which halving stops."""
+ATTENTION_SIZE = 8
+"""Height and width from which down a text-conditional U-Net attends to the text."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conditions:
+    """What each row is drawn for.
+
+    Attributes:
+        labels: [N] int64, the null label for none; None for a model without classes.
+        tokens: [N, L] int64, the tokens of "" for none; None for a model without captions.
+    """
+
+    labels: Tensor | None = None
+    tokens: Tensor | None = None
+
+    def __getitem__(self, rows: Tensor | slice) -> "Conditions":
+        return Conditions(*(None if value is None else value[rows] for value in (self.labels, self.tokens)))
+
+    def repeated(self, rows: int) -> "Conditions":
+        """One row, `rows` times."""
+        return self[torch.zeros(rows, dtype=torch.int64)]
+
+    def to(self, device: torch.device) -> "Conditions":
+        return Conditions(
+            *(None if value is None else value.to(device, non_blocking=True) for value in (self.labels, self.tokens))
+        )
+
+
+class Denoiser(nn.Module):
+    """All that is trained and published together: the U-Net, and the text encoder if there is one.
+
+    Args:
+        unet: `UNet2DModel` without text, `UNet2DConditionModel` with it.
+        text_encoder: None without captions.
+    """
+
+    def __init__(self, unet: UNet2DModel | UNet2DConditionModel, text_encoder: CLIPTextModel | None = None) -> None:
+        super().__init__()
+        self.unet = unet
+        self.text_encoder = text_encoder
+
+    def forward(self, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        """[N, C, H, W], [N] int64 → [N, C, H, W], eps or whatever the model predicts."""
+        given: dict[str, Any] = {"class_labels": conditions.labels}
+        if self.text_encoder is not None:
+            given["encoder_hidden_states"] = self.text_encoder(conditions.tokens).last_hidden_state
+        output: Tensor = self.unet(x_t, timesteps, return_dict=False, **given)[0]
+        return output
+
+
+def levels_of(height: int, width: int) -> int:
+    """How many resolutions a U-Net for images of this size has."""
+    levels = 1
+    while min(height, width) >> levels >= LOWEST_SIZE and levels < 5:
+        levels += 1
+    return levels
 
 
 def build_unet(
-    shape: tuple[int, int, int], num_classes: int, *, width: int, layers_per_block: int, seed: int
-) -> UNet2DModel:
-    """A U-Net that predicts eps, with attention at its lowest resolution, freshly initialized from `seed`.
+    shape: tuple[int, int, int],
+    num_classes: int,
+    *,
+    width: int,
+    layers_per_block: int,
+    seed: int,
+    channels_by_level: tuple[int, ...] = (),
+    dropout: float = 0.0,
+    text_width: int | None = None,
+) -> UNet2DModel | UNet2DConditionModel:
+    """A U-Net with attention at its lowest resolution, freshly initialized from `seed`.
 
     Args:
         shape: (C, H, W) of the images.
@@ -20,29 +90,52 @@ def build_unet(
         width: channels at full resolution, a multiple of 8; twice that at every lower one.
         layers_per_block: residual blocks at each resolution.
         seed: of the initial weights.
+        channels_by_level: channels at each resolution instead of what `width` gives, the highest first.
+        dropout: in the residual blocks, in [0, 1).
+        text_width: of the text encoder's states; None without captions.
     """
     channels, height, image_width = shape
     if width < 8 or width % 8:
         raise SettingsError(f"need a width that is a multiple of 8, got {width}")
     if layers_per_block < 1:
         raise SettingsError(f"need at least 1 layer per block, got {layers_per_block}")
-    levels = 1
-    while min(height, image_width) >> levels >= LOWEST_SIZE and levels < 5:
-        levels += 1
+    if any(each < 8 or each % 8 for each in channels_by_level):
+        raise SettingsError(f"need channels that are multiples of 8, got {channels_by_level}")
+    levels = len(channels_by_level) or levels_of(height, image_width)
     factor = 2 ** (levels - 1)
-    if height % factor or image_width % factor:
+    if height % factor or image_width % factor or min(height, image_width) < factor:
         raise SettingsError(f"need images whose sides are multiples of {factor}, got {height}x{image_width}")
+    sizes: dict[str, Any] = {
+        "sample_size": height if height == image_width else (height, image_width),
+        "in_channels": channels,
+        "out_channels": channels,
+        "block_out_channels": channels_by_level or (width, *[2 * width] * (levels - 1)),
+        "layers_per_block": layers_per_block,
+        "norm_num_groups": 8,
+        "num_class_embeds": num_classes + 1 if num_classes else None,
+        "dropout": dropout,
+    }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if text_width is not None:
+            return _text_unet(sizes, text_width, min(height, image_width))
         return UNet2DModel(
-            sample_size=height if height == image_width else (height, image_width),
-            in_channels=channels,
-            out_channels=channels,
-            block_out_channels=(width, *[2 * width] * (levels - 1)),
-            layers_per_block=layers_per_block,
             down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
             up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
             attention_head_dim=None,
-            norm_num_groups=8,
-            num_class_embeds=num_classes + 1 if num_classes else None,
+            **sizes,
         )
+
+
+def _text_unet(sizes: dict[str, Any], text_width: int, side_px: int) -> UNet2DConditionModel:
+    attends = [side_px >> level <= ATTENTION_SIZE for level in range(len(sizes["block_out_channels"]))]
+    return UNet2DConditionModel(
+        down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        up_block_types=tuple("CrossAttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
+        cross_attention_dim=text_width,
+        attention_head_dim=4,  # the number of heads, by an old misnomer
+        addition_embed_type="text",  # the text as a whole beside the timestep, too
+        addition_embed_type_num_heads=4,
+        **sizes,
+    )

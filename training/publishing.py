@@ -1,82 +1,139 @@
 """From weights to a published version: a diffusers pipeline directory, and what its manifest tells."""
 
 import base64
+import copy
 import json
 import platform
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DModel
 from safetensors import SafetensorError
 
-from training.image_data import ImageData
-from training.loop import as_eps_network
-from worker.diffusion import NoiseSchedule
+from training.configuration import TrainingConfiguration
+from training.data import ImageSource
+from training.data.examples import null_label
+from training.network import Conditions, Denoiser
+from training.text import CaptionTokenizer
+from worker.diffusion import NoiseSchedule, Spacing
 from worker.diffusion.golden import golden_inputs, spread_values
 from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe
+from worker.store.pipeline_index import write_index, write_text_to_image_index
 
-LINEAR_BETAS = (1e-4, 0.02)
 GOLDEN_SEED = 0
 GOLDEN_ROWS = 4
+BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "cosine": (1e-4, 0.02)}
+"""As `NoiseSchedule` has them by default; a cosine has none, and diffusers reads these and leaves them unused."""
+DIFFUSERS_SCHEDULES = {"cosine": "squaredcos_cap_v2"}
 
 
-def noise_schedule() -> NoiseSchedule:
-    """The schedule that is trained on and that `scheduler_config` describes."""
-    return NoiseSchedule.linear(*LINEAR_BETAS)
+@dataclass(frozen=True, eq=False)
+class Publication:
+    """What every version of one run shares.
+
+    Attributes:
+        store, model: where it goes.
+        configuration: of the run.
+        source: what it is trained on.
+        tokenizer: None without captions.
+        recipe: for the manifest.
+    """
+
+    store: ModelStore
+    model: str
+    configuration: TrainingConfiguration
+    source: ImageSource
+    tokenizer: CaptionTokenizer | None
+    recipe: Recipe
+
+    def publish(self, denoiser: Denoiser, *, step: int, metrics: Mapping[str, float], card: str = "") -> Checkpoint:
+        """Publish `denoiser` (the averaged weights) as the current version. `card` becomes its README.md."""
+        dtype = getattr(torch, self.configuration.publish_dtype)
+        published = copy.deepcopy(denoiser).cpu().to(dtype)
+
+        def write(folder: Path) -> None:
+            write_pipeline(folder, published.to(dtype), self.configuration, self.tokenizer)
+            if card:
+                (folder / "README.md").write_text(card, encoding="utf-8")
+
+        golden = None
+        if self.tokenizer is None:
+            # Of the weights as they are published: rounded to their dtype.
+            schedule = self.configuration.noise_schedule()
+            golden = golden_output(published.float(), schedule, self.source.shape, len(self.source.label_names))
+        return self.store.publish(
+            self.model,
+            write,
+            step=step,
+            labels=self.source.label_names,
+            null_label=null_label(self.source),
+            metrics=metrics,
+            recipe=self.recipe,
+            golden=golden,
+        )
 
 
-def scheduler_config(schedule: NoiseSchedule) -> dict[str, object]:
+def spacing_of(configuration: TrainingConfiguration) -> Spacing:
+    """Trailing where a chain must begin at the timestep in which nothing of the image is left. Lin et al. 2023."""
+    return Spacing.TRAILING if configuration.zero_terminal_snr else Spacing.LEADING
+
+
+def scheduler_config(configuration: TrainingConfiguration) -> dict[str, object]:
     """`scheduler/scheduler_config.json`, as diffusers' DDPMScheduler reads it."""
+    beta_start, beta_end = BETAS[configuration.schedule]
     return {
         "_class_name": "DDPMScheduler",
         "_diffusers_version": version("diffusers"),
-        "num_train_timesteps": schedule.num_train_timesteps,
-        "beta_start": LINEAR_BETAS[0],
-        "beta_end": LINEAR_BETAS[1],
-        "beta_schedule": "linear",
+        "num_train_timesteps": configuration.noise_schedule().num_train_timesteps,
+        "beta_start": beta_start,
+        "beta_end": beta_end,
+        "beta_schedule": DIFFUSERS_SCHEDULES.get(configuration.schedule, configuration.schedule),
         "trained_betas": None,
-        "prediction_type": "epsilon",
+        "prediction_type": configuration.prediction.value,
         "variance_type": "fixed_small",
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "thresholding": False,
         "dynamic_thresholding_ratio": 0.995,
         "sample_max_value": 1.0,
-        "timestep_spacing": "leading",
+        "timestep_spacing": spacing_of(configuration).value,
         "steps_offset": 0,
-        "rescale_betas_zero_snr": False,
+        "rescale_betas_zero_snr": configuration.zero_terminal_snr,
     }
 
 
-def write_pipeline(folder: Path, unet: UNet2DModel, schedule: NoiseSchedule) -> None:
-    """Write a directory that `diffusers.DDPMPipeline.from_pretrained` opens, into the empty `folder`."""
-    index = {
-        "_class_name": "DDPMPipeline",
-        "_diffusers_version": version("diffusers"),
-        "scheduler": ["diffusers", "DDPMScheduler"],
-        "unet": ["diffusers", "UNet2DModel"],
-    }
+def write_pipeline(
+    folder: Path, denoiser: Denoiser, configuration: TrainingConfiguration, tokenizer: CaptionTokenizer | None
+) -> None:
+    """Write a directory that diffusers opens into the empty `folder`."""
     try:
-        unet.save_pretrained(folder / "unet", safe_serialization=True)
+        denoiser.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        if denoiser.text_encoder is not None and tokenizer is not None:
+            denoiser.text_encoder.save_pretrained(folder / "text_encoder")
+            tokenizer.save(folder / "tokenizer")
     except SafetensorError as error:
         raise PublishFailed(f"can't write the weights: {error}") from error
     (folder / "scheduler").mkdir()
-    (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(scheduler_config(schedule), indent=2) + "\n")
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
+    text = json.dumps(scheduler_config(configuration), indent=2) + "\n"
+    (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
+    if denoiser.text_encoder is None:
+        write_index(folder, "DDPMPipeline", {"scheduler": "DDPMScheduler", "unet": "UNet2DModel"})
+    else:
+        write_text_to_image_index(folder)
 
 
 @torch.no_grad()
 def golden_output(
-    unet: UNet2DModel, schedule: NoiseSchedule, shape: tuple[int, int, int], num_labels: int
+    denoiser: Denoiser, schedule: NoiseSchedule, shape: tuple[int, int, int], num_labels: int
 ) -> GoldenOutput:
     """What the network returns now, from noise at timesteps over the whole schedule, for loaders to compare with."""
     last = schedule.num_train_timesteps - 1
     timesteps = [last * row // (GOLDEN_ROWS - 1) for row in range(GOLDEN_ROWS)]
     labels = [row % num_labels for row in range(GOLDEN_ROWS)] if num_labels else None
     x_t, t = golden_inputs(GOLDEN_SEED, timesteps, shape)
-    output = as_eps_network(unet.eval())(x_t, t, None if labels is None else torch.tensor(labels))
+    output = denoiser.eval()(x_t, t, Conditions(None if labels is None else torch.tensor(labels)))
     values = spread_values(output).to(torch.float32).contiguous()
     return GoldenOutput(
         seed=GOLDEN_SEED,
@@ -89,29 +146,5 @@ def golden_output(
 def library_versions() -> dict[str, str]:
     """Versions of what the weights depend on."""
     return {"python": platform.python_version()} | {
-        name: version(name) for name in ("torch", "diffusers", "numpy", "scikit-learn")
+        name: version(name) for name in ("torch", "diffusers", "transformers", "tokenizers", "numpy", "scikit-learn")
     }
-
-
-def publish_checkpoint(
-    store: ModelStore,
-    model: str,
-    unet: UNet2DModel,
-    schedule: NoiseSchedule,
-    data: ImageData,
-    *,
-    step: int,
-    metrics: Mapping[str, float],
-    recipe: Recipe,
-) -> Checkpoint:
-    """Publish `unet` (the averaged weights) as the current version of `model`."""
-    return store.publish(
-        model,
-        lambda folder: write_pipeline(folder, unet, schedule),
-        step=step,
-        labels=data.label_names,
-        null_label=data.null_label,
-        metrics=metrics,
-        recipe=recipe,
-        golden=golden_output(unet, schedule, data.shape, len(data.label_names)),
-    )

@@ -5,7 +5,9 @@ import functools
 import torch
 from diffusers import UNet2DModel
 
-from training.publishing import golden_output, noise_schedule, write_pipeline
+from training.configuration import TrainingConfiguration
+from training.network import Denoiser
+from training.publishing import golden_output, write_pipeline
 from worker.store.manifest import Recipe
 from worker.store.model_store import Checkpoint, ModelStore
 
@@ -61,15 +63,15 @@ def build(model: str, weights_seed: int = 0) -> UNet2DModel:
 
 def publish(store: ModelStore, model: str, weights_seed: int = 0, *, make_current: bool = True) -> Checkpoint:
     """Publish `model` as training does, golden output included; its step is the seed plus 1."""
-    unet = build(model, weights_seed)
+    denoiser, configuration = Denoiser(build(model, weights_seed)), TrainingConfiguration()
     return store.publish(
         model,
-        functools.partial(write_pipeline, unet=unet, schedule=noise_schedule()),
+        functools.partial(write_pipeline, denoiser=denoiser, configuration=configuration, tokenizer=None),
         step=weights_seed + 1,
         labels=(),
         null_label=None,
         metrics={},
         recipe=Recipe(command="python -m tests.bench", data="none: random weights", seed=weights_seed),
-        golden=golden_output(unet.eval(), noise_schedule(), SHAPES[model], 0),
+        golden=golden_output(denoiser, configuration.noise_schedule(), SHAPES[model], 0),
         make_current=make_current,
     )

@@ -12,11 +12,11 @@ import pytest
 
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import Stack, running_stack
-from training.digits import load_digits
-from training.ema import PowerEma
-from training.loop import Budget, StepReport, TrainingSettings, train
-from training.network import build_unet
-from training.publishing import noise_schedule, publish_checkpoint
+from training.configuration import read_configuration
+from training.data.digits import load_digits
+from training.loop import Budget, StepReport, Trainer
+from training.network import Denoiser, build_unet
+from training.publishing import Publication
 from worker.store import ModelStore, Recipe
 
 pytestmark = pytest.mark.slow
@@ -43,27 +43,28 @@ class Training:
         self.store = ModelStore(root)
         self.published: list[str] = []
         self._data = load_digits()
-        self._schedule = noise_schedule()
+        self._configuration = read_configuration(flags={"batch": 16})
+        recipe = Recipe(command="live training", data=self._data.name)
+        self._publication = Publication(self.store, MODEL, self._configuration, self._data, None, recipe)
 
     def run(self, after_publish: Callable[[str], None]) -> None:
         """The first version is published before the first step, untrained; then `PUBLISHED` more on the way."""
-        unet = build_unet(self._data.shape, len(self._data.label_names), width=16, layers_per_block=1, seed=0)
-        self._publish(PowerEma(unet), 0, after_publish)
-
-        def after_step(report: StepReport, ema: PowerEma) -> None:
-            if report.step % STEPS_BETWEEN == 0:
-                self._publish(ema, report.step, after_publish)
-
-        settings, budget = TrainingSettings(batch_size=16), Budget(steps=PUBLISHED * STEPS_BETWEEN)
-        train(unet, self._data, self._schedule, settings, budget, after_step=after_step)
-
-    def _publish(self, ema: PowerEma, step: int, after_publish: Callable[[str], None]) -> None:
-        recipe = Recipe(command="live training", data=self._data.name)
-        checkpoint = publish_checkpoint(
-            self.store, MODEL, ema.network, self._schedule, self._data, step=step, metrics={}, recipe=recipe
+        denoiser = Denoiser(
+            build_unet(self._data.shape, len(self._data.label_names), width=16, layers_per_block=1, seed=0)
         )
-        self.published.append(checkpoint.version)
-        after_publish(checkpoint.version)
+        trainer = Trainer(denoiser, self._data, self._configuration.noise_schedule(), self._configuration)
+
+        def publish(step: int) -> None:
+            checkpoint = self._publication.publish(trainer.ema.network, step=step, metrics={})
+            self.published.append(checkpoint.version)
+            after_publish(checkpoint.version)
+
+        def after_step(report: StepReport) -> None:
+            if report.step % STEPS_BETWEEN == 0:
+                publish(report.step)
+
+        publish(0)
+        trainer.run(Budget(steps=PUBLISHED * STEPS_BETWEEN), after_step)
 
 
 @dataclass

@@ -10,24 +10,30 @@ from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
-from training.__main__ import HELD_OUT_FRACTION, HELD_OUT_SEED, main
-from training.digits import load_digits
-from training.evaluation import HeldOut
-from training.loop import Budget, TrainingSettings, as_eps_network, train
-from training.network import build_unet
-from training.publishing import noise_schedule
+from tests.training.tiny import quick
+from training.__main__ import configure, main
+from training.configuration import presets
+from training.data import split
+from training.data.digits import load_digits
+from training.errors import SettingsError
+from training.loop import Budget, Trainer
+from training.metrics.held_out import HeldOut
+from training.network import Denoiser, build_unet
+from training.sources import HELD_OUT_FRACTION, HELD_OUT_SEED
+from worker.diffusion import NoiseSchedule
 from worker.diffusion.golden import golden_inputs, spread_values
 from worker.store import GoldenOutput, ModelStore
 from worker.store.manifest import WEIGHTS_PATH
 
-QUICK = ["--steps", "3", "--width", "8", "--layers", "1", "--batch", "8"]
+QUICK = ["--steps", "3", "--width", "8", "--layers", "1", "--batch", "8", "--fresh"]
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     """A store with one quickly trained digits model, two versions."""
     root = tmp_path_factory.mktemp("training") / "store"
-    assert main(["--store", str(root), "--publish-every", "2", *QUICK]) == 0
+    state = str(root.parent / "state")
+    assert main(["--store", str(root), "--state", state, "--publish-every", "2", *QUICK], {}) == 0
     return ModelStore(root)
 
 
@@ -43,7 +49,10 @@ def test_the_manifest_says_how_good_and_how_made(store: ModelStore) -> None:
     manifest = store.checkpoint("digits").manifest
     assert manifest.labels == list("0123456789")
     assert manifest.null_label == 10
-    assert set(manifest.metrics) == {"held_out_loss", "held_out_loss_zero", "held_out_loss_linear"}
+    losses = {"held_out_loss", "held_out_loss_unconditional", "held_out_loss_zero", "held_out_loss_linear"}
+    bands = {f"held_out_{name}_band_{band}" for name in ("mse", "rmse", "mae", "r2") for band in range(5)}
+    assert set(manifest.metrics) == losses | bands
+    assert manifest.recipe.settings["batch"] == 8
     assert manifest.recipe.command.startswith("python -m training --store ")
     assert manifest.recipe.seed == 0
     assert manifest.recipe.libraries["torch"] == torch.__version__
@@ -51,16 +60,17 @@ def test_the_manifest_says_how_good_and_how_made(store: ModelStore) -> None:
 
 def test_the_averaged_weights_are_published_with_their_loss_on_images_never_trained_on(store: ModelStore) -> None:
     """Trained and evaluated again, by hand, on the two sides of the split."""
-    schedule = noise_schedule()
-    trained_on, held_out = load_digits().split(HELD_OUT_FRACTION, HELD_OUT_SEED)
-    unet = build_unet((1, 8, 8), 10, width=8, layers_per_block=1, seed=0)
-    settings = TrainingSettings(batch_size=8)
-    ema, _ = train(unet, trained_on, schedule, settings, Budget(steps=3), after_step=lambda report, ema: None)
+    schedule = NoiseSchedule.linear()
+    trained_on, held_out = split(load_digits(), HELD_OUT_FRACTION, HELD_OUT_SEED)
+    denoiser = Denoiser(build_unet((1, 8, 8), 10, width=8, layers_per_block=1, seed=0))
+    trainer = Trainer(denoiser, trained_on, schedule, quick(batch=8))
+    trainer.run(Budget(steps=3))
+    averaged = trainer.ema.network
     checkpoint = store.checkpoint("digits")
     published = load_file(checkpoint.path / WEIGHTS_PATH)
-    for name, weight in ema.network.state_dict().items():
+    for name, weight in averaged.unet.state_dict().items():
         torch.testing.assert_close(published[name], weight, rtol=0, atol=0, msg=name)
-    expected = HeldOut.draw(held_out, schedule, seed=HELD_OUT_SEED).loss(as_eps_network(ema.network))
+    expected = HeldOut.draw(held_out, schedule, seed=HELD_OUT_SEED).loss(averaged)
     assert checkpoint.manifest.metrics["held_out_loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -68,7 +78,7 @@ def test_diffusers_opens_what_is_published(store: ModelStore) -> None:
     checkpoint = store.checkpoint("digits")
     pipeline = DDPMPipeline.from_pretrained(checkpoint.path, use_safetensors=True)
     assert pipeline.unet.config.num_class_embeds == 11
-    ours = noise_schedule()
+    ours = NoiseSchedule.linear()
     torch.testing.assert_close(pipeline.scheduler.alphas_cumprod.double(), ours.alphas_cumprod, rtol=1e-4, atol=0)
     assert pipeline.scheduler.config.prediction_type == "epsilon"
 
@@ -95,7 +105,7 @@ def test_a_folder_of_images_can_be_trained_on(tmp_path: Path) -> None:
             shade = (40 if label == "dark" else 200) + index
             Image.new("RGB", (20, 16), (shade, shade, 0)).save(tmp_path / "shades" / label / f"{index}.png")
     arguments = ["--data", str(tmp_path / "shades"), "--size", "8", "--store", str(tmp_path / "store"), *QUICK]
-    assert main(arguments) == 0
+    assert main([*arguments, "--state", str(tmp_path / "state")], {}) == 0
     manifest = ModelStore(tmp_path / "store").checkpoint("shades").manifest
     assert manifest.labels == ["dark", "light"]
     assert (manifest.height, manifest.width, manifest.channels) == (8, 8, 3)
@@ -108,18 +118,25 @@ def test_a_folder_of_images_can_be_trained_on(tmp_path: Path) -> None:
         (["--model", "../evil"], "../evil"),
         (["--size", "16"], "--size is for folders"),
         (["--steps", "0"], "budget above 0, got 0"),
-        (["--minutes", "-1"], "budget above 0, got -60"),
-        (["--batch", "0"], "at least 1, got 0"),
+        (["--minutes", "-1"], "budget above 0, got -1"),
+        (["--steps", "5", "--minutes", "1"], "one of steps, epochs and minutes"),
+        (["--batch", "0"], "--batch: Input should be greater than or equal to 1, got '0'"),
+        (["--batch", "9", "--accumulate", "2"], "got 9 and 2"),
+        (["--optimizer", "adamm"], "got 'adamm'"),
+        (["--zero-terminal-snr"], "need v_prediction or sample"),
+        (["--config", "no/such.toml"], "can't read no/such.toml"),
+        (["--like", "digits"], "no model digits"),
+        (["--resume"], "nothing to go on from"),
         (["--width", "10"], "multiple of 8, got 10"),
-        (["--publish-every", "0"], "--publish-every of at least 1, got 0"),
-        (["--threads", "0"], "--threads of at least 1, got 0"),
-        (["--learning-rate", "7"], "got 7.0"),
+        (["--publish-every", "0"], "--publish-every: Input should be greater than or equal to 1, got '0'"),
+        (["--threads", "0"], "--threads: Input should be greater than or equal to 1, got '0'"),
+        (["--learning-rate", "7"], "got '7'"),
     ],
 )
 def test_a_bad_argument_is_one_clear_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
 ) -> None:
-    assert main(["--store", str(tmp_path), *arguments]) == 1
+    assert main(["--store", str(tmp_path), *arguments], {}) == 1
     message = capsys.readouterr().err.strip()
     assert message.startswith("error: ")
     assert reason in message
@@ -131,7 +148,7 @@ def test_a_store_that_cannot_be_written_is_said_before_training(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")
-    assert main(["--store", str(tmp_path / "file"), *QUICK]) == 1
+    assert main(["--store", str(tmp_path / "file"), *QUICK], {}) == 1
     assert "can't write to the store" in capsys.readouterr().err
 
 
@@ -140,3 +157,62 @@ def test_an_unknown_option_ends_with_a_usage_error(capsys: pytest.CaptureFixture
         main(["--stroe", "x"])
     assert exit_.value.code == 2
     assert "--store" in capsys.readouterr().err
+
+
+def test_the_sources_of_a_setting_stand_in_order(tmp_path: Path) -> None:
+    """A preset, a file, the environment, flags: the later one is taken."""
+    (tmp_path / "mine.toml").write_text("batch = 16\nseed = 7\nminutes = 5\nchannels = [8, 16]\n")
+    environment = {"REVERIE_TRAIN_SEED": "8", "REVERIE_STORE": "elsewhere"}
+    arguments = ["--preset", "emoji", "--config", str(tmp_path / "mine.toml"), "--steps", "9"]
+    configuration, resume = configure(arguments, environment)
+    assert (configuration.data, configuration.batch, configuration.seed) == ("emoji", 16, 8)
+    assert (configuration.steps, configuration.minutes) == (9, None)
+    assert configuration.channels == (8, 16)
+    assert configure(["--channels", "8,24"], {})[0].channels == (8, 24)
+    assert resume is None
+    assert configure(["--fresh"], {})[1] is False
+
+
+@pytest.mark.parametrize("name", presets())
+def test_a_preset_is_a_configuration(name: str) -> None:
+    configuration, _ = configure(["--preset", name], {})
+    assert configuration.data == name
+
+
+def test_an_unknown_key_is_refused_wherever_it_stands(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text("bacth = 16\n")
+    with pytest.raises(SettingsError, match="unknown setting 'bacth'"):
+        configure(["--config", str(tmp_path / "mine.toml")], {})
+    with pytest.raises(SettingsError, match="unknown setting 'bacth'"):
+        configure([], {"REVERIE_TRAIN_BACTH": "16"})
+
+
+def test_settings_are_taken_from_a_published_version(store: ModelStore) -> None:
+    version = store.checkpoint("digits").version
+    configuration, _ = configure(["--store", str(store.root), "--like", f"digits@{version}", "--seed", "5"], {})
+    assert (configuration.width, configuration.batch, configuration.seed) == (8, 8, 5)
+
+
+def test_the_same_command_goes_on_and_a_finished_run_begins_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--store", str(tmp_path / "store"), "--state", str(tmp_path / "state"), *QUICK[:-1]]
+    assert main(arguments, {}) == 0
+    assert "going on" not in capsys.readouterr().out
+    longer = [*arguments, "--steps", "5", "--resume"]
+    assert main(longer, {}) == 0
+    assert "going on at step 3" in capsys.readouterr().out
+    assert ModelStore(tmp_path / "store").checkpoint("digits").manifest.step == 5
+    assert main([*longer, "--seed", "1"], {}) == 1
+    assert "with seed 0 and not 1" in capsys.readouterr().err
+
+
+def test_only_what_is_better_is_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--store", str(tmp_path / "store"), "--state", str(tmp_path / "state"), *QUICK]
+    assert main([*arguments, "--steps", "6"], {}) == 0
+    best = ModelStore(tmp_path / "store").current("digits")
+    assert main([*arguments, "--steps", "1", "--publish-best", "held_out_loss"], {}) == 0
+    assert "not published at step 1: held_out_loss" in capsys.readouterr().out
+    assert ModelStore(tmp_path / "store").current("digits") == best
+    assert main([*arguments, "--publish-best", "beauty"], {}) == 1
+    assert "need --publish-best with one of held_out_loss" in capsys.readouterr().err

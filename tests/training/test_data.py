@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-from training.digits import load_digits
+from training.data import split
+from training.data.digits import load_digits
+from training.data.image_folder import load_image_folder
 from training.errors import DataError
-from training.image_folder import load_image_folder
 
 
 def test_the_digits_are_all_there_and_span_the_range() -> None:
@@ -17,25 +18,21 @@ def test_the_digits_are_all_there_and_span_the_range() -> None:
     assert images.shape == (1797, 1, 8, 8)
     assert (float(images.min()), float(images.max())) == (-1.0, 1.0)
     assert digits.label_names == tuple("0123456789")
-    assert digits.null_label == 10
     assert set(digits.labels.tolist()) == set(range(10))
 
 
 def test_a_split_is_disjoint_complete_and_repeatable() -> None:
     digits = load_digits()
-    train, held_out = digits.split(1 / 6, seed=0)
-    again = digits.split(1 / 6, seed=0)[1]
-    other = digits.split(1 / 6, seed=1)[1]
+    train, held_out = split(digits, 1 / 6, seed=0)
     assert (len(train), len(held_out)) == (1797 - 300, 300)
-    assert torch.equal(held_out.levels, again.levels)
-    assert not torch.equal(held_out.levels, other.levels)
-    both = torch.cat([train.levels, held_out.levels]).flatten(1)
-    assert sorted(both.tolist()) == sorted(digits.levels.flatten(1).tolist())
+    assert torch.equal(held_out.indices, split(digits, 1 / 6, seed=0)[1].indices)
+    assert not torch.equal(held_out.indices, split(digits, 1 / 6, seed=1)[1].indices)
+    assert sorted([*train.indices.tolist(), *held_out.indices.tolist()]) == list(range(1797))
 
 
 def test_a_split_with_an_empty_side_is_refused() -> None:
     with pytest.raises(DataError, match="both sides"):
-        load_digits().split(0.0, seed=0)
+        split(load_digits(), 0.0, seed=0)
 
 
 def _save(path: Path, colour: int | tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
@@ -51,7 +48,6 @@ def test_subfolders_are_classes(tmp_path: Path) -> None:
     assert data.label_names == ("ant", "cat")
     assert data.labels.tolist() == [0, 1, 1]
     assert data.images()[:, 0, 0, 0].tolist() == pytest.approx([-0.6, -1.0, 1.0])
-    assert data.null_label == 2
 
 
 def test_loose_images_have_no_classes_and_one_in_colour_makes_all_rgb(tmp_path: Path) -> None:
@@ -59,7 +55,7 @@ def test_loose_images_have_no_classes_and_one_in_colour_makes_all_rgb(tmp_path: 
     _save(tmp_path / "b.png", (255, 0, 0))
     data = load_image_folder(tmp_path)
     assert data.shape == (3, 8, 8)
-    assert (data.label_names, data.null_label) == ((), None)
+    assert data.label_names == ()
     assert data.images()[1, :, 0, 0].tolist() == [1.0, -1.0, -1.0]
 
 

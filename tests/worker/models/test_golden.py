@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tests.worker.engine.harness import CPU, FaultyDenoiser
 from training.__main__ import main
-from training.publishing import golden_output, noise_schedule
+from training.network import Conditions, Denoiser
+from training.publishing import golden_output
 from training.sampling import draw_images
 from worker.contract import SamplerName
+from worker.diffusion import NoiseSchedule
 from worker.diffusion.golden import KEPT_VALUES, spread_values
 from worker.models.errors import BrokenModel
 from worker.models.golden import TOLERANCES, check_golden
@@ -31,7 +33,7 @@ QUICK = ["--steps", "3", "--width", "16", "--layers", "2", "--batch", "8"]
 def published(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     """A model after 3 steps of training."""
     root = tmp_path_factory.mktemp("golden") / "store"
-    assert main(["--store", str(root), *QUICK]) == 0
+    assert main(["--store", str(root), "--state", str(root.parent / "state"), *QUICK]) == 0
     return ModelStore(root).checkpoint("digits")
 
 
@@ -62,7 +64,9 @@ def scaled(factor: float, x_t: Tensor, timesteps: Tensor) -> Tensor:
 
 def golden_sample(unet: UNet2DModel) -> GoldenSample:
     """What manifests had before: an image at the end of a chain of ten steps."""
-    pixels = draw_images(unet, noise_schedule(), (1, 8, 8), [0], [0], steps=10)
+    pixels = draw_images(
+        Denoiser(unet), NoiseSchedule.linear(), (1, 8, 8), [0], Conditions(torch.tensor([0])), steps=10
+    )
     text = base64.b64encode(pixels[0].numpy().tobytes()).decode()
     return GoldenSample(seed=0, steps=10, sampler=SamplerName.DDIM, class_label=0, pixels_base64=text, tolerance=12.0)
 
@@ -83,7 +87,8 @@ def test_its_image_of_an_older_manifest_is_accepted(published: Checkpoint, dtype
 @pytest.mark.parametrize("form", ["output", "sample"])
 def test_other_weights_are_refused(published: Checkpoint, dtype: torch.dtype, form: str) -> None:
     other = other_weights(published)
-    golden = golden_output(other, noise_schedule(), (1, 8, 8), 10) if form == "output" else golden_sample(other)
+    schedule = NoiseSchedule.linear()
+    golden = golden_output(Denoiser(other), schedule, (1, 8, 8), 10) if form == "output" else golden_sample(other)
     with pytest.raises(BrokenModel, match=f"golden {form}"):
         load_checkpoint(with_golden(published, golden), CPU, dtype)
 
@@ -94,7 +99,7 @@ def test_weights_off_by_a_few_percent_are_refused_in_float32(published: Checkpoi
     generator = torch.Generator().manual_seed(0)
     for weight in unet.parameters():
         weight.data += 0.02 * weight.data.std(unbiased=False) * torch.randn(weight.shape, generator=generator)
-    golden = golden_output(unet, noise_schedule(), (1, 8, 8), 10)
+    golden = golden_output(Denoiser(unet), NoiseSchedule.linear(), (1, 8, 8), 10)
     with pytest.raises(BrokenModel, match=r"need the golden output within 0\.005 of its norm in float32"):
         load_checkpoint(with_golden(published, golden), CPU, torch.float32)
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from training.image_data import ImageData
+from training.data.image_data import ImageData
 
 
 def load_digits() -> ImageData:

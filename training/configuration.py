@@ -1,0 +1,255 @@
+"""One typed, frozen configuration: what is trained, on what, how, and where it goes.
+
+It is put together from a preset, a TOML file, the environment (REVERIE_TRAIN_BATCH=32) and flags, the later ones first;
+an unknown key is refused wherever it stands.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.ema import GAMMA, EmaKind
+from training.errors import SettingsError
+from training.loss import Weighting
+from training.optimizers import RateDecay, optimizer_class
+from training.precision import Precision
+from worker.diffusion import NoiseSchedule, PredictionType
+
+ENVIRONMENT_PREFIX = "REVERIE_TRAIN_"
+PRESETS = Path(__file__).parent / "presets"
+DEFAULT_MINUTES = 3.0
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, lt=1)]
+
+
+class TrainingConfiguration(BaseModel):
+    """Every setting of a run. The text of a field is its flag's help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    # The data.
+    data: str = "digits"
+    """digits, emoji, textures, a folder of pictures, or an .npz or .npy file"""
+    size: Annotated[int, Field(ge=4)] | None = None
+    """cut and scale the pictures to squares of this many pixels"""
+    concepts: Literal["starter", "all"] = "starter"
+    """of emoji: the 149 drawings to begin with, or all 771"""
+    broken_share: Share = 0.01
+    """share of a folder's files that may be unreadable; they are named and left out"""
+    memory_mib: Positive = 1024
+    """pictures are kept in memory up to this much, else read again for every batch"""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """processes that make batches ahead"""
+
+    # The network.
+    width: int = 32
+    """channels at full resolution; twice that at every lower one"""
+    channels: tuple[int, ...] = ()
+    """channels at each resolution, the highest first, instead of what width gives"""
+    layers: Positive = 2
+    """residual blocks per resolution"""
+    dropout: Share = 0.0
+    """in the residual blocks"""
+    text_width: int = 192
+    """of the text encoder, for captioned data"""
+    text_layers: Positive = 3
+    """of the text encoder"""
+    tokens: Annotated[int, Field(ge=3)] = 16
+    """kept of a caption"""
+    vocabulary: Annotated[int, Field(ge=600)] = 3000
+    """most tokens that are learnt from the captions"""
+    contrastive_steps: Annotated[int, Field(ge=0)] = 600
+    """batches of 128 that the text encoder is trained on with an image encoder before the run"""
+    text_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """learning rate of the text encoder, as a part of the U-Net's"""
+
+    # The diffusion process.
+    schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    """of the noise"""
+    zero_terminal_snr: bool = False
+    """rescale the schedule so that nothing of the image is left at its end; needs v_prediction or sample"""
+    prediction: PredictionType = PredictionType.EPSILON
+    """what the network predicts"""
+    weighting: Weighting = Weighting.NONE
+    """how much each timestep's error counts"""
+    condition_dropout: Share = 0.1
+    """share of the rows that lose their label or caption, for guidance"""
+
+    # The loop.
+    seed: Annotated[int, Field(ge=0)] = 0
+    """of everything random"""
+    batch: Positive = 64
+    """images per step, all processes together"""
+    accumulate: Positive = 1
+    """parts that a step's batch is computed in, one after the other"""
+    steps: int | None = None
+    """how many steps to train"""
+    epochs: float | None = None
+    """how often to see as many images as there are"""
+    minutes: float | None = None
+    """how long to train (default: 3)"""
+    optimizer: str = "adam"
+    """any of torch's, by name"""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-3
+    """at its peak"""
+    betas: tuple[Share, Share] = (0.9, 0.99)
+    """of Adam and its kind"""
+    momentum: Share = 0.9
+    """of SGD"""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """of optimizers that know it"""
+    warmup_steps: Annotated[int, Field(ge=0)] = 50
+    """in which the learning rate rises"""
+    decay: RateDecay = RateDecay.COSINE
+    """how the learning rate falls"""
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    """gradients are clipped to this norm"""
+    ema: EmaKind = EmaKind.POWER
+    """how the weights are averaged"""
+    ema_gamma: Annotated[float, Field(gt=0)] = GAMMA
+    """exponent of the power average"""
+    ema_decay: Share = 0.9999
+    """of the exponential average"""
+
+    # The machine.
+    device: str = "auto"
+    """cpu, cuda, cuda:1"""
+    precision: Precision = Precision.FLOAT32
+    """numbers that the network computes in"""
+    compile: bool = False
+    """torch.compile"""
+    channels_last: bool = False
+    """memory format of the U-Net"""
+    threads: Positive | None = None
+    """CPU threads (default: as torch chooses)"""
+
+    # Where it goes.
+    store: Path | None = None
+    """folder of checkpoints to publish to; made when missing"""
+    model: str | None = None
+    """name to publish under (default: the name of the data)"""
+    publish_every: Positive | None = None
+    """steps after which to publish on the way too, not only at the end"""
+    publish_best: str | None = None
+    """publish only what has a lower value of this metric than what is current, e.g. held_out_loss"""
+    publish_dtype: Literal["float32", "float16"] = "float32"
+    """of the published weights"""
+    state: Path | None = None
+    """folder where a stopped run goes on from (default: .reverie/training/MODEL)"""
+    save_every: Positive | None = None
+    """steps after which to save the state (default: every five minutes)"""
+    log: Path | None = None
+    """folder for metrics.jsonl, sample sheets and TensorBoard events"""
+    log_every: Positive = 100
+    """steps after which to write the training loss and to draw a sheet"""
+    held_out_rows: Positive = 1200
+    """rows of the held-out loss"""
+
+    @model_validator(mode="after")
+    def _agrees_with_itself(self) -> Self:
+        budgets = {name: value for name in ("steps", "epochs", "minutes") if (value := getattr(self, name)) is not None}
+        if len(budgets) > 1:
+            raise ValueError(f"need one of steps, epochs and minutes, got {', '.join(budgets)}")
+        for name, value in budgets.items():
+            if not value > 0:
+                raise ValueError(f"need a budget above 0, got {value} {name}")
+        if self.batch % self.accumulate:
+            raise ValueError(f"need a batch that accumulate divides, got {self.batch} and {self.accumulate}")
+        if self.zero_terminal_snr and self.prediction is PredictionType.EPSILON:
+            raise ValueError("need v_prediction or sample with zero_terminal_snr, got epsilon")
+        optimizer_class(self.optimizer)
+        return self
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the weights: not the budget, the machine or where results go."""
+        return self.model_dump(mode="json", exclude=set(NOT_OF_THE_WEIGHTS))
+
+    def noise_schedule(self) -> NoiseSchedule:
+        match self.schedule:
+            case "linear":
+                schedule = NoiseSchedule.linear()
+            case "scaled_linear":
+                schedule = NoiseSchedule.scaled_linear()
+            case "cosine":
+                schedule = NoiseSchedule.cosine()
+        return schedule.rescaled_to_zero_terminal_snr() if self.zero_terminal_snr else schedule
+
+
+NOT_OF_THE_WEIGHTS = (
+    *("steps", "epochs", "minutes", "workers", "memory_mib", "threads", "device", "compile", "channels_last"),
+    *("store", "model", "publish_every", "publish_best", "publish_dtype", "state", "save_every"),
+    *("log", "log_every", "held_out_rows"),
+)
+
+
+def presets() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Raises SettingsError."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise SettingsError(f"can't read {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+
+
+def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """REVERIE_TRAIN_X=… as {"x": …}; the values are text that validation reads."""
+    return {
+        key.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for key, value in environment.items()
+        if key.startswith(ENVIRONMENT_PREFIX)
+    }
+
+
+def read_configuration(
+    *,
+    preset: str | None = None,
+    file: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    like: Mapping[str, Any] | None = None,
+) -> TrainingConfiguration:
+    """Put the configuration together; each source stands above the one before it, `like` lowest.
+
+    Args:
+        preset: a name of `presets()`.
+        file: TOML with the fields' names as keys.
+        environment: read for REVERIE_TRAIN_*.
+        flags: field → value, only those that were given.
+        like: the settings of another run.
+
+    Raises:
+        SettingsError: an unknown key or a value out of its range, and which.
+    """
+    values: dict[str, Any] = dict(like or {})
+    if preset is not None:
+        if preset not in presets():
+            raise SettingsError(f"need a preset of {', '.join(presets())}, got {preset!r}")
+        values |= read_toml(PRESETS / f"{preset}.toml")
+    for source in (read_toml(file) if file else {}, read_environment(environment or {}), flags or {}):
+        if not {"steps", "epochs", "minutes"}.isdisjoint(source):
+            values = {key: value for key, value in values.items() if key not in {"steps", "epochs", "minutes"}}
+        values |= source
+    for name in ("channels", "betas"):
+        if isinstance(values.get(name), str):
+            values[name] = values[name].replace(",", " ").split()
+    try:
+        return TrainingConfiguration.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        place = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            raise SettingsError(f"unknown setting {place!r}") from error
+        # What a validator of ours said comes with pydantic's own words before it.
+        reason = problem["msg"].removeprefix("Value error, ")
+        if place:
+            reason = f"--{place.replace('_', '-')}: {reason}, got {problem['input']!r}"
+        raise SettingsError(reason) from error

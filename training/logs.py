@@ -1,0 +1,48 @@
+"""What a run tells while it goes on: metrics.jsonl, sheets of samples, TensorBoard's events."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+
+class RunLog:
+    """Writes into `folder`; None writes nothing. TensorBoard's events only where its package is installed."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._board: Any = None
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._board = _board(folder)
+
+    def write(self, step: int, numbers: Mapping[str, float], sheet: Tensor | None = None) -> None:
+        """One line of numbers, and a sheet of samples ([H, W, C] uint8)."""
+        if self._folder is None:
+            return
+        with (self._folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **numbers}) + "\n")
+        if sheet is not None:
+            picture = sheet.squeeze(-1).numpy()
+            Image.fromarray(picture).save(self._folder / f"samples-{step:09d}.png")
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+            if sheet is not None:
+                self._board.add_image("samples", sheet, step, dataformats="HWC")
+            self._board.flush()
+
+    def close(self) -> None:
+        if self._board is not None:
+            self._board.close()
+
+
+def _board(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:  # an extra: metrics.jsonl holds the same numbers
+        return None
+    return SummaryWriter(str(folder))

@@ -1,0 +1,130 @@
+"""What the loss is worth: errors of the predicted noise on images never trained on, with draws made once."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from training.data import ImageSource
+from training.data.examples import null_label, to_x_0
+from training.loss import Network, NoisyBatch, Tokenize, stratified_timesteps
+from training.network import Conditions
+from training.randomness import generator
+from worker.diffusion import NoiseSchedule, PredictionType, q_sample
+from worker.diffusion.prediction import eps_from_output
+
+BANDS = 5
+"""Equal parts of the timesteps, from little noise to much."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoiseErrors:
+    """Errors of the predicted noise over some rows."""
+
+    mse: float
+    mae: float
+    r2: float
+
+    @property
+    def rmse(self) -> float:
+        return math.sqrt(self.mse)
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Held-out images with (t, eps) drawn once, so that every predictor is asked the same questions.
+
+    Attributes:
+        batches: rows in a few batches; every image appears equally often, unless there are too many.
+        schedule: of the noise.
+        without: the conditions of one row that has none.
+    """
+
+    batches: tuple[NoisyBatch, ...]
+    schedule: NoiseSchedule
+    without: Conditions
+
+    @classmethod
+    def draw(
+        cls,
+        source: ImageSource,
+        schedule: NoiseSchedule,
+        *,
+        seed: int,
+        tokenize: Tokenize | None = None,
+        draws_per_image: int = 4,
+        batch_size: int = 256,
+        max_rows: int | None = None,
+    ) -> "HeldOut":
+        draw = generator(seed, "held out")
+        rows = torch.arange(len(source)).repeat(draws_per_image)
+        rows = rows[torch.randperm(len(rows), generator=draw)][:max_rows]
+        timesteps = stratified_timesteps(len(rows), schedule.num_train_timesteps, draw)
+        eps = torch.randn(len(rows), *source.shape, generator=draw)
+        examples = source.batch(rows, generator(seed, "held out examples"))
+        x_0 = to_x_0(examples.levels, source.max_level)
+        x_t = q_sample(x_0, eps, schedule.alpha_bar(timesteps))
+        tokens, null, empty = None, null_label(source), None
+        if tokenize is not None and examples.captions is not None:
+            tokens, empty = tokenize(examples.captions), tokenize(("",))
+        conditions = Conditions(examples.labels, tokens)
+        order = torch.randperm(len(rows), generator=draw)
+        batches = tuple(
+            NoisyBatch(x_t[part], x_0[part], eps[part], timesteps[part], conditions[part])
+            for part in torch.split(order, batch_size)
+        )
+        return cls(batches, schedule, Conditions(None if null is None else torch.tensor([null]), empty))
+
+    @property
+    def conditional(self) -> bool:
+        return self.without.labels is not None or self.without.tokens is not None
+
+    def unconditional(self) -> "HeldOut":
+        """The same questions without labels or captions: what a network loses by that, it reads from them."""
+        batches = tuple(
+            NoisyBatch(batch.x_t, batch.x_0, batch.eps, batch.timesteps, self.without.repeated(len(batch.eps)))
+            for batch in self.batches
+        )
+        return HeldOut(batches, self.schedule, self.without)
+
+    @torch.no_grad()
+    def predicted(self, network: Network, prediction_type: PredictionType) -> Iterator[tuple[NoisyBatch, Tensor]]:
+        """Each batch with the noise that the network sees in it."""
+        for batch in self.batches:
+            output = network(batch.x_t, batch.timesteps, batch.conditions).float()
+            alpha_bar = self.schedule.alpha_bar(batch.timesteps)
+            yield batch, eps_from_output(output, batch.x_t, alpha_bar, prediction_type)
+
+    def loss(self, network: Network, prediction_type: PredictionType = PredictionType.EPSILON) -> float:
+        """Mean squared error of eps over all rows."""
+        total, rows = 0.0, 0
+        for batch, eps in self.predicted(network, prediction_type):
+            total += float(torch.nn.functional.mse_loss(eps, batch.eps)) * len(eps)
+            rows += len(eps)
+        return total / rows
+
+    def errors(self, network: Network, prediction_type: PredictionType = PredictionType.EPSILON) -> list[NoiseErrors]:
+        """Errors in each band of timesteps, from little noise to much. Bands without a row are left out."""
+        parts = [
+            (batch.timesteps * BANDS // self.schedule.num_train_timesteps, eps - batch.eps, batch.eps)
+            for batch, eps in self.predicted(network, prediction_type)
+        ]
+        bands, wrong, noise = (torch.cat(values) for values in zip(*parts, strict=True))
+        errors = []
+        for band in range(BANDS):
+            error, truth = wrong[bands == band].double(), noise[bands == band].double()
+            if len(error):
+                mse = float(error.square().mean())
+                errors.append(NoiseErrors(mse, float(error.abs().mean()), 1 - mse / float(truth.var(correction=0))))
+        return errors
+
+
+def on_device(network: Network, device: torch.device) -> Network:
+    """The network, for tensors on the CPU."""
+
+    def moved(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
+        return network(x_t.to(device), timesteps.to(device), conditions.to(device)).cpu()
+
+    return moved

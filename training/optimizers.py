@@ -1,0 +1,84 @@
+"""Optimizers by name, and how the learning rate goes over a run."""
+
+import inspect
+import math
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+import torch
+
+from training.errors import SettingsError
+from training.network import Denoiser
+
+
+class RateDecay(StrEnum):
+    """How the learning rate falls after warm-up."""
+
+    COSINE = "cosine"
+    LINEAR = "linear"
+    CONSTANT = "constant"
+
+
+FINAL_RATE = 0.01
+"""What is left of the peak rate at the end of a cosine or a line."""
+
+
+def rate_factor(decay: RateDecay, step: int, progress: float, warmup_steps: int) -> float:
+    """Warm-up along a line, then from 1 down to a hundredth at the end of the run.
+
+    Args:
+        step: counted from 0.
+        progress: part of the run that is over, in [0, 1].
+        warmup_steps: in which the rate rises.
+    """
+    warm = min(1.0, (step + 1) / max(1, warmup_steps))
+    match decay:
+        case RateDecay.COSINE:
+            return warm * ((1 + FINAL_RATE) / 2 + (1 - FINAL_RATE) / 2 * math.cos(math.pi * progress))
+        case RateDecay.LINEAR:
+            return warm * (1 - (1 - FINAL_RATE) * progress)
+        case RateDecay.CONSTANT:
+            return warm
+
+
+def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
+    """The optimizer of torch with this name, upper or lower case. Raises SettingsError."""
+    known = {
+        each.lower(): value
+        for each, value in vars(torch.optim).items()
+        if inspect.isclass(value) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer
+    }
+    # LBFGS calls the loss several times a step, SparseAdam wants sparse gradients.
+    for unusable in ("lbfgs", "sparseadam"):
+        known.pop(unusable, None)
+    if name.lower() not in known:
+        raise SettingsError(f"need an optimizer of torch ({', '.join(sorted(known))}), got {name!r}")
+    return known[name.lower()]
+
+
+def build_optimizer(
+    name: str,
+    denoiser: Denoiser,
+    *,
+    learning_rate: float,
+    betas: Sequence[float],
+    momentum: float,
+    weight_decay: float,
+    text_rate: float,
+) -> torch.optim.Optimizer:
+    """The optimizer over all weights; each group's `peak` is its rate at the end of warm-up.
+
+    Args:
+        betas, momentum, weight_decay: given to optimizers that take them.
+        text_rate: rate of the text encoder, as a part of the U-Net's.
+    """
+    kind = optimizer_class(name)
+    taken = inspect.signature(kind).parameters
+    options: dict[str, Any] = {"betas": tuple(betas), "momentum": momentum, "weight_decay": weight_decay}
+    groups: list[dict[str, Any]] = [{"params": list(denoiser.unet.parameters()), "peak": learning_rate}]
+    if denoiser.text_encoder is not None:
+        groups.append({"params": list(denoiser.text_encoder.parameters()), "peak": learning_rate * text_rate})
+    given = {key: value for key, value in options.items() if key in taken}
+    optimizer: torch.optim.Optimizer = kind(groups, lr=learning_rate, **given)  # type: ignore[call-arg]
+    return optimizer

@@ -1,0 +1,328 @@
+"""A whole run: load the data, build the network or go on from a state, train, log, publish."""
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from training.configuration import TrainingConfiguration
+from training.contrastive import train_dual_encoder
+from training.data import ImageSource
+from training.errors import SettingsError, StateError
+from training.logs import RunLog
+from training.loop import StepReport, Trainer, budget_of
+from training.metrics.baselines import baselines
+from training.metrics.held_out import HeldOut, on_device
+from training.network import Denoiser, build_unet
+from training.processes import Processes
+from training.publishing import Publication, library_versions
+from training.sheets import sample_sheet
+from training.sources import HELD_OUT_SEED, default_model_name, load_sources
+from training.state import StateFolder, check_identity
+from training.text import CaptionTokenizer, build_text_encoder
+from worker.contract import MODEL_NAME_PATTERN
+from worker.store import Checkpoint, ModelStore, Recipe, StoreError
+from worker.store.manifest import is_model_name
+
+SAVED_EVERY_S = 300.0
+CONTRASTIVE_BATCH = 128
+STATE_ROOT = Path(".reverie/training")
+
+
+def check_store(root: Path) -> None:
+    """Fail now and not after training when the store can't be written."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(f"can't write to the store {root}: {error.strerror}") from error
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Whether somebody asked to stop (Ctrl-C, SIGTERM). A second Ctrl-C is a KeyboardInterrupt."""
+    asked = False
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class Run:
+    """One run of the command.
+
+    Args:
+        configuration: all settings.
+        command: how to start it again, for messages and the manifest.
+        device: where the network is.
+        processes: this one's place.
+        resume: None goes on from a state of this very run if it isn't finished; True wants one; False begins anew.
+    """
+
+    def __init__(
+        self,
+        configuration: TrainingConfiguration,
+        command: str,
+        device: torch.device,
+        processes: Processes,
+        resume: bool | None,
+    ) -> None:
+        self.configuration, self.command, self.processes = configuration, command, processes
+        self.model = configuration.model or default_model_name(configuration.data)
+        if not is_model_name(self.model):
+            raise SettingsError(f"need a model name that matches {MODEL_NAME_PATTERN} (--model), got {self.model!r}")
+        if configuration.store is None:
+            raise SettingsError("need a folder of checkpoints to publish to: --store")
+        if processes.first:
+            check_store(configuration.store)
+        self.store = ModelStore(configuration.store)
+        self.schedule = configuration.noise_schedule()
+        self.source, self.held_out_source = load_sources(configuration)
+        self.tokenizer = learn_tokenizer(self.source, configuration)
+        self.folder = StateFolder(configuration.state or STATE_ROOT / self.model)
+        self.identity = configuration.identity() | {"data_sha256": self.source.fingerprint()}
+        denoiser = build_denoiser(self.source, self.tokenizer, configuration).to(device)
+        self.trainer = Trainer(
+            denoiser, self.source, self.schedule, configuration, tokenize=self.tokenizer, processes=processes
+        )
+        self.resumed = self._restore(resume)
+        self.publication = Publication(
+            self.store, self.model, configuration, self.source, self.tokenizer, self._recipe()
+        )
+        self.held_out = HeldOut.draw(
+            self.held_out_source,
+            self.schedule,
+            seed=HELD_OUT_SEED,
+            tokenize=self.tokenizer,
+            max_rows=configuration.held_out_rows,
+        )
+        self.log = RunLog(configuration.log if processes.first else None)
+        self._saved_at = time.monotonic()
+
+    def train(self) -> bool:
+        """Train to the end or until asked to stop; returns whether it came to the end, with a version published."""
+        configuration, trainer = self.configuration, self.trainer
+        if not self.resumed and self.tokenizer is not None and configuration.contrastive_steps:
+            self._start_text_encoder()
+        budget = budget_of(configuration, len(self.source))
+        self.say(self._opening())
+        bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
+        quiet = None if self.processes.first else True
+        with stop_signals() as stopped, tqdm(total=100, unit="%", bar_format=bar_format, disable=quiet) as bar:
+            first_step, began = trainer.step, time.monotonic()
+
+            def after_step(report: StepReport) -> None:
+                rate = (report.step - first_step) * configuration.batch / max(1e-9, time.monotonic() - began)
+                before = bar.n
+                bar.n = round(100 * report.progress, 1)
+                bar.set_postfix_str(
+                    f"step {report.step}, loss {report.loss:.3f}, {rate:.0f} images/s{memory(trainer.device)}", False
+                )
+                if int(bar.n) > int(before):
+                    bar.refresh()
+                self._after_step(report, rate)
+
+            finished = trainer.run(budget, after_step, stopped)
+        if finished:
+            self.publish()
+        self.save(finished=finished)
+        self.log.close()
+        return finished
+
+    def _after_step(self, report: StepReport, images_per_s: float) -> None:
+        configuration = self.configuration
+        if not self.processes.first or report.progress >= 1:
+            return
+        every = configuration.save_every
+        due = report.step % every == 0 if every else time.monotonic() - self._saved_at > SAVED_EVERY_S
+        if due:
+            self.save()
+        if configuration.log is not None and report.step % configuration.log_every == 0:
+            self._log(report, images_per_s)
+        if configuration.publish_every and report.step % configuration.publish_every == 0:
+            self.publish()
+
+    def _log(self, report: StepReport, images_per_s: float) -> None:
+        numbers = {
+            "loss": report.loss,
+            "learning_rate": report.learning_rate,
+            "images": report.step * self.configuration.batch,
+            "images_per_s": images_per_s,
+            "elapsed_s": report.elapsed_s,
+        }
+        self.log.write(report.step, numbers | self.measure(), self._sheet())
+
+    def measure(self) -> dict[str, float]:
+        """Errors of the averaged weights on what is held out, by band of timesteps and over all."""
+        network, prediction = on_device(self.trainer.ema.network, self.trainer.device), self.configuration.prediction
+        numbers = {"held_out_loss": self.held_out.loss(network, prediction)}
+        for band, errors in enumerate(self.held_out.errors(network, prediction)):
+            numbers |= {
+                f"held_out_mse_band_{band}": errors.mse,
+                f"held_out_rmse_band_{band}": errors.rmse,
+                f"held_out_mae_band_{band}": errors.mae,
+                f"held_out_r2_band_{band}": errors.r2,
+            }
+        if self.held_out.conditional:
+            numbers["held_out_loss_unconditional"] = self.held_out.unconditional().loss(network, prediction)
+        return numbers
+
+    def publish(self) -> Checkpoint | None:
+        """Publish the averaged weights; None when another process does, or when what is current is better."""
+        if not self.processes.first:
+            return None
+        step = self.trainer.step
+        metrics = self.measure() | baselines(self.held_out, self.source, self.schedule)
+        if (reason := self._not_better(metrics)) is not None:
+            self.say(f"not published at step {step}: {reason}")
+            return None
+        checkpoint = self.publication.publish(self.trainer.ema.network, step=step, metrics=metrics)
+        self.say(f"published {self.model}/{checkpoint.version}  held-out loss {metrics['held_out_loss']:.4f}")
+        return checkpoint
+
+    def summary(self) -> str:
+        """What the loss is worth, beside predictors that need no network."""
+        metrics = self.store.checkpoint(self.model).manifest.metrics
+        lines = [
+            ("this model", "held_out_loss"),
+            ("without condition", "held_out_loss_unconditional"),
+            ("best linear denoiser", "held_out_loss_linear"),
+            ("predicting no noise", "held_out_loss_zero"),
+        ]
+        return "\n".join(
+            ["held-out loss, the same images and noise for each:"]
+            + [f"  {name:22} {metrics[key]:.4f}" for name, key in lines if key in metrics]
+        )
+
+    def _not_better(self, metrics: Mapping[str, float]) -> str | None:
+        metric = self.configuration.publish_best
+        if metric is None:
+            return None
+        if metric not in metrics:
+            raise SettingsError(f"need --publish-best with one of {', '.join(metrics)}, got {metric!r}")
+        try:
+            current = self.store.checkpoint(self.model).manifest.metrics.get(metric, math.inf)
+        except StoreError:
+            return None
+        return None if metrics[metric] < current else f"{metric} {metrics[metric]:.4f}, current {current:.4f}"
+
+    def save(self, *, finished: bool = False) -> None:
+        """Save the state; only the first process does."""
+        if self.processes.first:
+            self.folder.save(self.trainer.state(self.identity, finished=finished))
+            self._saved_at = time.monotonic()
+
+    def say(self, text: str) -> None:
+        if self.processes.first:
+            tqdm.write(text)
+
+    def _restore(self, resume: bool | None) -> bool:
+        state = None if resume is False else self.folder.load()
+        if state is None:
+            if resume:
+                raise StateError(f"nothing to go on from in {self.folder.folder}")
+            return False
+        if resume is None and state.finished:
+            return False
+        check_identity(state.identity, self.identity, self.folder.folder)
+        self.trainer.restore(state)
+        return True
+
+    def _start_text_encoder(self) -> None:
+        configuration, encoder, tokenizer = self.configuration, self.trainer.denoiser.text_encoder, self.tokenizer
+        assert encoder is not None, "a tokenizer comes with an encoder"
+        assert tokenizer is not None, "asked for by the caller"
+        with tqdm(total=configuration.contrastive_steps, desc="text", disable=not self.processes.first) as bar:
+
+            def after_step(step: int, loss: float, found: float) -> None:
+                bar.set_postfix_str(f"loss {loss:.3f}, {100 * found:.0f} % find their caption", refresh=False)
+                bar.update()
+
+            train_dual_encoder(
+                encoder,
+                self.source,
+                tokenizer,
+                steps=configuration.contrastive_steps,
+                batch_size=CONTRASTIVE_BATCH,
+                seed=configuration.seed,
+                device=self.trainer.device,
+                after_step=after_step,
+            )
+
+    def _sheet(self) -> torch.Tensor:
+        return sample_sheet(self.trainer.ema.network, self.source, self.tokenizer, self.configuration)
+
+    def _recipe(self) -> Recipe:
+        return Recipe(
+            command=self.command,
+            data=self.source.name,
+            seed=self.configuration.seed,
+            settings=self.configuration.model_dump(mode="json", exclude={"store", "state", "log", "model"})
+            | {"train_images": len(self.source), "data_sha256": self.identity["data_sha256"]},
+            libraries=library_versions(),
+        )
+
+    def _opening(self) -> str:
+        parameters = sum(parameter.numel() for parameter in self.trainer.denoiser.parameters())
+        going_on = f", going on at step {self.trainer.step}" if self.resumed else ""
+        return (
+            f"{len(self.source)} images to train on, {len(self.held_out_source)} held out ({self.source.name}); "
+            f"{parameters:,} parameters; publishing {self.model} to {self.configuration.store}{going_on}"
+        )
+
+
+def learn_tokenizer(source: ImageSource, configuration: TrainingConfiguration) -> CaptionTokenizer | None:
+    if not source.captioned:
+        return None
+    return CaptionTokenizer.learn(source.caption_corpus(), configuration.vocabulary, configuration.tokens)
+
+
+def build_denoiser(
+    source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
+) -> Denoiser:
+    """The network of a run, freshly initialized."""
+    text_encoder = None
+    if tokenizer is not None:
+        text_encoder = build_text_encoder(
+            tokenizer, width=configuration.text_width, layers=configuration.text_layers, seed=configuration.seed
+        )
+    unet = build_unet(
+        source.shape,
+        len(source.label_names),
+        width=configuration.width,
+        layers_per_block=configuration.layers,
+        seed=configuration.seed,
+        channels_by_level=configuration.channels,
+        dropout=configuration.dropout,
+        text_width=configuration.text_width if text_encoder is not None else None,
+    )
+    return Denoiser(unet, text_encoder)
+
+
+def memory(device: torch.device) -> str:
+    """Memory that the GPU holds at most, for the progress line; nothing on a CPU."""
+    if device.type != "cuda":
+        return ""
+    return f", {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+
+
+def told(values: Mapping[str, Any]) -> str:
+    """Settings as lines of TOML's look, for the start of a run."""
+    return "\n".join(f"  {name} = {value}" for name, value in values.items() if value not in (None, [], ()))

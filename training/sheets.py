@@ -1,0 +1,59 @@
+"""Sheets of samples from fixed seeds: one run looked at again and again, or two versions side by side."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from training.configuration import TrainingConfiguration
+from training.data import ImageSource
+from training.network import Conditions, Denoiser
+from training.publishing import spacing_of
+from training.sampling import draw_images
+from training.text import CaptionTokenizer
+
+COLUMNS = 8
+SHEET_IMAGES = 32
+SHEET_STEPS = 20
+GUIDANCE = 3.0
+
+
+def sample_sheet(
+    denoiser: Denoiser, source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
+) -> Tensor:
+    """[H, W, C] uint8: images from seeds 0 to 31, of labels or captions that go round."""
+    conditions, without = sheet_conditions(source, tokenizer)
+    pixels = draw_images(
+        denoiser,
+        configuration.noise_schedule(),
+        source.shape,
+        range(SHEET_IMAGES),
+        conditions,
+        steps=SHEET_STEPS,
+        spacing=spacing_of(configuration),
+        prediction_type=configuration.prediction,
+        guidance_scale=GUIDANCE if without is not None else 1.0,
+        without=without,
+    )
+    return grid(pixels, COLUMNS)
+
+
+def sheet_conditions(source: ImageSource, tokenizer: CaptionTokenizer | None) -> tuple[Conditions, Conditions | None]:
+    """What the images of a sheet are drawn for, and the condition of none."""
+    if tokenizer is not None:
+        every = max(1, len(source) // SHEET_IMAGES)
+        captions = [source.place(index * every % len(source)) for index in range(SHEET_IMAGES)]
+        return Conditions(tokens=tokenizer(captions)), Conditions(tokens=tokenizer([""]))
+    if source.label_names:
+        return Conditions(labels=torch.arange(SHEET_IMAGES) % len(source.label_names)), None
+    return Conditions(), None
+
+
+def grid(pixels: Tensor | Sequence[Tensor], columns: int) -> Tensor:
+    """[N, H, W, C] → one picture, row after row; missing images at the end are white."""
+    images = torch.stack(list(pixels))
+    count, height, width, channels = images.shape
+    rows = -(-count // columns)
+    blank = images.new_full((rows * columns - count, height, width, channels), 255)
+    laid = torch.cat([images, blank]).view(rows, columns, height, width, channels)
+    return laid.permute(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)

@@ -1,0 +1,34 @@
+"""From the name of a data set to its two sides: what is trained on, and what is held out."""
+
+from pathlib import Path
+
+from training.configuration import TrainingConfiguration
+from training.data import ImageSource, split
+from training.data.digits import load_digits
+from training.data.emoji import load_emoji
+from training.data.image_folder import load_image_folder
+from training.errors import DataError
+
+HELD_OUT_FRACTION = 1 / 6
+HELD_OUT_SEED = 0
+"""One split and one set of draws for all runs, whatever their seed: their losses can be compared."""
+EMOJI_PX = 32
+
+
+def load_sources(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSource]:
+    """(what is trained on, what is held out). Raises DataError."""
+    match configuration.data:
+        case "digits":
+            if configuration.size is not None:
+                raise DataError("--size is for folders of images; the digits are 8x8")
+            return split(load_digits(), HELD_OUT_FRACTION, HELD_OUT_SEED)
+        case "emoji":
+            emoji = load_emoji(configuration.size or EMOJI_PX, starters_only=configuration.concepts == "starter")
+            return emoji.divided()
+        case path:
+            return split(load_image_folder(Path(path), configuration.size), HELD_OUT_FRACTION, HELD_OUT_SEED)
+
+
+def default_model_name(data: str) -> str:
+    """What a model is called when nobody names it: as its data is."""
+    return Path(data).resolve().name.removesuffix(Path(data).suffix).lower()
