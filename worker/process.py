@@ -115,7 +115,6 @@ class WorkerProcess:
             started_at=datetime.now(UTC),
             device=device,
             dtype=dtype,
-            max_batch=settings.max_batch,
             default_model=settings.default_model,
             ttl_s=settings.worker_ttl_s,
         )

@@ -69,6 +69,7 @@ class WorkerStatus(Message):
     device: str
     dtype: str
     max_batch: int
+    """Rows of one batch now; fewer than configured for a while after memory ran out."""
     default_model: str | None
     models: list[ModelInfo]
     counters: EngineCounters

@@ -27,6 +27,12 @@ TURN = 4
 """Batches of others that a checkpoint with waiting rows lets pass before it is its turn, whoever is more urgent."""
 
 
+GROW_AFTER = 128
+"""Batches that run well, one after the other, before a batch that was halved is doubled."""
+LONGEST_GROW_AFTER = 64 * GROW_AFTER
+"""Each doubling that ran out of memory again doubles that count, up to this one."""
+
+
 @dataclass(slots=True)
 class _Place(Generic[RowT]):
     """A row's place in the order."""
@@ -58,7 +64,11 @@ class Batcher(Generic[RowT]):
             raise ValueError(f"need max_batch >= 1, got {max_batch}")
         if not ageing_rate > 0:
             raise ValueError(f"need ageing_rate > 0 so that nothing starves, got {ageing_rate}")
+        self._configured = max_batch
         self._max_batch = max_batch
+        self._ran_well = 0  # batches since `_max_batch` changed
+        self._grow_after = GROW_AFTER
+        self._has_grown = False  # since memory ran out last
         self._ageing_rate = ageing_rate
         self._places: dict[int, _Place[RowT]] = {}  # by id(): rows are told apart by identity
         self._passed: dict[Hashable, int] = {}  # batches of others since it last ran, by checkpoint that waits
@@ -67,7 +77,7 @@ class Batcher(Generic[RowT]):
 
     @property
     def max_batch(self) -> int:
-        """Most U-Net rows that a batch may take."""
+        """Most U-Net rows that a batch may take now; fewer than configured for a while after memory ran out."""
         return self._max_batch
 
     def __len__(self) -> int:
@@ -124,11 +134,28 @@ class Batcher(Generic[RowT]):
         return chosen
 
     def halve(self, rows: int) -> bool:
-        """Make batches half as large as `rows` U-Net rows, which did not fit in memory. False when that was one."""
+        """Make batches half as large as `rows` U-Net rows, which did not fit in memory. False when that was one.
+
+        They grow again: memory may have been short for a moment, or for another model alone. See `ran`.
+        """
+        if self._has_grown:
+            self._grow_after = min(2 * self._grow_after, LONGEST_GROW_AFTER)
+        self._has_grown, self._ran_well = False, 0
         if rows <= 1:
             return False
         self._max_batch = min(self._max_batch, rows // 2)
         return True
+
+    def ran(self, rows: int) -> None:
+        """A batch of so many U-Net rows has run. After `GROW_AFTER` of them, halved batches are doubled."""
+        if self._max_batch == self._configured:
+            if rows == self._configured:
+                self._grow_after = GROW_AFTER  # there is room for all again
+            return
+        self._ran_well += 1
+        if self._ran_well >= self._grow_after:
+            self._max_batch = min(2 * self._max_batch, self._configured)
+            self._has_grown, self._ran_well = True, 0
 
     def _urgency(self, place: _Place[RowT]) -> tuple[float, int]:
         return place.row.remaining_steps + self._ageing_rate * place.joined_at, place.arrival

@@ -17,13 +17,14 @@ from worker.engine.batcher import Batcher
 from worker.engine.counters import Tally
 from worker.engine.in_flight import MOST_AHEAD, Flights, Landed
 from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed, SavedChain
-from worker.engine.readback import ReadBack, read_back
+from worker.engine.readback import ReadBack, Upload, read_back, upload
 from worker.engine.request_state import Generation
 from worker.engine.runner import run_step, to_pixels
 from worker.engine.saving import ChainSaver, set_back
 from worker.engine.step_costs import StepCosts
 from worker.engine.trajectory import Trajectory
 from worker.models.errors import ModelError
+from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
 from worker.networks.cpu.team import split_operations
 from worker.networks.device import end_if_lost
@@ -56,13 +57,14 @@ class Engine:
 
     Args:
         pool: where the models are; its loading thread is somebody else's to run.
-        max_batch: most rows of one U-Net call; halved when memory runs out.
+        max_batch: most rows of one U-Net call; halved for a while when memory runs out.
         clock: monotonic seconds.
         progress_interval_s: a request tells its first step at once, then once in this time at most.
         ageing_rate: see `Batcher`.
         save_interval_s: a request's state is told once in this time, for whoever has to take it over.
         save_max_bytes: larger states are not told.
         read_back: brings what the device made to the host.
+        upload: brings saved states to the device.
     """
 
     def __init__(
@@ -76,6 +78,7 @@ class Engine:
         save_interval_s: float = 5.0,
         save_max_bytes: int = 8 * 2**20,
         read_back: ReadBack = read_back,
+        upload: Upload = upload,
     ) -> None:
         self.outbox: queue.SimpleQueue[EngineEvent] = queue.SimpleQueue()
         self._pool = pool
@@ -86,6 +89,7 @@ class Engine:
         self._waiting: dict[str, EngineRequest] = {}  # by job id: for their model to be loaded
         self._generations: dict[str, Generation] = {}  # by job id
         self._flights = Flights(read_back)
+        self._upload = upload
         self._saver = ChainSaver(save_interval_s, save_max_bytes, read_back)
         self._tally = Tally()
         self._costs = StepCosts()
@@ -118,7 +122,7 @@ class Engine:
 
     @property
     def max_batch(self) -> int:
-        """Most rows of one U-Net call now."""
+        """Most rows of one U-Net call now; fewer than configured for a while after memory ran out."""
         return self._batcher.max_batch
 
     def images_waiting(self) -> int:
@@ -159,9 +163,10 @@ class Engine:
         batches = self._run(rows) if rows else []
         landed = list(self._flights.landed(MOST_AHEAD if rows else max(0, len(self._flights) - 1)))
         self._last_step_at = self._clock()
-        for batch in batches:
-            self._costs.begun(batch[0].model.name, sum(row.cost for row in batch), began)
-            self._count(batch, self._last_step_at - began)
+        costs = [sum(row.cost for row in batch) for batch in batches]
+        for batch, cost in zip(batches, costs, strict=True):
+            self._costs.begun(batch[0].model.name, cost, began)
+            self._count(batch, (self._last_step_at - began) * cost / sum(costs))
         self._costs.ended(len(landed), self._last_step_at)
         for step in landed:
             self._post_process(step)
@@ -216,15 +221,27 @@ class Engine:
     def _resume(self, generation: Generation, chain: SavedChain) -> None:
         """Let the request go on where an earlier engine left it, if that is the same request on the same weights."""
         job_id, rows = generation.job_id, generation.rows
-        reason = set_back(chain, rows, generation.model)
+        try:
+            reason = self._set_back(chain, rows, generation.model)
+        except Exception as error:  # else the state would end every engine that takes the job over
+            end_if_lost(generation.model.device, error)
+            reason = f"{type(error).__name__}: {error}"
         if reason is not None:
-            log.warning("job %s begins anew, its saved state does not fit: %s", job_id, reason)
+            log.warning("job %s begins anew, its saved state can't be used: %s", job_id, reason)
             return
         for row, image in zip(rows, chain.images, strict=True):
             if row.finished and image.x_t is not None:
                 generation.images[row.index] = to_pixels(torch.tensor(image.x_t)).numpy()
         self._tally.resumed(sum(row.step for row in rows))
         log.info("job %s goes on at step %d of %d", job_id, generation.slowest_step, generation.request.steps)
+
+    def _set_back(self, chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) -> str | None:
+        try:
+            return set_back(chain, rows, model, self._upload)
+        except Exception as error:
+            if not (out_of_memory(error) and self._pool.drop_spares()):
+                raise
+        return set_back(chain, rows, model, self._upload)
 
     def _save(self) -> None:
         """Tell the states that have reached the host, and start on the next when it is time."""
@@ -261,6 +278,7 @@ class Engine:
         for row in rows if result.pixels is not None else ():
             if row.finished:
                 self._batcher.remove(row)
+        self._batcher.ran(sum(row.cost for row in rows))
         return [rows]
 
     def _run_each(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
@@ -272,7 +290,7 @@ class Engine:
         return batches
 
     def _run_smaller(self, rows: Sequence[Trajectory], error: Exception) -> list[Sequence[Trajectory]]:
-        """Give back what nobody needs, else halve the batch for good. The rows have not moved and are chosen again."""
+        """Free what nobody needs, else halve the batch for a while. The rows have not moved and are chosen again."""
         if self._pool.drop_spares():
             log.warning("out of memory with %d rows; the networks kept for the next reloads are gone", len(rows))
             return []

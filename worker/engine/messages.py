@@ -114,6 +114,10 @@ class EnginePort(Protocol):
 
     outbox: "SimpleQueue[EngineEvent]"
 
+    @property
+    def max_batch(self) -> int:
+        """Most network rows of one batch now; fewer than configured for a while after memory ran out."""
+
     def submit(self, request: EngineRequest) -> None:
         """Take a request. Everything after that, errors included, is told in the outbox: each request gets any
         number of `Admitted`, `Progressed` and `Saved`, then exactly one of `Succeeded`, `Failed`, `Canceled`."""

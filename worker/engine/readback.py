@@ -1,9 +1,11 @@
-"""The way from the device to the host, taken while the engine goes on with the next step."""
+"""Copies between the device and the host, made while the engine goes on with the next step."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -21,6 +23,18 @@ class ReadBack(Protocol):
     """Sets tensors of one device on their way, as they are once all that the device was told before is done."""
 
     def __call__(self, tensors: Sequence[Tensor]) -> Transfer: ...
+
+
+class Upload(Protocol):
+    """Copies a state to a device; raises what the allocator raises."""
+
+    def __call__(self, x: NDArray[np.float32], device: torch.device) -> Tensor: ...
+
+
+def upload(x: NDArray[np.float32], device: torch.device) -> Tensor:
+    """A copy, for the bytes that it came from are read-only; through pinned memory where a GPU fetches it, so that
+    nobody waits."""
+    return torch.tensor(x, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def read_back(tensors: Sequence[Tensor]) -> Transfer:

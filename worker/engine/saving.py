@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.engine.messages import Saved, SavedChain, SavedImage
-from worker.engine.readback import ReadBack, Transfer
+from worker.engine.readback import ReadBack, Transfer, Upload
 from worker.engine.request_state import Generation
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
@@ -71,7 +71,10 @@ class ChainSaver:
         generation = min(due, key=lambda g: g.saved_at)
         generation.saved_at = now
         if largest_bytes(generation.rows) <= self._max_bytes:
-            self._copies.append(_copy(generation, self._read_back))
+            try:
+                self._copies.append(_copy(generation, self._read_back))
+            except Exception as error:  # no memory, or a kernel long ago: a job can do without its saved state
+                log.warning("job %s: its state is not saved: %s", generation.job_id, error)
         return True
 
     def took(self, began: float, ended: float) -> None:
@@ -132,22 +135,21 @@ def misfit(chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) ->
     return None
 
 
-def set_back(chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) -> str | None:
-    """Put fresh rows where the state says. Why not, when it does not fit; the rows are as they were then."""
+def set_back(chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel, upload: Upload) -> str | None:
+    """Put fresh rows where the state says. Why not, when it does not fit.
+
+    Whatever `upload` raises is raised here. Unless None is returned the rows are as they were.
+    """
     if (reason := misfit(chain, rows, model)) is not None:
         return reason
     for row, image in zip(rows, chain.images, strict=True):
-        row.step = image.step
-        row.x_t = _on_device(image.x_t, model)
-        row.x_0_previous = _on_device(image.x_0_previous, model)
-        if image.step > 0 and image.x_0_previous is None and row.needs_history:
-            for fresh in rows:
-                fresh.step, fresh.x_t, fresh.x_0_previous = 0, None, None
+        if image.x_0_previous is None and 0 < image.step < row.steps and row.needs_history_at(image.step):
             return f"image {row.index} lacks the history that step {image.step} reads"
+
+    def on_device(x: NDArray[np.float32] | None) -> Tensor | None:
+        return None if x is None else upload(x, model.device)
+
+    states = [(on_device(image.x_t), on_device(image.x_0_previous)) for image in chain.images]
+    for row, image, (x_t, x_0_previous) in zip(rows, chain.images, states, strict=True):
+        row.step, row.x_t, row.x_0_previous = image.step, x_t, x_0_previous
     return None
-
-
-def _on_device(x: NDArray[np.float32] | None, model: LoadedModel) -> Tensor | None:
-    # A copy: the bytes it came from are read-only. Into pinned memory where a GPU fetches it, so that nobody waits.
-    pinned = model.device.type == "cuda"
-    return None if x is None else torch.tensor(x, pin_memory=pinned).to(model.device, non_blocking=True)

@@ -72,7 +72,11 @@ class Trajectory:
     @property
     def needs_history(self) -> bool:
         """Whether the next step reads the last one's x_0."""
-        return not self.finished and self.coefficients[Column.X_0_PREVIOUS] != 0
+        return not self.finished and self.needs_history_at(self.step)
+
+    def needs_history_at(self, step: int) -> bool:
+        """Whether that step reads the x_0 of the one before it."""
+        return self.plan.numbers[step][Column.X_0_PREVIOUS] != 0
 
     def advance(self, x_t: Tensor, x_0: Tensor) -> None:
         """One more step is behind the image."""

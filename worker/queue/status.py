@@ -64,7 +64,6 @@ class StatusPublisher:
         started_at: datetime,
         device: str,
         dtype: str,
-        max_batch: int,
         default_model: str | None,
         ttl_s: int,
     ) -> None:
@@ -77,7 +76,6 @@ class StatusPublisher:
         self._started_at = started_at
         self._device = device
         self._dtype = dtype
-        self._max_batch = max_batch
         self._default_model = default_model
         self._ttl_s = ttl_s
         self._speed = SpeedMeter()
@@ -107,18 +105,18 @@ class StatusPublisher:
 
     def _status(self) -> WorkerStatus:
         models, counters = self._catalogue.describe(), self._engine.counters()
-        names = [model.name for model in models]
+        names, max_batch = [model.name for model in models], self._engine.max_batch
         default = self._default_model if self._default_model in names else (names[0] if names else None)
         return WorkerStatus(
             worker=self._worker,
             started_at=self._started_at,
             device=self._device,
             dtype=self._dtype,
-            max_batch=self._max_batch,
+            max_batch=max_batch,
             default_model=default,
             models=models,
             counters=counters,
-            images_waiting=max(0, self._held.images() - self._max_batch),
+            images_waiting=max(0, self._held.images() - max_batch),
             image_steps_per_s=self._speed.measure(counters),
         )
 
