@@ -60,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
         "--data-dir",
         help=f"REVERIE_DATA_DIR: where the embedded Valkey keeps its data (default {default['data_dir'].default} here)",
     )
+    serve.add_argument(
+        "--workers",
+        metavar="N",
+        help="REVERIE_WORKERS: how many, each with a GPU or a share of the cores; auto: one for each GPU (default 1)",
+    )
     serve.add_argument("--draw", type=Path, metavar="DIR", help="draw one image into DIR when ready")
     serve.set_defaults(run=_up)
 
@@ -94,7 +99,9 @@ def _add_url(parser: argparse.ArgumentParser) -> None:
 
 def _up(options: argparse.Namespace) -> int:
     given = {
-        name: value for name in ("host", "port", "store", "data_dir") if (value := getattr(options, name)) is not None
+        name: value
+        for name in ("host", "port", "store", "data_dir", "workers")
+        if (value := getattr(options, name)) is not None
     }
     return up(UpSettings.read(**given), draw_into=options.draw)
 

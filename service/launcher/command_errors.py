@@ -5,6 +5,7 @@ CommandError
 │   └── DataDirInUseError   another `reverie up` holds it
 ├── PortTakenError        something else listens on the gateway's address
 ├── RedisError            no server binary, or a Redis that doesn't answer
+├── DevicesError          the machine's devices can't be found out
 ├── StoreError            no checkpoint to serve
 ├── ChildError            a child process keeps dying or never gets ready
 └── RemoteError           a gateway refused a request, failed a job or can't be reached
@@ -28,6 +29,10 @@ class PortTakenError(CommandError):
 
 
 class RedisError(CommandError):
+    pass
+
+
+class DevicesError(CommandError):
     pass
 
 

@@ -17,6 +17,7 @@ from service.launcher.data_dir import DataDir
 from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
 from service.launcher.http_client import refusal
 from service.launcher.supervisor import Service, Supervisor
+from service.launcher.workers import ask_for_devices, usable_cores, worker_environments
 from worker.contract.environment import EnvironmentSettings, SettingsError
 from worker.contract.redis_address import RedisUrl, without_password
 
@@ -35,6 +36,8 @@ class UpSettings(EnvironmentSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     """0: any free port."""
+    workers: str = Field(default="1", pattern=r"^(auto|[1-9]\d{0,2})$")
+    """How many; `auto`: one for each GPU."""
     ready_timeout_s: float = Field(default=180.0, gt=0)
     grace_s: float = Field(default=25.0, ge=0)
     """How long the worker may go on with running jobs after a stop; what doesn't fit goes back into the queue."""
@@ -42,9 +45,10 @@ class UpSettings(EnvironmentSettings):
 
 @dataclass(frozen=True)
 class Commands:
-    """What runs as worker, as gateway and for the first image."""
+    """What runs as worker, as gateway and for the first image, and what tells the devices for several workers."""
 
     worker: tuple[str, ...] = (PYTHON, "-m", "worker")
+    devices: tuple[str, ...] = (PYTHON, "-m", "worker.devices")
     gateway: tuple[str, ...] = (PYTHON, "-m", "service")
     draw: tuple[str, ...] = (PYTHON, "-m", "service.launcher.cli", "generate")
 
@@ -70,11 +74,12 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
         env = {**os.environ, "REVERIE_REDIS_URL": redis_url, "REVERIE_HOST": settings.host, "REVERIE_PORT": str(port)}
         if settings.store is not None:
             env["REVERIE_STORE"] = str(settings.store.absolute())
+        # Longer than the worker's own grace, after which it puts its jobs back and ends by itself.
         services += [
-            # Longer than the worker's own grace, after which it puts its jobs back and ends by itself.
-            Service("worker", commands.worker, env, stop_grace_s=settings.grace_s + 10),
-            Service("gateway", commands.gateway, env),
+            Service(name, commands.worker, own, stop_grace_s=settings.grace_s + 10)
+            for name, own in _workers(settings.workers, commands, env)
         ]
+        services.append(Service("gateway", commands.gateway, env))
         say(f"starting {', '.join(service.name for service in services)} ...")
 
         def on_ready() -> Service | None:
@@ -89,6 +94,15 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
         return supervisor.run(
             what_is_missing=lambda: what_is_missing(url), ready_timeout_s=settings.ready_timeout_s, on_ready=on_ready
         )
+
+
+def _workers(wanted: str, commands: Commands, env: dict[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Name and environment of each worker; one alone reads the environment as it is."""
+    devices = [] if wanted == "1" else ask_for_devices(commands.devices, env)
+    environments = worker_environments(wanted, env, devices, usable_cores())
+    if len(environments) == 1:
+        return [("worker", environments[0])]
+    return [(f"worker {number}", own) for number, own in enumerate(environments, start=1)]
 
 
 def say(line: str) -> None:

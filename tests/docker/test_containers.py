@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml  # type: ignore[import-untyped]
 
 ROOT = Path(__file__).parents[2]
 DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
@@ -99,6 +100,15 @@ def test_compose_accepts_the_files() -> None:
     config = compose_config("docker-compose.yml")
     assert "capabilities" not in config, "the base file must run without a GPU"
     assert "capabilities" in compose_config(*COMPOSE_FILES)
+
+
+def test_no_two_workers_share_a_gpu() -> None:
+    """`count: 1` gives every replica the same one."""
+    services = yaml.safe_load((ROOT / "docker" / "compose.gpu.yaml").read_text())["services"]
+    devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in services.values()]
+    assert [own["device_ids"] for (own,) in devices] == [["0"], ["1"], ["2"], ["3"]]
+    bases = [service.get("extends", {}).get("service", name) for name, service in services.items()]
+    assert bases == ["worker"] * 4
 
 
 def test_the_published_port_and_the_images_can_be_chosen() -> None:

@@ -126,6 +126,16 @@ def test_ctrl_c_ends_gateway_worker_and_valkey_in_this_order_and_keeps_the_data(
     assert again.end(signal.SIGTERM) == 0
 
 
+def test_each_gpu_gets_a_worker_of_its_own(start: Start) -> None:
+    up = start(REVERIE_WORKERS="auto").ready()
+    up.journal.wait_for_start("worker", times=2)
+    eventually(
+        lambda: {("worker", "cuda:0"), ("worker", "cuda:1")} <= set(up.journal.entries()), "a worker on each device"
+    )
+    assert "worker 1, worker 2, gateway" in up.stderr
+    assert up.end() == 0
+
+
 @pytest.mark.parametrize("name", ["worker", "gateway"])
 def test_a_killed_child_is_started_again(start: Start, name: str) -> None:
     up = start().ready()

@@ -1,7 +1,7 @@
 """A child process that notes its life in a journal: `child.py NAME JOURNAL [option...]`.
 
-Options: `ignore-term`, `exit=N` (ends at once), `late-ready=FILE` (creates FILE once it runs), `http` (answers
-/readyz and POST /generate on REVERIE_HOST:REVERIE_PORT).
+Options: `ignore-term`, `exit=N` (ends at once), `late-ready=FILE` (creates FILE once it runs), `device` (notes
+REVERIE_DEVICE), `http` (answers /readyz and POST /generate on REVERIE_HOST:REVERIE_PORT).
 """
 
 import json
@@ -32,6 +32,8 @@ def main() -> None:
         key, _, value = option.partition("=")
         if key == "exit":
             sys.exit(int(value))
+        if key == "device":
+            note(os.environ.get("REVERIE_DEVICE", "any-device"))
         if key == "late-ready":
             Path(value).touch()
         if key == "http":

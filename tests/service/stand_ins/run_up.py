@@ -12,7 +12,8 @@ from worker.contract.environment import SettingsError
 def main() -> int:
     journal = Journal(Path(sys.argv[1]))
     commands = Commands(
-        worker=journal.command("worker"),
+        worker=journal.command("worker", "device"),
+        devices=(sys.executable, "-S", "-c", """print('["cuda:0", "cuda:1"]')"""),
         gateway=journal.command("gateway", "http"),
         draw=journal.command("draw", "exit=0"),
     )
