@@ -1,6 +1,7 @@
 """The training loop: a budget, an optimizer, an average, a state to go on from, and a report after each step."""
 
 import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +26,8 @@ from training.processes import Processes
 from training.randomness import generator
 from training.state import RunState
 from worker.diffusion import NoiseSchedule
+
+log = logging.getLogger(__name__)
 
 CHECKED_EVERY = {"cpu": 1, "cuda": 25}
 """Steps after which the loss is looked at: on a GPU each look waits for all work that is queued."""
@@ -110,6 +113,7 @@ class Trainer:
         self._source, self._schedule, self._tokenize, self._clock = source, schedule, tokenize, clock
         self._processes = processes or Processes()
         self._loss = math.nan
+        self._unreadable: set[str] = set()
         parts = configuration.accumulate * self._processes.count
         if configuration.batch % parts:
             raise TrainingError(f"need a batch that {parts} parts divide evenly, got {configuration.batch}")
@@ -145,11 +149,24 @@ class Trainer:
         for drawn in self._drawn():
             if progress >= 1 or self._processes.any_true(stopped()):
                 break
+            self._name_unreadable(drawn)
             rate = self._train_step(drawn, progress)
             (self.elapsed_s,) = self._processes.agreed(before_s + self._clock() - began)
             progress = budget.progress(self.step, self.elapsed_s)
             after_step(StepReport(self.step, progress, self.elapsed_s, rate, self._loss))
         return progress >= 1
+
+    def _name_unreadable(self, parts: list[DrawnRows]) -> None:
+        """Name each file that can't be read once. Raises DataError when they become too many."""
+        new = {reason for drawn in parts for reason in drawn.unreadable} - self._unreadable
+        for reason in sorted(new):
+            log.warning("left out %s", reason)
+        self._unreadable |= new
+        if len(self._unreadable) > self.configuration.broken_share * len(self._source):
+            raise DataError(
+                f"can't read {len(self._unreadable)} of {len(self._source)} files, more than --broken-share "
+                f"{self.configuration.broken_share:g}: {sorted(self._unreadable)[0]}"
+            )
 
     def _drawn(self) -> Iterator[list[DrawnRows]]:
         """Each step's parts of this process, from the step that the run stands at."""
@@ -260,9 +277,9 @@ def draw_parts(
     configuration: TrainingConfiguration,
     processes: Processes,
 ) -> list[DrawnRows]:
-    """What one process computes in one step, part after part. Raises DataError when too many files can't be read."""
+    """What one process computes in one step, part after part."""
     parts = configuration.accumulate * processes.count
-    drawn = [
+    return [
         draw_rows(
             source,
             tokenize,
@@ -276,9 +293,3 @@ def draw_parts(
         )
         for index in range(configuration.accumulate)
     ]
-    unreadable = {file for rows in drawn for file in rows.unreadable}
-    if len(unreadable) > max(1.0, configuration.broken_share * configuration.batch) + 3 and len(unreadable) * 2 > (
-        configuration.batch
-    ):
-        raise DataError(f"can't read {len(unreadable)} of a batch's files: {sorted(unreadable)[0]} and others")
-    return drawn

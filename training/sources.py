@@ -4,15 +4,18 @@ from pathlib import Path
 
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource, split
+from training.data.arrays import load_arrays
 from training.data.digits import load_digits
 from training.data.emoji import load_emoji
 from training.data.image_folder import load_image_folder
+from training.data.textures import load_textures
 from training.errors import DataError
 
 HELD_OUT_FRACTION = 1 / 6
 HELD_OUT_SEED = 0
 """One split and one set of draws for all runs, whatever their seed: their losses can be compared."""
 EMOJI_PX = 32
+TEXTURES_PX = 32
 
 
 def load_sources(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSource]:
@@ -25,8 +28,20 @@ def load_sources(configuration: TrainingConfiguration) -> tuple[ImageSource, Ima
         case "emoji":
             emoji = load_emoji(configuration.size or EMOJI_PX, starters_only=configuration.concepts == "starter")
             return emoji.divided()
+        case "textures":
+            return load_textures(configuration.size or TEXTURES_PX).divided()
+        case path if path.endswith((".npy", ".npz")):
+            if configuration.size is not None:
+                raise DataError("--size is for folders of images; an array has its own")
+            return split(load_arrays(Path(path)), HELD_OUT_FRACTION, HELD_OUT_SEED)
         case path:
-            return split(load_image_folder(Path(path), configuration.size), HELD_OUT_FRACTION, HELD_OUT_SEED)
+            folder = load_image_folder(
+                Path(path),
+                configuration.size,
+                memory_mib=configuration.memory_mib,
+                broken_share=configuration.broken_share,
+            )
+            return split(folder, HELD_OUT_FRACTION, HELD_OUT_SEED)
 
 
 def default_model_name(data: str) -> str:

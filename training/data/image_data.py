@@ -21,6 +21,7 @@ class ImageData:
         labels: [N] int64 indices into `label_names`; all 0 when there are no names.
         label_names: one for each class; empty for images without classes.
         captions: one for each image; empty for images without captions.
+        places: where each image is from; empty where numbers must do.
     """
 
     name: str
@@ -29,6 +30,7 @@ class ImageData:
     labels: Tensor
     label_names: tuple[str, ...]
     captions: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.levels)
@@ -60,7 +62,7 @@ class ImageData:
         return to_x_0(self.levels[indices], self.max_level)
 
     def place(self, index: int) -> str:
-        return f"image {index}"
+        return self.places[index] if self.places else f"image {index}"
 
     def caption_corpus(self) -> Iterable[str]:
         return self.captions
