@@ -64,6 +64,8 @@ class Heartbeat:
             if self._clock() >= next_beat:
                 away = self._health.attempt("a heartbeat", self.beat) is Attempt.AWAY
                 next_beat = self._clock() + (WATCH_S if away else self._heartbeat_s)
+            else:
+                self._health.attempt("its state", lambda: self._rq_worker.show_state(bool(self._held.all())))
             stop.wait(min(WATCH_S, max(0.01, next_beat - self._clock())))
 
     def beat(self) -> None:
@@ -75,7 +77,7 @@ class Heartbeat:
             elif status == "lost":
                 self._lose(job)
         self._server_clock.adjust(self._client)
-        self._rq_worker.beat(jobs[0].job_id if jobs else None)
+        self._rq_worker.beat(bool(jobs), self._engine.counters().busy_s)
         self._status.publish()
         self._health.answered()
 

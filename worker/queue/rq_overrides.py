@@ -114,6 +114,10 @@ def unpacked_job_data(data: bytes, limit_bytes: int) -> Any:
     return unpacked
 
 
+def _state(busy: bool) -> WorkerStatus:
+    return WorkerStatus.BUSY if busy else WorkerStatus.IDLE
+
+
 class RqWorker(BaseWorker):
     """What RQ's own tools see of this process: its birth, its heartbeat, its state, its death, and its command channel.
 
@@ -143,17 +147,25 @@ class RqWorker(BaseWorker):
         self.register_birth()  # type: ignore[no-untyped-call]  # RQ has no types
         self.subscribe()  # type: ignore[no-untyped-call]
 
-    def beat(self, current_job_id: str | None) -> None:
-        """Renew everything RQ knows of this worker, also after the server forgot it."""
+    def beat(self, busy: bool, working_s: float) -> None:
+        """Renew everything RQ knows of this worker, also after the server forgot it.
+
+        No current job is named: RQ knows of one at most, and rq-dashboard would unpickle it. The jobs that run are in
+        the registry of started jobs.
+        """
         with self.connection.pipeline() as pipeline:
             self.heartbeat(self.worker_ttl, pipeline=pipeline)
-            self.set_state(WorkerStatus.BUSY if current_job_id else WorkerStatus.IDLE, pipeline=pipeline)
-            self.set_current_job_id(current_job_id, pipeline=pipeline)
-            pipeline.hset(self.key, mapping=self.serialize())
+            self.set_state(_state(busy), pipeline=pipeline)
+            pipeline.hset(self.key, mapping=self.serialize() | {"total_working_time": working_s})
             pipeline.sadd(self.redis_workers_keys, self.key)
             for queue in self.queues:
                 pipeline.sadd(QueueKeys.of(queue.name).workers, self.key)
             pipeline.execute()
+
+    def show_state(self, busy: bool) -> None:
+        """Between two beats: write a change from idle to busy, or back."""
+        if self.get_state() != _state(busy):
+            self.set_state(_state(busy))
 
     def forget_dead_workers(self) -> None:
         """Remove workers whose hash has expired from RQ's list of workers."""
