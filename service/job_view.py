@@ -80,6 +80,7 @@ def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
         model=request.model,
         version=bound.version if bound else request.version,
         weights_sha256=bound.weights_sha256 if bound else None,
+        dtype=outcome.dtype if outcome else None,
         seed=request.seed,
         steps=request.steps,
         batch=request.batch,

@@ -102,6 +102,7 @@ class Job(BaseModel):
     model: str
     version: str | None = Field(description="The checkpoint; null until a worker has chosen it.")
     weights_sha256: str | None
+    dtype: str | None = Field(description="Number format that the images were computed in; null until they are done.")
     seed: int
     steps: int
     batch: int

@@ -104,9 +104,10 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     from worker.models.pool import ModelPool
     from worker.networks.batch_form import ExactMode
     from worker.networks.cuda.networks import gpu_networks
-    from worker.networks.device import DeviceLost, choose_device, choose_dtype, end_if_lost
+    from worker.networks.device import DeviceLost, choose_device, choose_dtype, dtype_name, end_if_lost
     from worker.networks.padded import PadBatch
     from worker.process import Background, WorkerProcess
+    from worker.queue.network_choices import RedisChoices
     from worker.queue.retention import Retention
 
     try:
@@ -123,12 +124,14 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
         if device.type == "cpu"
         else gpu_networks(device, record=settings.cuda_graphs == "auto", tf32=tf32, exact=ExactMode(settings.exact))
     )
+    choices = RedisChoices(client)
     pool = ModelPool(
         store,
         lambda checkpoint: load_checkpoint(
             checkpoint,
             device,
             dtype,
+            choices=choices,
             pad_batch=PadBatch(settings.pad_batch),
             max_batch=settings.max_batch,
             threads=settings.cpu_threads,
@@ -157,7 +160,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
         ),
         pool,
         device=str(device),
-        dtype="tf32" if tf32 else str(dtype).removeprefix("torch."),
+        dtype="tf32" if tf32 else "auto" if dtype is None else dtype_name(dtype),
         background=[
             Background("models", pool.run, pool.wake),
             Background("retention", retention.run, lambda: None),

@@ -24,7 +24,7 @@ def describe(device: torch.device, command: str) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "capabilities": sorted(name for name, has in torch.cpu.get_capabilities().items() if has is True),
-        "dtype": dtype_name(choose_dtype("auto", device)),
+        "dtype": "auto" if (dtype := choose_dtype("auto", device)) is None else dtype_name(dtype),
         "python": platform.python_version(),
         "torch": torch.__version__,
         **{name: version(name) for name in ("diffusers", "fastapi", "uvicorn", "litserve")},
@@ -34,7 +34,7 @@ def describe(device: torch.device, command: str) -> dict[str, object]:
 
 
 def has_native_bfloat16(device: torch.device) -> bool:
-    return choose_dtype("auto", device) is torch.bfloat16
+    return choose_dtype("auto", device) in (None, torch.bfloat16)
 
 
 def _processor() -> str:

@@ -37,8 +37,8 @@ class Session:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What Reverie chooses by itself; servers are compared in the same."""
-        return choose_dtype("auto", self.device)
+        """What Reverie chooses by itself, or bfloat16 where it measures; servers are compared in the same."""
+        return choose_dtype("auto", self.device) or torch.bfloat16
 
     @property
     def dtype_name(self) -> str:

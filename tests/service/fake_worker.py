@@ -46,6 +46,9 @@ DIGITS = ModelInfo(
     num_train_timesteps=1000,
     prediction_type="epsilon",
     samplers=list(SamplerName),
+    dtype="bfloat16",
+    exact=True,
+    form="one_by_one",
 )
 CLOUDS = DIGITS.model_copy(
     update={"name": "clouds", "labels": [], "num_train_timesteps": 100, "samplers": [SamplerName.DDPM]}
@@ -133,6 +136,7 @@ class FakeWorker:
             model=request.model,
             version=VERSION,
             weights_sha256=WEIGHTS,
+            dtype="bfloat16",
             images=records,
             media_type=request.format.media_type,
         )

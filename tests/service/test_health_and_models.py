@@ -42,6 +42,7 @@ def test_models_stay_known_while_no_worker_is_up(own_http: httpx.Client, worker:
 
 def test_one_model_tells_versions_labels_and_size(http: httpx.Client) -> None:
     model = http.get("/models/digits").json()
+    assert (model["dtype"], model["exact"], model["form"]) == ("bfloat16", True, "one_by_one")
     assert (model["version"], model["labels"], model["width"]) == (VERSION, ["zero", "one", "two"], 8)
     assert http.get("/models/nobody").status_code == 404
 

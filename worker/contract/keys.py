@@ -36,6 +36,8 @@ CATALOGUE_KEY = "reverie:catalogue"
 CATALOGUE_TTL_S = 7 * 24 * 3600
 WORKERS_KEY = "reverie:workers"
 """Sorted set of the live workers' names; see `worker.contract.live_workers`."""
+NETWORK_CHOICES_KEY = "reverie:network_choices"
+"""Hash of what all workers do alike for the same seed to give the same pixels, as the first of them chose it."""
 STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
 WAITING_WORK_KEY = "reverie:waiting_work"

@@ -36,6 +36,8 @@ class JobOutcome(Message):
     model: str
     version: str
     weights_sha256: str
+    dtype: str | None = None
+    """Number format that the network computed in; None in outcomes that were written before it was recorded."""
     images: list[ImageRecord]
     media_type: str
 

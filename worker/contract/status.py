@@ -31,6 +31,14 @@ class ModelInfo(Message):
     num_train_timesteps: int
     prediction_type: str
     samplers: list[SamplerName]
+    dtype: str | None = None
+    """Number format that the network computes in; None until it was loaded, and so are the next two."""
+    exact: bool | None = None
+    """Whether an image's pixels are the same in every batch."""
+    form: str | None = None
+    """How a batch runs. `fast` and `direct`, with plain convolutions: all images at once on a CPU. `one_by_one`: each
+    image by itself, because this processor is exact in no other way; a batch then costs as much as its images one
+    after the other. `graphs` and `kernels`: all images at once on a GPU, recorded or kernel by kernel."""
     reload_error: str | None = None
     """Why the version that `current` names is not the one being served."""
     load_failures: int = 0
@@ -56,6 +64,8 @@ class EngineCounters(Message):
     """Taken over in the middle of their chain."""
     image_steps_spared: int = 0
     """Rows that those had behind them already."""
+    image_steps_one_by_one: int = 0
+    """Rows of models of the form `one_by_one`."""
     busy_s: float = 0.0
 
 

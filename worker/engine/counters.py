@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from worker.contract import EngineCounters
 from worker.engine.trajectory import Trajectory
+from worker.networks.form import Form
 
 
 class Tally:
@@ -22,9 +23,11 @@ class Tally:
     def batch_ran(self, rows: Sequence[Trajectory], samplers: int, busy_s: float) -> None:
         """One batch of rows moved on by a step; `samplers` is how many different ones were among them."""
         c = self.snapshot()
+        one_by_one = rows[0].model.execution.form is Form.ONE_BY_ONE  # a batch is of one model
         self._update(
             steps=c.steps + 1,
             image_steps=c.image_steps + len(rows),
+            image_steps_one_by_one=c.image_steps_one_by_one + (len(rows) if one_by_one else 0),
             batch_size_max=max(c.batch_size_max, len(rows)),
             requests_in_batch_max=max(c.requests_in_batch_max, len({row.job_id for row in rows})),
             step_counts_in_batch_max=max(c.step_counts_in_batch_max, len({row.steps for row in rows})),

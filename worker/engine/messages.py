@@ -86,6 +86,7 @@ class Succeeded:
     model: str
     version: str
     weights_sha256: str
+    dtype: str
     images: "tuple[NDArray[np.uint8], ...]"
 
 

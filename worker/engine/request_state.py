@@ -63,4 +63,6 @@ class Generation:
 
     def success(self) -> Succeeded:
         images = tuple(self.images[index] for index in range(len(self.rows)))
-        return Succeeded(self.job_id, self.model.name, self.model.version, self.model.weights_sha256, images)
+        model = self.model
+        dtype = model.execution.dtype
+        return Succeeded(self.job_id, model.name, model.version, model.weights_sha256, dtype, images)

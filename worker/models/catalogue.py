@@ -10,6 +10,7 @@ from worker.contract import ModelInfo, SamplerName, VersionInfo
 from worker.diffusion.prediction import PredictionType
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import UnsupportedModel
+from worker.models.loaded_model import Execution
 from worker.store.errors import StoreError
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint, ModelStore
@@ -91,6 +92,7 @@ class Catalogue:
     def describe(
         self,
         offered: Mapping[str, str | None],
+        executions: Mapping[str, Execution],
         reload_errors: Mapping[str, str],
         load_failures: Mapping[str, int],
         retired: AbstractSet[tuple[str, str]] = frozenset(),
@@ -102,13 +104,21 @@ class Catalogue:
 
         Args:
             offered: version that a request gets which names none; None when no version can be had.
+            executions: how each model's network ran when it was last loaded.
             reload_errors: why the current version can't be loaded.
             load_failures: since this process began.
             retired: versions not to be listed.
         """
         with self._lock:
             versions, currents, facts = self._versions, self._currents, self._facts
-            state = (self._looks, dict(offered), dict(reload_errors), dict(load_failures), frozenset(retired))
+            state = (
+                self._looks,
+                dict(offered),
+                dict(executions),
+                dict(reload_errors),
+                dict(load_failures),
+                frozenset(retired),
+            )
             if self._described is not None and self._described[0] == state:
                 return list(self._described[1])
         models = []
@@ -119,6 +129,7 @@ class Catalogue:
             current = currents.get(model)
             shown = next((v for v in (offered.get(model), current) if v in readable), next(reversed(readable)))
             manifest = readable[str(shown)].manifest
+            execution = executions.get(model)
             models.append(
                 ModelInfo(
                     name=model,
@@ -131,6 +142,9 @@ class Catalogue:
                     num_train_timesteps=readable[str(shown)].num_train_timesteps,
                     prediction_type=readable[str(shown)].prediction_type,
                     samplers=list(SamplerName),
+                    dtype=execution.dtype if execution else None,
+                    exact=execution.exact if execution else None,
+                    form=execution.form if execution else None,
                     reload_error=reload_errors.get(model),
                     load_failures=load_failures.get(model, 0),
                 )

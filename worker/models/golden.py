@@ -14,7 +14,7 @@ from torch import Tensor
 from worker.diffusion.golden import golden_inputs, spread_values
 from worker.models.errors import BrokenModel
 from worker.models.golden_sample import check_golden_sample
-from worker.models.loaded_model import LoadedModel
+from worker.models.loaded_model import Execution, LoadedModel
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import NetworkInput
 from worker.networks.unet2d import CLASS_LABELS
@@ -37,9 +37,9 @@ def check_golden(model: LoadedModel, golden: GoldenOutput | GoldenSample, open_p
     """
     if isinstance(golden, GoldenOutput):
         return _check_output(model, golden)
-    if model.dtype == "float32":
+    if model.execution.dtype == "float32":
         return check_golden_sample(model, golden)
-    plain = replace(model, denoise=open_plain(), dtype="float32")
+    plain = replace(model, denoise=open_plain(), execution=Execution("float32"))
     check_golden_sample(plain, golden)
     last = model.num_train_timesteps - 1
     classes = [model.null_label or 0] * 4 if model.num_classes else None
@@ -69,10 +69,11 @@ def _inputs(model: LoadedModel, seed: int, timesteps: list[int], classes: list[i
 
 def _compare(model: LoadedModel, output: Tensor, expected: Tensor) -> None:
     """[N, n] both."""
-    tolerance = TOLERANCES[model.dtype]
+    tolerance = TOLERANCES[model.execution.dtype]
     error, norm = (output.double() - expected.double()).norm(dim=1), expected.double().norm(dim=1)
     if not bool((error <= tolerance * norm).all()):  # `not <=`: nan is no pass
+        where, dtype = f"{model.name}/{model.version}", model.execution.dtype
         raise BrokenModel(
-            f"{model.name}/{model.version}: need the golden output within {tolerance:g} of its norm in {model.dtype},"
+            f"{where}: need the golden output within {tolerance:g} of its norm in {dtype},"
             f" is off by {float((error / norm).max()):.3g}"
         )

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,20 @@ from worker.conditioning.labels import Labels, Unconditional
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
-from worker.models.loaded_model import LoadedModel
+from worker.models.loaded_model import Execution, LoadedModel
 from worker.networks.architecture import Architecture, NetworkSource, UnsupportedNetworkError
 from worker.networks.batch_form import InexactNetworkError
+from worker.networks.cpu.dtype_choice import choice_key, prepare_in_chosen_dtype
 from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
 from worker.networks.denoiser import Denoiser
 from worker.networks.device import dtype_name
+from worker.networks.form import Form
 from worker.networks.network_input import InputSpec, Shape
 from worker.networks.padded import PadBatch, padded
 from worker.networks.registry import ARCHITECTURES
+from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
@@ -35,8 +39,9 @@ log = logging.getLogger(__name__)
 def load_checkpoint(
     checkpoint: Checkpoint,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     *,
+    choices: SharedChoices | None = None,
     pad_batch: PadBatch = PadBatch.AUTO,
     max_batch: int = 16,
     threads: int | None = None,
@@ -45,6 +50,8 @@ def load_checkpoint(
     """Read, check and prepare one version; slow, and touching nothing that serves.
 
     Args:
+        dtype: None chooses for each kind of network, of those that a CPU computes in.
+        choices: keeps what was chosen for all workers; None keeps it for this call.
         max_batch: the engine's; the one size of batches where `pad_batch` asks for a single one.
         threads: of the CPU; None for as many as there are.
         networks: records and keeps networks on a GPU; None records none.
@@ -52,6 +59,7 @@ def load_checkpoint(
     Raises:
         UnsupportedModel: another kind of network or scheduler.
         BrokenModel: weights missing, left over, of another shape or not finite, or not those that were published.
+        OSError: what other workers chose can't be known now.
     """
     where = f"{checkpoint.model}/{checkpoint.version}"
     manifest = checkpoint.manifest
@@ -64,24 +72,27 @@ def load_checkpoint(
     _check_classes(num_classes, manifest, where)
     threads = cpu_threads(threads)
 
-    def open_network(dtype: torch.dtype = dtype) -> nn.Module:
+    def open_network(dtype: torch.dtype) -> nn.Module:
         network = _open_network(architecture, checkpoint.path / "unet", dtype, where)
         _check_finite(network, where)
         return network
 
-    source = NetworkSource(
-        architecture=architecture,
-        open=open_network,
-        inputs=inputs,
-        dtype=dtype,
-        kind=json.dumps([config, shape, str(device), str(dtype), threads, pad_batch, max_batch], sort_keys=True),
-        where=where,
-    )
+    def source_in(dtype: torch.dtype) -> NetworkSource:
+        return NetworkSource(
+            architecture=architecture,
+            open=partial(open_network, dtype),
+            inputs=inputs,
+            dtype=dtype,
+            kind=json.dumps([config, shape, str(device), str(dtype), threads, pad_batch, max_batch], sort_keys=True),
+            where=where,
+        )
 
     def open_plain() -> Denoiser:
         return architecture.denoiser(open_network(torch.float32).to(device), torch.float32)
 
-    def checked(denoise: Denoiser, weight_bytes: int, let_go: Callable[[], None] = lambda: None) -> LoadedModel:
+    def checked(
+        network: nn.Module, denoise: Denoiser, execution: Execution, let_go: Callable[[], None] = lambda: None
+    ) -> LoadedModel:
         model = LoadedModel(
             name=checkpoint.model,
             version=checkpoint.version,
@@ -94,8 +105,8 @@ def load_checkpoint(
             num_classes=num_classes,
             null_label=manifest.null_label,
             device=device,
-            dtype=dtype_name(dtype),
-            weight_bytes=weight_bytes,
+            execution=execution,
+            weight_bytes=bytes_of(network),
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
@@ -106,15 +117,27 @@ def load_checkpoint(
         return model
 
     if device.type == "cpu" and networks is None:
-        unet, denoise = prepare_on_cpu(source, threads)
-        return checked(padded(denoise, pad_batch, max_batch, device), bytes_of(unet))
+        if dtype is None:
+            key = choice_key(config, shape)
+            prepared = prepare_in_chosen_dtype(source_in, threads, max_batch, key, choices or LocalChoices())
+        else:
+            prepared = prepare_on_cpu(source_in(dtype), threads)
+        execution = Execution(dtype_name(prepared.dtype), exact=True, form=prepared.form)
+        return checked(prepared.network, padded(prepared.denoise, pad_batch, max_batch, device), execution)
+    if dtype is None:
+        raise ValueError(f"need a dtype on {device}, it is chosen by measuring on a CPU only")
     networks = networks or gpu_networks(device, record=False)
     try:
-        network = networks.prepare(source, device, pad_batch=pad_batch, max_batch=max_batch)
+        network = networks.prepare(source_in(dtype), device, pad_batch=pad_batch, max_batch=max_batch)
     except InexactNetworkError as error:
         raise UnsupportedModel(f"{where}: REVERIE_EXACT=require, and {error} on {device}") from error
+    execution = Execution(
+        "tf32" if networks.tf32 else dtype_name(dtype),
+        exact=network.form.exact,
+        form=Form.GRAPHS if network.recorded else Form.KERNELS,
+    )
     try:
-        return checked(network.denoise, bytes_of(network.unet), lambda: networks.give_back(network))
+        return checked(network.unet, network.denoise, execution, lambda: networks.give_back(network))
     except BrokenModel:
         networks.give_back(network)
         raise

@@ -11,7 +11,7 @@ from worker.models.catalogue import Catalogue
 from worker.models.errors import BrokenModel
 from worker.models.failures import Failure, lacks_memory, reason_of
 from worker.models.load_queue import LoadQueue, LoadRequest
-from worker.models.loaded_model import LoadedModel
+from worker.models.loaded_model import Execution, LoadedModel
 from worker.models.residents import Residents, Spares
 from worker.models.retirement import Key, Retirement
 from worker.store.errors import StoreError
@@ -74,6 +74,7 @@ class ModelPool:
         self._loads = LoadQueue(retry_after_s, clock)
         self._serving: dict[str, str] = {}
         self._measured_bytes: dict[str, int] = {}  # by model: what its last version took in memory
+        self._executions: dict[str, Execution] = {}  # by model: how its last version ran
         self._bytes_per_file_byte = 1.0  # of the last load: another dtype takes another part
         self._retirement = Retirement(keep_versions, clock)
         self._listeners: list[Callable[[], None]] = []
@@ -121,8 +122,8 @@ class ModelPool:
         with self._changed:
             offered = {model: self._offered(model, current) for model, current in currents.items()}
             errors, counts = self._loads.reload_errors(), dict(self._loads.failure_counts)
-            retired = self._retirement.retired()
-        return self._catalogue.describe(offered, errors, counts, retired)
+            executions, retired = dict(self._executions), self._retirement.retired()
+        return self._catalogue.describe(offered, executions, errors, counts, retired)
 
     def resident(self) -> list[Key]:
         """(model, version) of what is in memory."""
@@ -265,6 +266,7 @@ class ModelPool:
         loaded = self._load_freeing_memory(request, checkpoint)
         with self._changed:
             self._measured_bytes[model] = loaded.weight_bytes
+            self._executions[model] = loaded.execution
             self._bytes_per_file_byte = loaded.weight_bytes / max(1, weight_file_bytes(checkpoint.manifest))
             self._residents.add(loaded, self._clock(), demanded=self._loads.is_demanded(request))
         log.info("loaded %s/%s", model, version)

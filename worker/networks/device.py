@@ -60,8 +60,10 @@ def _check_card(wanted: str, index: int, cards: Cards) -> None:
         raise ValueError(f"device {wanted!r} is there and does not compute: {str(error).splitlines()[0]}") from error
 
 
-def choose_dtype(wanted: str, device: torch.device, cards: Cards = THIS_MACHINES) -> torch.dtype:
-    """`auto`: the 16-bit format that the hardware computes in, else float32. `tf32` is float32 with other units.
+def choose_dtype(wanted: str, device: torch.device, cards: Cards = THIS_MACHINES) -> torch.dtype | None:
+    """`auto`: a GPU's 16-bit format, else float32; None on a CPU with bfloat16 units, to be measured for each network.
+
+    Where bfloat16 is only emulated it is slower than float32 and not measured. `tf32` is float32 with other units.
 
     Raises:
         ValueError: the device has no such units.
@@ -70,7 +72,7 @@ def choose_dtype(wanted: str, device: torch.device, cards: Cards = THIS_MACHINES
         return card_dtype(wanted, cards.capability(device.index or 0))
     match wanted:
         case "auto":
-            return torch.bfloat16 if cpu_has_bfloat16() else torch.float32
+            return None if cpu_has_bfloat16() else torch.float32
         case "float32":
             return torch.float32
         case "bfloat16":

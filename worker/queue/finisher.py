@@ -188,7 +188,6 @@ class Finisher:
     def _success(self, job: HeldJob, drawn: _Drawn) -> Call:
         event, request = drawn.event, job.request
         assert request is not None
-        made_by = {"model": event.model, "version": event.version, "weights_sha256": event.weights_sha256}
         records = [
             ImageRecord(
                 index=index,
@@ -200,7 +199,9 @@ class Finisher:
             )
             for index, image in enumerate(drawn.images)
         ]
-        outcome = JobOutcome(**made_by, images=records, media_type=request.format.media_type)
+        made_by = {"model": event.model, "version": event.version, "weights_sha256": event.weights_sha256}
+        media_type = request.format.media_type
+        outcome = JobOutcome(**made_by, dtype=event.dtype, images=records, media_type=media_type)
         return self._leases.finish(job, outcome, ProgressSnapshot(**made_by, step=request.steps, steps=request.steps))
 
     def _tell(self, job: HeldJob, end: _End, answer: str) -> None:

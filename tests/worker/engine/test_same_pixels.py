@@ -214,7 +214,7 @@ def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbour
             like = load_checkpoint(checkpoint, CPU, torch.float32)
             shape, open_network = (3, 32, 32), lambda: cifar_10_unet().eval().to(dtype)
             source = NetworkSource(UNet2D(), open_network, InputSpec(shape), dtype, f"cifar-10 {dtype}", "cifar-10")
-            _, denoise = prepare_on_cpu(source, threads=2)
+            denoise = prepare_on_cpu(source, threads=2).denoise
             return replace(like, denoise=denoise, shape=shape, conditioner=Unconditional("tiny"))
 
         return filled_pool(tiny_store, load)

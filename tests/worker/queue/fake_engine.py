@@ -191,7 +191,7 @@ class FakeEngine:
         elif step == job.request.steps:
             self._leave(job)
             images = tuple(pixels_of(job.request.seed + i) for i in range(job.request.batch))
-            self.outbox.put(Succeeded(job.job_id, job.request.model, job.version, WEIGHTS_SHA256, images))
+            self.outbox.put(Succeeded(job.job_id, job.request.model, job.version, WEIGHTS_SHA256, "float32", images))
 
 
 class FakeCatalogue:

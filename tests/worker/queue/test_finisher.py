@@ -91,7 +91,7 @@ def claimed(jobs: Jobs, leases: Leases, held: HeldJobs, count: int) -> list[Held
 
 
 def drawn(job: HeldJob, seed: int, version: str = VERSION) -> Succeeded:
-    return Succeeded(job.job_id, MODEL, version, WEIGHTS_SHA256, (pixels_of(seed),))
+    return Succeeded(job.job_id, MODEL, version, WEIGHTS_SHA256, "float32", (pixels_of(seed),))
 
 
 def test_jobs_that_end_together_end_each_in_its_own_way(
@@ -127,7 +127,7 @@ def test_large_images_are_sent_in_pipelines_of_a_bounded_size(
     (job,) = claimed(jobs, leases, held, 1)
     noise = np.random.default_rng(1)
     images = tuple(noise.integers(0, 256, (1024, 1024, 1), np.uint8) for _ in range(12))
-    finisher.drawn(job, Succeeded(job.job_id, MODEL, VERSION, WEIGHTS_SHA256, images))
+    finisher.drawn(job, Succeeded(job.job_id, MODEL, VERSION, WEIGHTS_SHA256, "float32", images))
     start(finisher)
     wait_until(lambda: not held.all(), "all to be delivered")
     assert jobs.status(job.job_id) == "finished"

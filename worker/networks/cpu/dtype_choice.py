@@ -1,0 +1,134 @@
+"""float32 or bfloat16 on a CPU that computes in both: measured once for each kind of network, kept by all workers."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from hashlib import sha256
+from importlib.metadata import version
+
+import torch
+
+from worker.networks.architecture import NetworkSource
+from worker.networks.cpu.forms import prepare_on_cpu
+from worker.networks.denoiser import Denoiser
+from worker.networks.form import Form, PreparedNetwork
+from worker.networks.network_input import InputSpec, Shape
+from worker.networks.shared_choices import SharedChoices
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+CLEARLY_FASTER = 1.05
+"""bfloat16 must gain this much to be worth its rounding, and float32 never loses more than this by being chosen."""
+MEASURING_S = 2.0
+"""About how long measuring may take; larger networks are measured with smaller batches."""
+ROUNDS = 5
+FORMS_VERSION = 1
+"""Raise it when a form of `worker.networks.cpu` changes in numbers or in speed: every choice is then made again."""
+
+
+Measure = Callable[[Mapping[str, Denoiser], InputSpec, int, int], Mapping[str, float]]
+"""(networks by name, what they take, most rows, threads) → rows per second of each."""
+
+
+@torch.inference_mode()
+def rows_per_s(
+    networks: Mapping[str, Denoiser],
+    spec: InputSpec,
+    most_rows: int,
+    threads: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Mapping[str, float]:
+    """Of batches of `most_rows`, or of as many as fit into `MEASURING_S`; the networks take turns."""
+    fewest = min(threads, most_rows)
+    few_s = _fewest_seconds(networks, spec, fewest, 1, clock)
+    affordable = int(fewest * MEASURING_S / ((ROUNDS + 1) * sum(few_s.values())))
+    rows = min(most_rows, affordable)
+    if rows <= fewest:
+        return {name: fewest / seconds for name, seconds in few_s.items()}
+    taken_s = _fewest_seconds(networks, spec, rows, ROUNDS, clock)
+    return {name: rows / seconds for name, seconds in taken_s.items()}
+
+
+def _fewest_seconds(
+    networks: Mapping[str, Denoiser], spec: InputSpec, rows: int, rounds: int, clock: Callable[[], float]
+) -> dict[str, float]:
+    """Of a batch: the shortest is what other processes disturbed least."""
+    inputs, least_s = spec.zeros(rows), dict.fromkeys(networks, float("inf"))
+    for network in networks.values():
+        network(inputs)  # the first call of each size packs weights
+    for _ in range(rounds):
+        for name, network in networks.items():
+            began = clock()
+            network(inputs)
+            least_s[name] = min(least_s[name], clock() - began)
+    return least_s
+
+
+def choice_key(config: Mapping[str, object], shape: Shape) -> str:
+    """Of a network's dtype: what computes what on which kind of processor. No weights, threads or sizes of batches.
+
+    Args:
+        config: the network's config.json; what diffusers notes about itself there does not count.
+    """
+    told = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
+    network = sha256(json.dumps([told, shape], sort_keys=True).encode()).hexdigest()[:16]
+    versions = f"torch {torch.__version__}, diffusers {version('diffusers')}, forms {FORMS_VERSION}"
+    return f"dtype of {config.get('_class_name')} {network} on {processor_kind()} with {versions}"
+
+
+def processor_kind() -> str:
+    """The same for processors with the same instructions, which the libraries choose their kernels by."""
+    known = torch.cpu.get_capabilities()
+    instructions = sorted(name for name, has in known.items() if has is True)
+    digest = sha256(" ".join(instructions).encode()).hexdigest()[:8]
+    return f"{known.get('architecture', 'cpu')} {torch.backends.cpu.get_cpu_capability()} {digest}"
+
+
+def prepare_in_chosen_dtype(
+    source_in: Callable[[torch.dtype], NetworkSource],
+    threads: int,
+    most_rows: int,
+    key: str,
+    choices: SharedChoices,
+    measure: Measure = rows_per_s,
+) -> PreparedNetwork:
+    """The network in the dtype that all workers keep to; whoever loads the first of its kind chooses.
+
+    bfloat16 is chosen where it is exact in batches and measured to be clearly faster, or float32 alone is not exact.
+
+    Args:
+        source_in: the network's source in a dtype.
+        most_rows: of a batch when it serves.
+
+    Raises:
+        OSError: it can't be known now what others chose.
+    """
+    chosen = choices.get(key)
+    if chosen is not None and chosen not in DTYPES:
+        raise ValueError(f"need a dtype of {', '.join(DTYPES)} as the {key}, other workers chose {chosen!r}")
+    if chosen is not None:
+        log.info("%s: computes in %s, as all workers do since it was chosen", source_in(DTYPES[chosen]).where, chosen)
+        return prepare_on_cpu(source_in(DTYPES[chosen]), threads)
+    forms = {name: prepare_on_cpu(source_in(dtype), threads) for name, dtype in DTYPES.items()}
+    proposed = _faster(forms, source_in(torch.float32), most_rows, threads, measure)
+    chosen = choices.settle(key, proposed)
+    if chosen != proposed:
+        log.info("%s: computes in %s, as another worker has chosen", source_in(DTYPES[chosen]).where, chosen)
+    return forms[chosen]
+
+
+def _faster(
+    forms: Mapping[str, PreparedNetwork], source: NetworkSource, most_rows: int, threads: int, measure: Measure
+) -> str:
+    exact = [name for name, prepared in forms.items() if prepared.form is not Form.ONE_BY_ONE]
+    if exact != list(forms):
+        chosen = exact[0] if exact else "float32"
+        log.info("%s: computes in %s; exact in batches: %s", source.where, chosen, ", ".join(exact) or "none")
+        return chosen
+    speeds = measure({name: form.denoise for name, form in forms.items()}, source.inputs, most_rows, threads)
+    chosen = "bfloat16" if speeds["bfloat16"] >= CLEARLY_FASTER * speeds["float32"] else "float32"
+    told = " and ".join(f"{speed:.1f} rows/s in {name}" for name, speed in speeds.items())
+    log.info("%s: computes in %s, measured %s", source.where, chosen, told)
+    return chosen

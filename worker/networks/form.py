@@ -1,0 +1,34 @@
+"""The forms in which a network runs, as they are named in the log and in `/models`."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+from torch import nn
+
+from worker.networks.denoiser import Denoiser
+
+
+class Form(StrEnum):
+    """What a batch costs, and what stands in the place of diffusers' blocks."""
+
+    FAST = "fast"
+    """Batches on a CPU, with Winograd's convolutions where they pay."""
+    DIRECT = "direct"
+    """Batches on a CPU, with plain convolutions."""
+    ONE_BY_ONE = "one_by_one"
+    """One image after the other: on this processor no form is exact in batches."""
+    GRAPHS = "graphs"
+    """Batches on a GPU, recorded as CUDA graphs."""
+    KERNELS = "kernels"
+    """Batches on a GPU, kernel by kernel."""
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedNetwork:
+    """A network that is ready to run, and how it does."""
+
+    network: nn.Module
+    denoise: Denoiser
+    dtype: torch.dtype
+    form: Form
