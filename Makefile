@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 TESTS  ?= tests
 JOBS   ?= 2
 
-.PHONY: run test check bench soak clean
+.PHONY: run test check bench gpu-check bench-gpu soak clean
 
 run: $(READY)
 	$(BIN)/reverie up --draw .reverie/images
@@ -23,6 +23,15 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -m tests.bench
+
+# What only a GPU shows, in ten minutes: a table and gpu-check.json. Without a GPU it says so and runs nothing.
+gpu-check: $(READY)
+	$(BIN)/python -m tests.gpu_check $(CHECK)
+
+bench-gpu: $(READY)
+	@if $(BIN)/python -m tests.gpu_check --present; then \
+	  $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]' \
+	  && $(BIN)/python -m tests.bench overhead engine reload --device cuda; fi
 
 # Kills everything that can be killed for ten minutes, and prints what was lost. SOAK='--seed N' runs the same faults again.
 soak: $(READY)

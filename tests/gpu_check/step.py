@@ -1,0 +1,51 @@
+"""Part step: what a step of the engine tells the driver beside the network's replay, and how long a step takes."""
+
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from tests.bench import networks
+from tests.bench.own_loop import draw_all, filled_pool, loader, request_for
+from tests.gpu_check.findings import Finding, figure
+from tests.gpu_check.part import Check
+from worker.contract import SamplerName
+from worker.engine.engine import Engine
+from worker.store.model_store import ModelStore
+
+LAUNCHES = ("LaunchKernel", "MemcpyAsync", "MemsetAsync")
+"""Parts of the names of the driver's calls that set the device to work."""
+REPLAY = "GraphLaunch"
+MOST_LAUNCHES = 5
+STEPS = 50
+BATCH = 16
+
+
+def launches(device: torch.device) -> Iterator[Finding]:
+    for model in (networks.DIGITS, networks.CIFAR_10):
+        store = ModelStore(Path(tempfile.mkdtemp()))
+        networks.publish(store, model)
+        pool = filled_pool(store, loader(device, torch.bfloat16, BATCH), model)
+        for sampler in (SamplerName.DDIM, SamplerName.DDPM):
+            chain = [request_for(model, STEPS, BATCH, sampler=sampler)]
+            draw_all(Engine(pool, BATCH), chain)
+            began = time.perf_counter()
+            draw_all(Engine(pool, BATCH), chain)
+            took_s = time.perf_counter() - began
+            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+                draw_all(Engine(pool, BATCH), chain)
+            calls = Counter(event.name for event in profiled.events() or ())
+            replays = sum(n for name, n in calls.items() if REPLAY in name)
+            told = sum(n for name, n in calls.items() if any(part in name for part in LAUNCHES)) / STEPS
+            what = f"{model}, {sampler.value}, batch {BATCH}"
+            yield figure("step", f"{what}: ms a step", f"{took_s / STEPS * 1e3:.3g}")
+            yield figure("step", f"{what}: replays a step", f"{replays / STEPS:.2f}")
+            expected = f"at most {MOST_LAUNCHES}"
+            yield Finding("step", f"{what}: launches beside it", expected, f"{told:.2f}", told <= MOST_LAUNCHES + 0.5)
+
+
+CHECKS: list[Check] = [launches]
