@@ -1,4 +1,4 @@
-"""Reads a diffusers `scheduler_config.json` as the noise schedule and prediction that the model was trained with."""
+"""From a diffusers `scheduler_config.json` to the noise schedule and prediction type of the training."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from worker.models.errors import UnsupportedModel
 
 @dataclass(frozen=True, slots=True)
 class ChainConfig:
-    """The training's noise and prediction, as the checkpoint's scheduler configuration gives them."""
+    """What the checkpoint's scheduler configuration says of the training, and how to clip and space by default."""
 
     schedule: NoiseSchedule
     prediction_type: PredictionType
@@ -33,7 +33,11 @@ DEFAULTS = {
 
 
 def read_chain_config(config: Mapping[str, object], where: str) -> ChainConfig:
-    """Raises UnsupportedModel, naming the key, for what this worker does not do."""
+    """Parse the configuration of `where`, a version.
+
+    Raises:
+        UnsupportedModel: a class, schedule or value that this worker can't run; the message names the key.
+    """
     kind = str(config.get("_class_name", "DDPMScheduler"))
     if kind not in DEFAULTS:
         raise UnsupportedModel(f"{where}: need a scheduler of {', '.join(DEFAULTS)}, got {kind}")

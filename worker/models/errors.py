@@ -7,6 +7,8 @@ ModelError
 └── TemporaryLoadError   the files may be sound: there was no memory, or the file system did not answer
 """
 
+from typing import Self
+
 
 class ModelError(Exception):
     """Anything that keeps a model from serving; the text is one line that names model and version."""
@@ -14,6 +16,10 @@ class ModelError(Exception):
     code = "model_unavailable"
     retryable = False
     """Whether the same request may succeed later, or on another worker."""
+
+    def copy(self) -> Self:
+        """Without the traceback, whose frames keep the weights of the failed load in memory."""
+        return type(self)(*self.args)
 
 
 class ModelUnavailable(ModelError):

@@ -53,7 +53,7 @@ def reason_of(error: Exception, model: str, version: str | None) -> ModelError:
         return TemporaryLoadError(f"{where}: can't be loaded now: {_one_line(error)}")
     match error:
         case ModelError():
-            return error
+            return error.copy()
         case ModelNotFound() | StoreNotFound():
             return ModelUnavailable(f"there is no model {model}")
         case VersionNotFound():

@@ -55,7 +55,7 @@ class LoadQueue:
         due = self._clock()
         if (failure := self.failure_on_demand(request)) is not None:
             if not failure.error.retryable or failure.attempts >= ATTEMPTS:
-                raise failure.error
+                raise failure.error.copy()
             due = self._retry_at(failure)
         self._pending[request] = _Pending(due, demanded=True)
 

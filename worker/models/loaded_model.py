@@ -42,7 +42,7 @@ class LoadedModel:
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
         weight_bytes: memory that the weights take on the device.
-        let_go: called once when it has left memory and nothing runs on it; from then on others may be written there.
+        on_evict: called once when it is evicted; nothing runs on it, and its memory may be overwritten from then on.
     """
 
     name: str
@@ -61,7 +61,7 @@ class LoadedModel:
     step: int = 0
     created_at: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
-    let_go: Callable[[], None] = lambda: None
+    on_evict: Callable[[], None] = lambda: None
     _plans: dict[tuple[object, ...], SamplerPlan] = field(init=False, repr=False, default_factory=dict)
 
     @property

@@ -47,14 +47,14 @@ def load_checkpoint(
     threads: int | None = None,
     networks: GpuNetworks | None = None,
 ) -> LoadedModel:
-    """Read, check and prepare one version; slow, and touching nothing that serves.
+    """Read, check and prepare one version. Slow; changes nothing that serves.
 
     Args:
         dtype: None chooses for each kind of network, of those that a CPU computes in.
         choices: keeps what was chosen for all workers; None keeps it for this call.
-        max_batch: the engine's; the one size of batches where `pad_batch` asks for a single one.
-        threads: of the CPU; None for as many as there are.
-        networks: records and keeps networks on a GPU; None records none.
+        max_batch: the engine's; the only batch size where `pad_batch` asks for one.
+        threads: of the CPU; None: all there are.
+        networks: prepares networks on a GPU and keeps evicted ones for reuse; None: no CUDA graphs, nothing kept.
 
     Raises:
         UnsupportedModel: another kind of network or scheduler.
@@ -91,7 +91,7 @@ def load_checkpoint(
         return architecture.denoiser(open_network(torch.float32).to(device), torch.float32)
 
     def checked(
-        network: nn.Module, denoise: Denoiser, execution: Execution, let_go: Callable[[], None] = lambda: None
+        network: nn.Module, denoise: Denoiser, execution: Execution, on_evict: Callable[[], None] = lambda: None
     ) -> LoadedModel:
         model = LoadedModel(
             name=checkpoint.model,
@@ -110,7 +110,7 @@ def load_checkpoint(
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
-            let_go=let_go,
+            on_evict=on_evict,
         )
         if manifest.golden is not None:
             check_golden(model, manifest.golden, open_plain)

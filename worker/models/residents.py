@@ -144,7 +144,7 @@ class Residents:
             self._evict(key)
 
     def _evict(self, key: Key) -> None:
-        self._residents.pop(key).model.let_go()
+        self._residents.pop(key).model.on_evict()
 
     def _fits(self, incoming_bytes: int) -> bool:
         """Whether the weights keep to the budget, if need be without spares."""

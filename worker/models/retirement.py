@@ -1,4 +1,4 @@
-"""Versions that are to go: first they are no longer offered, and when no job can name them any more, deleted."""
+"""Old versions on their way out: no longer offered at first, deleted once no job can name them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,7 +11,7 @@ OFFERED_FOR_S = 60.0
 
 
 class Retirement:
-    """Which versions have retired and since when. Not safe from several threads; the pool's lock guards it.
+    """Which versions have retired, and since when. Not thread-safe: the pool's lock guards it.
 
     Args:
         keep: how many of the newest versions of a model stay; None: all.
@@ -26,7 +26,12 @@ class Retirement:
         self._since: dict[Key, float] = {}
 
     def update(self, versions: Mapping[str, Sequence[str]], wanted: AbstractSet[Key]) -> None:
-        """Look again at what the store holds, oldest version first; `wanted` is what is current or serves."""
+        """Follow the store.
+
+        Args:
+            versions: of each model, oldest first.
+            wanted: what is current or serves; it never retires.
+        """
         if self.keep is None:
             return
         now = self._clock()
@@ -34,10 +39,10 @@ class Retirement:
         self._since = {key: self._since.get(key, now) for key in old if key not in wanted}
 
     def retired(self) -> frozenset[Key]:
-        """Not to be offered."""
+        """Versions that are not offered."""
         return frozenset(self._since)
 
     def due(self) -> frozenset[Key]:
-        """Not offered for so long that no new request names them; those that waited or ran already still may."""
+        """Versions retired for so long that no new request names them; jobs that wait or run still may."""
         now = self._clock()
         return frozenset(key for key, since in self._since.items() if now - since >= OFFERED_FOR_S)

@@ -1,6 +1,7 @@
 """A load that failed for want of memory or of the file system is tried again, while the requests for it wait."""
 
 import errno
+import weakref
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,27 @@ def test_a_bad_checkpoint_ends_its_jobs_at_once_and_for_good(store: ModelStore) 
     loader.run(2)
     assert not loader.driver.failure("job").retryable
     assert len(loader.tried_at) == 1
+
+
+def test_the_weights_of_a_bad_checkpoint_are_freed_at_once(store: ModelStore) -> None:
+    """Its error is kept and raised again for every job; the frames that it came through must not be."""
+    weights: list[weakref.ref[object]] = []
+
+    def load(checkpoint: Checkpoint) -> LoadedModel:
+        model = load_float32(checkpoint)
+        weights.append(weakref.ref(model.denoise))
+        raise BrokenModel("no good")
+
+    pool = ModelPool(store, load)
+    pool.poll()
+    pool.load_pending()
+    assert [weight() for weight in weights] == [None]
+    errors = []
+    for _ in range(2):
+        with pytest.raises(BrokenModel, match="no good") as caught:
+            pool.acquire(TINY)
+        errors.append(caught.value)
+    assert errors[0] is not errors[1], "a traceback would grow with each"
 
 
 def test_a_model_whose_load_ahead_failed_for_want_of_memory_stays_on_offer(store: ModelStore) -> None:

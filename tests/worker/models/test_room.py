@@ -1,11 +1,12 @@
 """Who is in memory when there is no room for all: idle models leave before others are loaded, none that rows run on."""
 
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tests.worker.engine.harness import HandClock, load_float32
+from tests.worker.engine.harness import Driver, HandClock, ask, load_float32
 from tests.worker.tiny_models import TINY, publish_tiny
 from worker.models.errors import BrokenModel
 from worker.models.loaded_model import LoadedModel
@@ -105,6 +106,22 @@ def test_idle_models_leave_before_another_is_loaded_the_one_used_longest_ago_fir
     memory.use(TINY)
     assert memory.at_load["tiny-1"] == ["a-1"], "with the new one that is as much as the budget allows"
     assert memory.resident() == {"a-1", "tiny-1"}
+
+
+def test_the_weights_of_an_evicted_model_are_freed_before_the_next_is_loaded(store: ModelStore) -> None:
+    weights: dict[str, weakref.ref[object]] = {}
+
+    def load(checkpoint: Checkpoint) -> LoadedModel:
+        assert all(weight() is None for weight in weights.values())
+        model = load_float32(checkpoint)
+        weights[checkpoint.model] = weakref.ref(model.denoise)
+        return model
+
+    driver = Driver(ModelPool(store, load, memory_budget_bytes=1))
+    for name in ("a", "b"):
+        driver.submit(name, ask(model=name, steps=2))
+        driver.finish()
+        assert len(driver.images(name)) == 1
 
 
 def test_what_rows_run_on_stays_whatever_the_budget_is(store: ModelStore) -> None:
