@@ -18,7 +18,7 @@ from service.catalogue import Catalogue
 from service.gateway import Gateway
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
-from service.routes import events, generate, health, home, images, jobs, models
+from service.routes import events, generate, health, home, images, jobs, metrics, models
 from service.settings import Settings
 from worker.contract.no_pickle import disable_pickle
 
@@ -67,7 +67,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     app.state.gateway = gateway
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
     errors.install(app)
-    for part in (generate, jobs, events, images, models, health, home):
+    for part in (generate, jobs, events, images, models, health, metrics, home):
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app

@@ -22,7 +22,7 @@ from rq.job import JobStatus
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from service.queue_scripts import CANCEL, LOOK, SUBMIT
+from service.queue_scripts import CANCEL, LOOK, QUEUE_STATE, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 RETRIES = 3
+LOOKED_AT = 1000
+"""Jobs that a look at the whole queue reads one by one, which takes Redis about a millisecond."""
 RECORD_S = 30 * 24 * 3600
 """How long an Idempotency-Key is remembered whose job never ends, as when RQ's own tools delete it. A job that ends
 sets the record's expiry to its own."""
@@ -70,6 +72,16 @@ class Submitted:
     """Image-steps waiting in front of it."""
     queued_at: datetime | None
     """By the server's clock; None when this call queued nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueState:
+    """The jobs that wait."""
+
+    jobs: int
+    work: int
+    oldest_s: float
+    """Since the first of them was queued; 0 while none waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +117,7 @@ class JobQueue:
         self._submit = redis.register_script(SUBMIT)
         self._cancel = redis.register_script(CANCEL)
         self._look = redis.register_script(LOOK)
+        self._state = redis.register_script(QUEUE_STATE)
 
     def new_job(self, job_id: str, request: SamplingRequest, label: str | None) -> RqJob:
         """A job ready to be submitted; it is nowhere yet."""
@@ -193,6 +206,11 @@ class JobQueue:
         async with self._deadline():
             seen: list[bytes] = await self._look(keys=[self._keys.queue], args=list(job_ids))
         return seen
+
+    async def state(self) -> QueueState:
+        async with self._deadline():
+            jobs, work, oldest_s = await self._state(keys=[self._keys.queue], args=[LOOKED_AT])
+        return QueueState(jobs, work, float(oldest_s))
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or runs; one that has ended, or is unknown, stays as it is."""

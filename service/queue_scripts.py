@@ -160,3 +160,24 @@ end
 return seen
 """
 )
+
+# KEYS: queue
+# ARGV: how many of the jobs that wait to look at, from the front
+# Answers {jobs, their work, seconds since the first of them was queued}; what is not looked at counts as the mean.
+QUEUE_STATE = (
+    LUA_NAMES
+    + """
+local jobs, work, oldest = redis.call('LLEN', KEYS[1]), 0, nil
+local ids = redis.call('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)
+for _, id in ipairs(ids) do
+    local fields = redis.pcall('HMGET', job_key(id), WORK_FIELD, QUEUED_AT_FIELD)
+    work = work + (tonumber(fields[1] or '') or 0)
+    local queued_at = tonumber(fields[2] or '')
+    if queued_at and (not oldest or queued_at < oldest) then oldest = queued_at end
+end
+if #ids > 0 then work = math.floor(work / #ids * jobs) end
+local TIME = redis.call('TIME')
+local waited = oldest and math.max(0, tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000 - oldest) or 0
+return {jobs, work, string.format('%.3f', waited)}
+"""
+)

@@ -68,6 +68,7 @@ class FakeWorker:
         models: tuple[ModelInfo, ...] = (DIGITS, CLOUDS),
         default_model: str | None = "digits",
         image_steps_per_s: float | None = None,
+        counters: EngineCounters | None = None,
     ) -> None:
         status = WorkerStatus(
             worker=NAME,
@@ -77,7 +78,7 @@ class FakeWorker:
             max_batch=16,
             default_model=default_model,
             models=list(models),
-            counters=EngineCounters(),
+            counters=counters or EngineCounters(),
             image_steps_per_s=image_steps_per_s,
         )
         self._client.register_script(ANNOUNCE)(args=[NAME, status.model_dump_json(), 600, 600])
