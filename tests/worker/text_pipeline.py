@@ -34,13 +34,13 @@ def byte_characters() -> list[str]:
     return [chr(byte) for byte in kept] + [chr(256 + index) for index in range(256 - len(kept))]
 
 
-def write_tokenizer(folder: Path, *, length: int = TOKENS) -> CLIPTokenizer:
+def write_tokenizer(folder: Path, *, length: int = TOKENS, pad: str = "<|endoftext|>") -> CLIPTokenizer:
     """A byte-level CLIP tokenizer that knows the words "cat" and "dog": 518 entries, BOS 516, EOS 517."""
     merges, characters = ["c a", "ca t</w>", "d o", "do g</w>"], byte_characters()
     tokens = [*characters, *(each + "</w>" for each in characters), *(each.replace(" ", "") for each in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, "bos_token": tokens[-2]}
-    config |= dict.fromkeys(("eos_token", "unk_token", "pad_token"), tokens[-1])
+    config |= {"eos_token": tokens[-1], "unk_token": tokens[-1], "pad_token": pad}
     folder.mkdir(parents=True)
     (folder / "vocab.json").write_text(json.dumps({token: index for index, token in enumerate(tokens)}))
     (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(merge + "\n" for merge in merges))

@@ -40,10 +40,12 @@ class Encoding:
     Attributes:
         calls: what is left to run, each one item through an encoder at a fixed shape, so that no neighbour can matter.
         assemble: makes the conditioning of the calls' results, in their order.
+        warnings: what the client should know, for example that a prompt was cut.
     """
 
     calls: Sequence[Callable[[], Any]]
     assemble: Callable[[Sequence[Any]], Conditioning]
+    warnings: tuple[str, ...] = ()
 
 
 class Conditioner(Protocol):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from worker.conditioning.conditioning import Conditioning, ConditionRefusedError, Encoding, ready
-from worker.contract import Condition, Guidance, LabelCondition
+from worker.contract import Condition, Guidance, LabelCondition, TextCondition
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Unconditional:
     def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
         if isinstance(condition, LabelCondition):
             raise ConditionRefusedError(f"model {self.model} has no classes, got class_label {condition.label}")
+        if isinstance(condition, TextCondition):
+            raise ConditionRefusedError(f"model {self.model} draws without a condition, got a prompt")
         if guidance.scale != 1:
             rule = f"model {self.model} has no classes to guide by, got guidance_scale {guidance.scale}"
             raise ConditionRefusedError(rule)
@@ -46,6 +48,8 @@ class Labels:
     device: torch.device
 
     def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
+        if isinstance(condition, TextCondition):
+            raise ConditionRefusedError(f"model {self.model} takes a class_label, got a prompt")
         label = condition.label if isinstance(condition, LabelCondition) else None
         return ready(self._conditioning(self.rows(label, guidance.scale), guidance.scale))
 

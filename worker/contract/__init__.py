@@ -15,6 +15,7 @@ from worker.contract.keys import (
 from worker.contract.message import Message
 from worker.contract.names import (
     FUNCTION_NAME,
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
@@ -23,15 +24,17 @@ from worker.contract.names import (
     ImageFormat,
     SamplerName,
     Spacing,
+    Takes,
 )
 from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, ProgressSnapshot
-from worker.contract.requests import Condition, Guidance, LabelCondition, NoCondition, SamplingRequest
+from worker.contract.requests import Condition, Guidance, LabelCondition, NoCondition, SamplingRequest, TextCondition
 from worker.contract.status import EngineCounters, ModelInfo, VersionInfo, WorkerStatus
 
 __all__ = [
     "CATALOGUE_KEY",
     "CATALOGUE_TTL_S",
     "FUNCTION_NAME",
+    "MAX_PROMPT_CHARACTERS",
     "MAX_SEED",
     "MAX_STEPS",
     "MODEL_NAME_PATTERN",
@@ -52,6 +55,8 @@ __all__ = [
     "SamplerName",
     "SamplingRequest",
     "Spacing",
+    "Takes",
+    "TextCondition",
     "VersionInfo",
     "WorkerStatus",
     "chain_key",

@@ -13,6 +13,9 @@ MAX_SEED = 2**53 - 1
 
 MAX_STEPS = 1000
 
+MAX_PROMPT_CHARACTERS = 4000
+"""Of a prompt, far more than any text encoder reads."""
+
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{9}-[0-9a-f]{8}$"
 
@@ -42,6 +45,15 @@ class Spacing(StrEnum):
     """999, 888, ..., 0"""
     TRAILING = "trailing"
     """999, 899, ..., 99"""
+
+
+class Takes(StrEnum):
+    """What a model can be asked to draw, by the field of the request."""
+
+    NOTHING = "nothing"
+    """It draws without a condition."""
+    CLASS_LABEL = "class_label"
+    PROMPT = "prompt"
 
 
 class ImageFormat(StrEnum):

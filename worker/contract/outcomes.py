@@ -2,7 +2,7 @@
 
 from typing import Self
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from worker.contract.message import Message
 
@@ -40,6 +40,8 @@ class JobOutcome(Message):
     """Number format that the network computed in; None in outcomes that were written before it was recorded."""
     images: list[ImageRecord]
     media_type: str
+    warnings: list[str] = Field(default_factory=list)
+    """What was done otherwise than asked, for example a prompt that was cut."""
 
 
 class JobError(Message):

@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
@@ -30,7 +31,16 @@ class LabelCondition(Message):
     """Index into the model's labels."""
 
 
-Condition = Annotated[NoCondition | LabelCondition, Field(discriminator="kind")]
+class TextCondition(Message):
+    """Draws what a prompt says."""
+
+    kind: Literal["text"] = "text"
+    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
+    negative_prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS)
+    """What guidance leads away from."""
+
+
+Condition = Annotated[NoCondition | LabelCondition | TextCondition, Field(discriminator="kind")]
 """What an image shows. Bulk data, a picture say, is named here by its hash and never travels in a job."""
 
 

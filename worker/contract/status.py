@@ -5,7 +5,7 @@ from datetime import datetime
 from pydantic import Field
 
 from worker.contract.message import Message
-from worker.contract.names import SamplerName
+from worker.contract.names import SamplerName, Takes
 
 
 class VersionInfo(Message):
@@ -39,6 +39,8 @@ class ModelInfo(Message):
     """How a batch runs. `fast` and `direct`, with plain convolutions: all images at once on a CPU. `one_by_one`: each
     image by itself, because this processor is exact in no other way; a batch then costs as much as its images one
     after the other. `graphs` and `kernels`: all images at once on a GPU, recorded or kernel by kernel."""
+    takes: Takes = Takes.NOTHING
+    """The field of a request that says what to draw; a model with labels or a prompt draws without it too."""
     reload_error: str | None = None
     """Why the version that `current` names is not the one being served."""
     load_failures: int = 0

@@ -88,6 +88,8 @@ class Succeeded:
     weights_sha256: str
     dtype: str
     images: "tuple[NDArray[np.uint8], ...]"
+    warnings: tuple[str, ...] = ()
+    """What was done otherwise than asked."""
 
 
 @dataclass(frozen=True, slots=True)

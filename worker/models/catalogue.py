@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from worker.contract import ModelInfo, SamplerName, VersionInfo
+from worker.contract import ModelInfo, SamplerName, Takes, VersionInfo
 from worker.diffusion.prediction import PredictionType
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import UnsupportedModel
@@ -145,6 +145,7 @@ class Catalogue:
                     dtype=execution.dtype if execution else None,
                     exact=execution.exact if execution else None,
                     form=execution.form if execution else None,
+                    takes=_takes(manifest),
                     reload_error=reload_errors.get(model),
                     load_failures=load_failures.get(model, 0),
                 )
@@ -171,6 +172,12 @@ def _chain_facts(checkpoint: Checkpoint) -> tuple[int, str]:
     except (OSError, ValueError, AttributeError, UnsupportedModel):
         return 1000, PredictionType.EPSILON.value
     return chain.schedule.num_train_timesteps, chain.prediction_type.value
+
+
+def _takes(manifest: Manifest) -> Takes:
+    if "text_encoder" in manifest.components:
+        return Takes.PROMPT
+    return Takes.CLASS_LABEL if manifest.labels else Takes.NOTHING
 
 
 def _version_info(manifest: Manifest) -> VersionInfo:

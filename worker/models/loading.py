@@ -12,10 +12,12 @@ from torch import nn
 
 from worker.conditioning.conditioning import Conditioner
 from worker.conditioning.labels import Labels, Unconditional
+from worker.conditioning.text import Text
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
 from worker.models.loaded_model import Execution, LoadedModel
+from worker.models.text_parts import TextParts, open_text_parts
 from worker.networks.architecture import Architecture, NetworkSource, UnsupportedNetworkError
 from worker.networks.batch_form import InexactNetworkError
 from worker.networks.cpu.dtype_choice import choice_key, prepare_in_chosen_dtype
@@ -30,6 +32,7 @@ from worker.networks.padded import PadBatch, padded
 from worker.networks.registry import ARCHITECTURES
 from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
+from worker.networks.unet2d_condition import TEXT_STATES
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 
@@ -67,7 +70,8 @@ def load_checkpoint(
     config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
     shape = (manifest.channels, manifest.height, manifest.width)
     architecture = _architecture(config, where)
-    inputs = _input_spec(architecture, config, shape, where)
+    text = open_text_parts(checkpoint, device)
+    inputs = _input_spec(architecture, config, shape, text, where)
     num_classes = inputs.values_of(CLASS_LABELS)
     _check_classes(num_classes, manifest, where)
     threads = cpu_threads(threads)
@@ -78,12 +82,13 @@ def load_checkpoint(
         return network
 
     def source_in(dtype: torch.dtype) -> NetworkSource:
+        what = [config, str(inputs), str(device), str(dtype), threads, pad_batch, max_batch]
         return NetworkSource(
             architecture=architecture,
             open=partial(open_network, dtype),
             inputs=inputs,
             dtype=dtype,
-            kind=json.dumps([config, shape, str(device), str(dtype), threads, pad_batch, max_batch], sort_keys=True),
+            kind=json.dumps(what, sort_keys=True),
             where=where,
         )
 
@@ -100,13 +105,13 @@ def load_checkpoint(
             denoise=denoise,
             chain=chain,
             shape=shape,
-            conditioner=_conditioner(num_classes, manifest, checkpoint.model, device),
+            conditioner=_conditioner(num_classes, text, manifest, checkpoint.model, device),
             labels=tuple(manifest.labels),
             num_classes=num_classes,
             null_label=manifest.null_label,
             device=device,
             execution=execution,
-            weight_bytes=bytes_of(network),
+            weight_bytes=bytes_of(network) + (text.encoder.weight_bytes if text else 0),
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
@@ -153,7 +158,11 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     return value
 
 
-def _conditioner(num_classes: int, manifest: Manifest, model: str, device: torch.device) -> Conditioner:
+def _conditioner(
+    num_classes: int, text: TextParts | None, manifest: Manifest, model: str, device: torch.device
+) -> Conditioner:
+    if text is not None:
+        return Text(model, TEXT_STATES, text.tokenizer, text.encoder)
     if num_classes == 0:
         return Unconditional(model)
     return Labels(model, CLASS_LABELS, len(manifest.labels) or num_classes, manifest.null_label, device)
@@ -166,10 +175,12 @@ def _architecture(config: Mapping[str, Any], where: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def _input_spec(architecture: Architecture, config: Mapping[str, Any], shape: Shape, where: str) -> InputSpec:
+def _input_spec(
+    architecture: Architecture, config: Mapping[str, Any], shape: Shape, text: TextParts | None, where: str
+) -> InputSpec:
     """What the network takes, once it is seen to be one that can be called."""
     try:
-        spec = architecture.input_spec(config, shape)
+        spec = architecture.input_spec(config, shape, (text.tokenizer.length, text.encoder.width) if text else None)
     except UnsupportedNetworkError as error:
         raise UnsupportedModel(f"{where}: {error}") from error
     if shape[0] not in (1, 3, 4):

@@ -18,12 +18,15 @@ class UnsupportedNetworkError(ValueError):
 class Architecture(Protocol):
     """One class of diffusers' networks: how it is opened, what it takes and how it is called."""
 
-    def input_spec(self, config: Mapping[str, object], shape: Shape) -> InputSpec:
+    def input_spec(
+        self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
+    ) -> InputSpec:
         """What a network of this configuration takes.
 
         Args:
             config: the network's config.json.
             shape: of the state that it denoises.
+            text_shape: (tokens, width) of what the checkpoint's text encoder returns; None: it has none.
 
         Raises:
             UnsupportedNetworkError: it can't be called by `denoiser`.

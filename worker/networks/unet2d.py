@@ -29,7 +29,9 @@ class UNet2DDenoiser:
 class UNet2D:
     """Implements `Architecture`."""
 
-    def input_spec(self, config: Mapping[str, object], shape: Shape) -> InputSpec:
+    def input_spec(
+        self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
+    ) -> InputSpec:
         rules = {
             "time_embedding_type": ("positional", config.get("time_embedding_type", "positional")),
             "class_embed_type": (None, config.get("class_embed_type")),

@@ -200,8 +200,13 @@ class Finisher:
             for index, image in enumerate(drawn.images)
         ]
         made_by = {"model": event.model, "version": event.version, "weights_sha256": event.weights_sha256}
-        media_type = request.format.media_type
-        outcome = JobOutcome(**made_by, dtype=event.dtype, images=records, media_type=media_type)
+        outcome = JobOutcome(
+            **made_by,
+            dtype=event.dtype,
+            images=records,
+            media_type=request.format.media_type,
+            warnings=list(event.warnings),
+        )
         return self._leases.finish(job, outcome, ProgressSnapshot(**made_by, step=request.steps, steps=request.steps))
 
     def _tell(self, job: HeldJob, end: _End, answer: str) -> None:

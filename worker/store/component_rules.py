@@ -179,9 +179,9 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
         wanted = unet.get("cross_attention_dim", 1280)
         raise BadCheckpoint(f"{where}: the U-Net reads text of width {wanted!r}, the text encoder writes {width!r}")
     length = tokenizer.get("model_max_length")
-    if not (isinstance(length, int) and isinstance(positions, int) and 2 <= length <= positions):
+    if not (isinstance(length, int) and isinstance(positions, int) and 2 < length <= positions):
         raise BadCheckpoint(
-            f"{where}: need a tokenizer with a model_max_length of 2 to {positions!r} tokens "
+            f"{where}: need a tokenizer with a model_max_length of 3 to {positions!r} tokens "
             f"(the text encoder's max_position_embeddings), got {length!r}"
         )
     largest = largest_token_id(folder / "tokenizer", where)

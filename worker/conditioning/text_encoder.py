@@ -1,0 +1,132 @@
+"""A CLIP tokenizer and text encoder, called offline: one text per call, at one length, so no other text matters."""
+
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+ENCODINGS_KEPT = 256
+"""Least recently used first out. One of 77 tokens x 768 takes 231 KiB."""
+
+Ids = tuple[int, ...]
+
+
+class BadTextEncoderError(ValueError):
+    """The tokenizer or the text encoder can't be opened; the message says why."""
+
+
+class SpecialTokenError(ValueError):
+    """A prompt holds the text of a special token, which the tokenizer would not read as text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A prompt as the encoder reads it.
+
+    Attributes:
+        ids: of one length, whatever the prompt's.
+        lost: the end of the prompt that did not fit.
+    """
+
+    ids: Ids
+    lost: str
+
+
+class PromptTokenizer:
+    """Cuts a prompt into the ids of `length` tokens, begin, end and padding included.
+
+    Args:
+        folder: of the tokenizer.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import CLIPTokenizer  # here: it takes seconds to import
+
+        try:
+            self._tokenizer: Any = CLIPTokenizer.from_pretrained(str(folder), local_files_only=True)
+        except Exception as error:  # the library raises what its own parsers raise
+            raise BadTextEncoderError(f"the tokenizer can't be opened: {_one_line(error)}") from error
+        self.length = int(self._tokenizer.model_max_length)
+        self.vocabulary_size = 1 + max(self._tokenizer.get_vocab().values())
+        # A pad token of one character ("!" in Stable Diffusion 2) is text like any other.
+        self._special = sorted(token for token in set(self._tokenizer.all_special_tokens) if len(token) > 1)
+
+    def __call__(self, prompt: str) -> Tokens:
+        """Raises SpecialTokenError."""
+        for token in self._special:
+            if token.casefold() in prompt.casefold():
+                raise SpecialTokenError(f"a prompt can't contain the special token {token}")
+        whole = self._tokenizer(prompt, return_offsets_mapping=True, verbose=False)
+        ids = whole["input_ids"]
+        lost = ""
+        if len(ids) > self.length:
+            first_lost = whole["offset_mapping"][self.length - 1][0]
+            lost = prompt[first_lost:].strip()
+            ids = [*ids[: self.length - 1], ids[-1]]
+        return Tokens((*ids, *[self._tokenizer.pad_token_id] * (self.length - len(ids))), lost)
+
+
+class TextEncoder:
+    """A CLIP text encoder on its device, in float32, and the encodings that it made last.
+
+    Args:
+        folder: of the encoder.
+    """
+
+    def __init__(self, folder: Path, device: torch.device) -> None:
+        from transformers import CLIPTextModel  # here: it takes seconds to import
+
+        try:
+            model, info = CLIPTextModel.from_pretrained(
+                str(folder),
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+            )
+        except Exception as error:  # the library raises what its own parsers raise
+            raise BadTextEncoderError(f"the text encoder can't be opened: {_one_line(error)}") from error
+        for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
+            if info.get(problem):
+                raise BadTextEncoderError(f"the text encoder: {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}")
+        for name, weight in model.state_dict().items():
+            if not bool(torch.isfinite(weight).all()):
+                raise BadTextEncoderError(f"the text encoder: weight {name} is not finite")
+        self._model: Any = model.eval().requires_grad_(False).to(device)
+        self._device = device
+        self.width = int(model.config.hidden_size)
+        self.positions = int(model.config.max_position_embeddings)
+        self.vocabulary_size = int(model.config.vocab_size)
+        self.weight_bytes = sum(weight.nbytes for weight in model.state_dict().values())
+        self._lock = threading.Lock()
+        self._encodings: OrderedDict[Ids, Tensor] = OrderedDict()
+
+    def known(self, ids: Ids) -> Tensor | None:
+        """The encoding, if it was made lately."""
+        with self._lock:
+            encoding = self._encodings.get(ids)
+            if encoding is not None:
+                self._encodings.move_to_end(ids)
+        return encoding
+
+    @torch.inference_mode()
+    def encode(self, ids: Ids) -> Tensor:
+        """[tokens, width] float32: the last hidden states after the final norm, of all tokens, padding included."""
+        encoding = self.known(ids)
+        if encoding is None:
+            # No attention mask: only the causal one, as the reference pipelines call it.
+            tokens = torch.tensor([ids], dtype=torch.int64).to(self._device)
+            encoding = self._model(input_ids=tokens).last_hidden_state[0].clone()
+            with self._lock:
+                self._encodings[ids] = encoding
+                while len(self._encodings) > ENCODINGS_KEPT:
+                    self._encodings.popitem(last=False)
+        return encoding
+
+
+def _one_line(error: Exception) -> str:
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
