@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 from tests.conftest import ValkeyHandle
+from worker.contract import keys
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 KEYS_FILE = Path("worker/contract/keys.py")
-NAME = re.compile(r"(?<![:\w])(rq|reverie)[:_][a-z]")
+FIELDS = [value for name, value in vars(keys).items() if name.endswith("_FIELD")]
+NAME = re.compile(rf"(?<![:\w])(?:(?:rq|reverie):[a-z]|(?:{'|'.join(FIELDS)})\b)")
 
 
 def test_no_redis_name_stands_outside_of_the_module_that_names_them() -> None:
