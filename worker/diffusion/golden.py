@@ -1,4 +1,4 @@
-"""Fixed inputs of a network, and which values of its output are kept: its publisher and its loader use the same."""
+"""The inputs and output values by which a loader compares a network with the published one."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from worker.diffusion.noise import initial_noise
 
 KEPT_VALUES = 256
-"""Of each row, at most: as telling as all of them, and a few kilobytes for an image of any size."""
+"""Most values kept of each row: enough to compare, and a few kilobytes for an image of any size."""
 
 
 def golden_inputs(

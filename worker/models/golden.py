@@ -1,7 +1,7 @@
-"""Are these the weights that were published? The network is evaluated where its publisher did, and compared.
+"""Checks that a network computes what it did when it was published.
 
-One evaluation and no chain: ten steps of sampling amplify bfloat16's rounding to a tenth of the range of the pixels,
-and an image so far off could as well be another network's.
+The check evaluates the network and does not sample: ten steps amplify bfloat16's rounding to a tenth of the range of
+the pixels, as far off as another network's image.
 """
 
 import base64
@@ -27,13 +27,13 @@ trained and on random networks; other weights make 1, and 1 % of noise on the we
 
 @torch.inference_mode()
 def check_golden(model: LoadedModel, golden: GoldenOutput | GoldenSample, open_plain: Callable[[], Denoiser]) -> None:
-    """Raise BrokenModel unless the model computes what its manifest says.
+    """Raise BrokenModel unless the model reproduces the manifest's golden output.
 
-    A `GoldenSample` is an image, which float32 alone draws again: in another dtype the plain network must draw it, and
-    the model must agree with the plain network.
+    A `GoldenSample` is an image, which only float32 reproduces. In another dtype the plain network must draw the image,
+    and the model must agree with the plain network.
 
     Args:
-        open_plain: the same weights in float32 and in diffusers' own form, on the model's device.
+        open_plain: opens the same weights in float32, unmodified, on the model's device.
     """
     if isinstance(golden, GoldenOutput):
         return _check_output(model, golden)

@@ -19,11 +19,11 @@ PLANS_KEPT = 64
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """How a network runs on this worker, as `/models` tells it.
+    """How a network runs on this worker, as reported by `/models`.
 
     Attributes:
         dtype: name of the number format.
-        exact: whether an image's bits are the same in every batch.
+        exact: whether an image is bitwise the same in every batch.
         form: see `worker.networks.form`.
     """
 

@@ -1,4 +1,4 @@
-"""What the rest of the worker knows of a network's class, and a checkpoint's network before it is opened."""
+"""The interface of an architecture, and a checkpoint's network before it is opened."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from worker.networks.network_input import InputSpec, Shape
 
 
 class UnsupportedNetworkError(ValueError):
-    """The configuration asks for what the architecture's file does not do; the message names the key."""
+    """The configuration needs something that the architecture does not implement; the message names the key."""
 
 
 class Architecture(Protocol):
-    """One class of diffusers' networks: how it is opened, what it takes and how it is called."""
+    """One class of diffusers' networks: how to open it, its inputs and how to call it."""
 
     def input_spec(
         self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
     ) -> InputSpec:
-        """What a network of this configuration takes.
+        """Inputs of a network with this configuration.
 
         Args:
             config: the network's config.json.
@@ -33,10 +33,10 @@ class Architecture(Protocol):
         """
 
     def model_class(self) -> type[nn.Module]:
-        """diffusers' class, imported when it is asked for: that takes seconds."""
+        """diffusers' class, imported on the first call because that takes seconds."""
 
     def denoiser(self, network: nn.Module, dtype: torch.dtype) -> Denoiser:
-        """float32 at the border, the network's own number format inside."""
+        """A denoiser with float32 inputs and outputs that computes in `dtype`."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Whether an image's numbers depend on the batch that it is in, found by asking; and what is done where they do."""
+"""Probes whether an image depends on the batch that it is evaluated in, and the fallback where it does."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ PROBED_ROWS = 8
 
 @dataclass(frozen=True, eq=False)
 class OneByOne:
-    """Evaluates one row at a time: what is left where no form of a network is exact in batches."""
+    """Evaluates one row at a time, the fallback where no form of a network is exact in batches."""
 
     inner: Denoiser
 
@@ -23,7 +23,7 @@ class OneByOne:
 
 @torch.inference_mode()
 def is_batch_invariant(denoise: Denoiser, spec: InputSpec, device: torch.device) -> bool:
-    """Whether rows of batches of 2, 3, 5 and 8 are bitwise what they are alone. Some 30 rows of work."""
+    """Whether rows in batches of 2, 3, 5 and 8 are bitwise the same as alone. Evaluates 26 rows."""
     inputs = spec.probe(PROBED_ROWS, device)
     alone = torch.cat([denoise(row) for row in inputs.split(1)])
     return all(
@@ -34,11 +34,11 @@ def is_batch_invariant(denoise: Denoiser, spec: InputSpec, device: torch.device)
 
 @torch.inference_mode()
 def agree(one: Denoiser, other: Denoiser, spec: InputSpec) -> bool:
-    """Whether two ways of evaluating on the CPU give bitwise the same for batches of 1 to 4."""
+    """Whether two denoisers on the CPU give bitwise equal results for batches of 1 to 4."""
     inputs = spec.probe(PROBED_ROWS)
     return all(_same_bits(one(inputs[rows]), other(inputs[rows])) for rows in ([3], [1, 6], [5, 2, 0], [4, 7, 0, 1]))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
-    """Of float32; what is not a number, as a broken checkpoint's outputs may be, equals itself here."""
+    """Compare float32 bit by bit, so that the NaNs of a broken checkpoint equal themselves."""
     return torch.equal(one.view(torch.int32), other.view(torch.int32))

@@ -1,4 +1,4 @@
-"""The forms in which a network runs, as they are named in the log and in `/models`."""
+"""Forms in which a network runs, as named in the log and in `/models`."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -26,7 +26,7 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class PreparedNetwork:
-    """A network that is ready to run, and how it does."""
+    """A network that is ready to run."""
 
     network: nn.Module
     denoise: Denoiser

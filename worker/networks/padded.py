@@ -1,4 +1,4 @@
-"""Batches of a few sizes only: for devices whose libraries choose their algorithms by the size of the batch."""
+"""Pads batches to a few fixed sizes, for devices whose libraries choose kernels by batch size."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -14,19 +14,19 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class PadBatch(StrEnum):
-    """Which sizes of batches a U-Net is asked with."""
+    """Which batch sizes a network is evaluated with."""
 
     AUTO = "auto"
-    """`sizes` on a GPU, `off` on a CPU, where the forms that run there need no padding."""
+    """`sizes` on a GPU; `off` on a CPU, whose forms need no padding."""
     OFF = "off"
     SIZES = "sizes"
-    """A few sizes; at most half of the rows are run in vain."""
+    """A few sizes; at most half of the rows are padding."""
     ONE = "one"
-    """The largest batch always: exact on every device, and a single image takes as long as a full batch."""
+    """Always the largest batch: exact on every device, but a single image takes as long as a full batch."""
 
 
 def sizes_of(pad_batch: PadBatch, max_batch: int, device: torch.device) -> tuple[int, ...] | None:
-    """Sizes of the batches that a U-Net is asked with, rising; None: any. `max_batch` is the engine's."""
+    """Batch sizes to evaluate with, ascending; None for any size. `max_batch` is the engine's."""
     if pad_batch is PadBatch.AUTO:
         pad_batch = PadBatch.SIZES if device.type == "cuda" else PadBatch.OFF
     match pad_batch:
@@ -40,7 +40,7 @@ def sizes_of(pad_batch: PadBatch, max_batch: int, device: torch.device) -> tuple
 
 
 def padded(denoise: Denoiser, pad_batch: PadBatch, max_batch: int, device: torch.device) -> Denoiser:
-    """The denoiser, padded as the setting says."""
+    """Wrap the denoiser as `pad_batch` says."""
     sizes = sizes_of(pad_batch, max_batch, device)
     return denoise if sizes is None else PaddedDenoiser(denoise, sizes)
 

@@ -1,25 +1,25 @@
-"""What every worker of a queue must do alike for the same seed to give the same pixels, chosen once for all."""
+"""Choices that all workers of a queue must share for a seed to give the same pixels everywhere."""
 
 import threading
 from typing import Protocol
 
 
 class SharedChoices(Protocol):
-    """Choices by key; the first one for a key holds for ever. Safe from any thread.
+    """Choices by key; the first for a key is final. Thread-safe.
 
     Raises:
-        OSError: they can't be reached now, with an errno that says that this may pass.
+        OSError: they can't be reached now; the errno marks the error as temporary.
     """
 
     def get(self, key: str) -> str | None:
-        """None: nobody has chosen yet."""
+        """The choice, or None if there is none yet."""
 
     def settle(self, key: str, choice: str) -> str:
-        """Propose a choice; returns the one that holds, which may be another's."""
+        """Propose a choice; returns the final one, which may be another worker's."""
 
 
 class LocalChoices:
-    """Choices of this process alone, for a program that serves no queue."""
+    """Choices of this process, for programs that serve no queue."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,6 +34,6 @@ class LocalChoices:
             return self._choices.setdefault(key, choice)
 
     def all(self) -> dict[str, str]:
-        """What was chosen, by key."""
+        """All choices by key."""
         with self._lock:
             return dict(self._choices)

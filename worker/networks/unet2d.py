@@ -15,7 +15,7 @@ CLASS_LABELS = "class_labels"
 
 @dataclass(frozen=True, eq=False)
 class UNet2DDenoiser:
-    """float32 at the border, the U-Net's own number format inside."""
+    """float32 in and out; the U-Net computes in `dtype`."""
 
     unet: nn.Module
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""Choices that all workers of the queue keep to, in Redis, where they outlive every worker."""
+"""The choices that all workers of the queue share, kept in Redis so that they outlive every worker."""
 
 import errno
 from typing import TYPE_CHECKING

@@ -1,9 +1,9 @@
-"""Convolutions, linear layers and norms whose result for one image does not depend on how many others are in the batch.
+"""Convolutions, linear layers and norms whose result for an image does not depend on the batch it is in.
 
-torch chooses another algorithm for a batch of one (its own convolution instead of oneDNN's), a matrix product sums in
-another order when the number of rows is not a multiple of its tile, and a group norm splits its sums wherever the
-threads' shares of the batch end. The differences are of 1e-6, and one in thousands turns a pixel. Here the algorithm is
-fixed, a matrix product always has the same shape and a norm's sums are one thread's.
+torch picks another algorithm for a batch of one (its own convolution instead of oneDNN's), sums a matrix product in
+another order when the number of rows is no multiple of its tile, and splits a group norm's sums where the threads'
+shares of the batch end. The differences are about 1e-6, and one in thousands changes a pixel. Here the algorithm is
+fixed, each matrix product has one shape, and one thread computes each norm's sums.
 """
 
 import threading
@@ -28,17 +28,17 @@ from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec
 
 PIXELS_SPLIT = 1024
-"""Of an image whose pixels torch shares out among its threads, in channels_last; of smaller ones, the groups."""
+"""From this many pixels on torch divides an image's pixels among threads, in channels_last; below, its groups."""
 FEW_CHANNELS = 8
-"""In a group, of images smaller than those: torch then adds them up one by one."""
+"""Below this many channels in a group, torch sums images below `PIXELS_SPLIT` value by value."""
 SMALLEST_SUMMED = 64
-"""Pixels of an image whose channels are worth adding up apart."""
+"""From this many pixels on, summing each channel by itself is faster."""
 ROW_BLOCK = 8
 """Rows per matrix product; a multiple of the tiles (4 and 8) of the CPU libraries."""
 
 
 class FixedConv2d(nn.Module):
-    """A convolution that is always oneDNN's, in channels_last, its weights in the order that oneDNN wants.
+    """A convolution that always runs in oneDNN, in channels_last, with weights packed in oneDNN's layout.
 
     Args:
         conv: with numeric zero padding.
@@ -60,10 +60,10 @@ class FixedConv2d(nn.Module):
         self._plain: Tensor | None = conv.weight.detach().contiguous(memory_format=torch.channels_last)
 
     def _packed(self, images: int) -> Tensor:
-        """The weights in the order that oneDNN wants for so many images on so many threads.
+        """The weights in the layout that oneDNN wants for this many images on the calling thread's threads.
 
-        It would bring them from any other into that order in each call, by the slowest of its ways: twenty times the
-        convolution's own time. Most sizes want the same order, and share one copy.
+        oneDNN would otherwise repack them in each call, which takes twenty times as long as the convolution. Most
+        batch sizes want the same layout and share one copy.
         """
         key = (torch.get_num_threads(), images)
         packed = self._packings.get(key)
@@ -87,7 +87,7 @@ class FixedConv2d(nn.Module):
         return cast(Tensor, packed)
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """The convolution, with what is added to it.
+        """Convolve, then add `shift` and `residual`.
 
         Args:
             x: [N, C, H, W].
@@ -97,7 +97,7 @@ class FixedConv2d(nn.Module):
         Returns:
             [N, C', H', W'] in channels_last.
         """
-        # Some operations return a batch of one in another memory format, for which oneDNN sums in another order.
+        # Some operations return a batch of one in another memory format, in which oneDNN sums in another order.
         x = x.contiguous(memory_format=torch.channels_last)
         how = (self._packed(len(x)), self.bias, self.padding, self.stride, self.dilation, self.groups)
         if residual is None:
@@ -126,7 +126,7 @@ class FixedLinear(nn.Module):
 
 
 class FixedGroupNorm(nn.Module):
-    """A group norm whose sums are never split among threads."""
+    """A group norm that computes each image's sums on one thread."""
 
     def __init__(self, norm: nn.GroupNorm, team: CpuTeam) -> None:
         super().__init__()
@@ -175,7 +175,7 @@ class FixedGroupNorm(nn.Module):
 def make_batch_invariant(
     network: nn.Module, denoise: Denoiser, spec: InputSpec, team: CpuTeam, *, winograd: bool = True
 ) -> None:
-    """Replace what is inside a network on the CPU by forms that are exact and, where there are such, faster.
+    """Replace a network's modules by forms that are exact in batches and, where possible, faster.
 
     Whole blocks of the kinds that `fast_blocks` knows, else their convolutions, linear layers and group norms; what is
     of another kind is left as it is. The network may then be called with images of this shape only, from any number of
@@ -214,7 +214,7 @@ def _replace_inside(
 
 @torch.inference_mode()
 def _image_sizes(network: nn.Module, denoise: Denoiser, spec: InputSpec) -> dict[nn.Module, tuple[int, int]]:
-    """(H, W) of what each convolution is given: seen in one call."""
+    """(H, W) of each convolution's input, recorded during one evaluation."""
     sizes: dict[nn.Module, tuple[int, int]] = {}
 
     def note(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:

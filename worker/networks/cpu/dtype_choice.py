@@ -20,12 +20,12 @@ log = logging.getLogger(__name__)
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 CLEARLY_FASTER = 1.05
-"""bfloat16 must gain this much to be worth its rounding, and float32 never loses more than this by being chosen."""
+"""bfloat16 is worth its rounding from this ratio on; with float32 no more than this is lost."""
 MEASURING_S = 2.0
-"""About how long measuring may take; larger networks are measured with smaller batches."""
-ROUNDS = 5
+"""Time for measuring both; a large network is measured with smaller batches."""
+LEAST_ROUNDS = 5
 FORMS_VERSION = 1
-"""Raise it when a form of `worker.networks.cpu` changes in numbers or in speed: every choice is then made again."""
+"""Increase it when a form's numbers or speed change: every choice is then made again."""
 
 
 Measure = Callable[[Mapping[str, Denoiser], InputSpec, int, int], Mapping[str, float]]
@@ -40,21 +40,22 @@ def rows_per_s(
     threads: int,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Mapping[str, float]:
-    """Of batches of `most_rows`, or of as many as fit into `MEASURING_S`; the networks take turns."""
+    """Measure batches of `most_rows`, or of as many rows as `MEASURING_S` allows; the networks take turns."""
     fewest = min(threads, most_rows)
     few_s = _fewest_seconds(networks, spec, fewest, 1, clock)
-    affordable = int(fewest * MEASURING_S / ((ROUNDS + 1) * sum(few_s.values())))
+    affordable = int(fewest * MEASURING_S / ((LEAST_ROUNDS + 1) * sum(few_s.values())))
     rows = min(most_rows, affordable)
     if rows <= fewest:
         return {name: fewest / seconds for name, seconds in few_s.items()}
-    taken_s = _fewest_seconds(networks, spec, rows, ROUNDS, clock)
+    rounds = max(LEAST_ROUNDS, LEAST_ROUNDS * affordable // rows)  # a busy machine disturbs most of them
+    taken_s = _fewest_seconds(networks, spec, rows, rounds, clock)
     return {name: rows / seconds for name, seconds in taken_s.items()}
 
 
 def _fewest_seconds(
     networks: Mapping[str, Denoiser], spec: InputSpec, rows: int, rounds: int, clock: Callable[[], float]
 ) -> dict[str, float]:
-    """Of a batch: the shortest is what other processes disturbed least."""
+    """Of a batch, by network: the minimum is the measurement that other processes disturbed least."""
     inputs, least_s = spec.zeros(rows), dict.fromkeys(networks, float("inf"))
     for network in networks.values():
         network(inputs)  # the first call of each size packs weights
@@ -67,19 +68,19 @@ def _fewest_seconds(
 
 
 def choice_key(config: Mapping[str, object], shape: Shape) -> str:
-    """Of a network's dtype: what computes what on which kind of processor. No weights, threads or sizes of batches.
+    """Name of the choice for a kind of network, a kind of processor and the versions of what computes.
 
     Args:
-        config: the network's config.json; what diffusers notes about itself there does not count.
+        config: the network's config.json; diffusers' own notes in it are left out.
     """
-    told = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
-    network = sha256(json.dumps([told, shape], sort_keys=True).encode()).hexdigest()[:16]
+    settings = {key: value for key, value in config.items() if key == "_class_name" or not key.startswith("_")}
+    network = sha256(json.dumps([settings, shape], sort_keys=True).encode()).hexdigest()[:16]
     versions = f"torch {torch.__version__}, diffusers {version('diffusers')}, forms {FORMS_VERSION}"
     return f"dtype of {config.get('_class_name')} {network} on {processor_kind()} with {versions}"
 
 
 def processor_kind() -> str:
-    """The same for processors with the same instructions, which the libraries choose their kernels by."""
+    """Equal for processors with the same instruction sets, by which the libraries choose kernels."""
     known = torch.cpu.get_capabilities()
     instructions = sorted(name for name, has in known.items() if has is True)
     digest = sha256(" ".join(instructions).encode()).hexdigest()[:8]
@@ -94,16 +95,16 @@ def prepare_in_chosen_dtype(
     choices: SharedChoices,
     measure: Measure = rows_per_s,
 ) -> PreparedNetwork:
-    """The network in the dtype that all workers keep to; whoever loads the first of its kind chooses.
+    """Prepare the network in the dtype that all workers use; the first worker to load its kind chooses.
 
-    bfloat16 is chosen where it is exact in batches and measured to be clearly faster, or float32 alone is not exact.
+    bfloat16 is chosen if it is exact in batches and clearly faster, or if float32 is not exact.
 
     Args:
         source_in: the network's source in a dtype.
-        most_rows: of a batch when it serves.
+        most_rows: the largest batch that serves.
 
     Raises:
-        OSError: it can't be known now what others chose.
+        OSError: the choices can't be reached now.
     """
     chosen = choices.get(key)
     if chosen is not None and chosen not in DTYPES:
@@ -129,6 +130,6 @@ def _faster(
         return chosen
     speeds = measure({name: form.denoise for name, form in forms.items()}, source.inputs, most_rows, threads)
     chosen = "bfloat16" if speeds["bfloat16"] >= CLEARLY_FASTER * speeds["float32"] else "float32"
-    told = " and ".join(f"{speed:.1f} rows/s in {name}" for name, speed in speeds.items())
-    log.info("%s: computes in %s, measured %s", source.where, chosen, told)
+    measured = " and ".join(f"{speed:.1f} rows/s in {name}" for name, speed in speeds.items())
+    log.info("%s: computes in %s, measured %s", source.where, chosen, measured)
     return chosen

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 
 def is_plain_resnet(block: Any) -> bool:
-    """Whether this is diffusers' ResnetBlock2D in the form that DDPM's U-Net has, which `FastResnetBlock` computes."""
+    """Whether this is a ResnetBlock2D as in DDPM's U-Net, the kind that `FastResnetBlock` computes."""
     return bool(
         type(block).__name__ == "ResnetBlock2D"
         and isinstance(block.nonlinearity, nn.SiLU)
@@ -23,17 +23,17 @@ def is_plain_resnet(block: Any) -> bool:
 
 
 class _Latest(threading.local):
-    """Of one thread."""
+    """The last call's embedding and shifts, separate for each thread."""
 
-    asked: Tensor | None = None
-    answers: tuple[Tensor, ...] = ()
+    temb: Tensor | None = None
+    shifts: tuple[Tensor, ...] = ()
 
 
 class TimeShifts(nn.Module):
-    """What the time's embedding adds to each residual block: all blocks' linear layers as one, multiplied once a call.
+    """The time embedding's shift of every residual block: the blocks' linear layers fused into one matrix product.
 
-    A block asks with the embedding that it is given, and the first to ask with a new one makes the answers of all.
-    Threads that run parts of a batch at a time have each their own.
+    The first block that passes a new embedding computes the shifts of all blocks. Threads that evaluate different
+    parts of a batch don't share them.
     """
 
     def __init__(self) -> None:
@@ -44,12 +44,12 @@ class TimeShifts(nn.Module):
         self._latest = _Latest()
 
     def add(self, linear: Any) -> int:
-        """The number by which this layer's answers are asked for; all layers join before the first question."""
+        """Add a block's layer before `fuse`; returns its index for `forward`."""
         self._linears.append(linear)
         return len(self._linears) - 1
 
     def fuse(self, make: Callable[[nn.Linear], nn.Module]) -> None:
-        """All have joined: make one layer of them, in the form that `make` gives a linear layer."""
+        """Fuse the added layers into one, in the form that `make` gives to a linear layer."""
         if not self._linears:
             return
         sizes = [len(linear.weight) for linear in self._linears]
@@ -66,17 +66,17 @@ class TimeShifts(nn.Module):
         self.fused, self._sizes = make(whole), sizes
         self._linears.clear()
 
-    def forward(self, temb: Tensor, number: int) -> Tensor:
-        """[N, E] → [N, C'] of the layer `number`."""
+    def forward(self, temb: Tensor, index: int) -> Tensor:
+        """[N, E] → [N, C'], the shift of the layer `index`."""
         latest = self._latest
-        if latest.asked is not temb:
-            assert self.fused is not None, "asked before `fuse`"
-            latest.asked, latest.answers = temb, self.fused(F.silu(temb)).split(self._sizes, dim=1)
-        return latest.answers[number]
+        if latest.temb is not temb:
+            assert self.fused is not None, "called before `fuse`"
+            latest.temb, latest.shifts = temb, self.fused(F.silu(temb)).split(self._sizes, dim=1)
+        return latest.shifts[index]
 
 
 class FastResnetBlock(nn.Module):
-    """A residual block; its convolutions take `shift` and `residual` as `FixedConv2d` does."""
+    """A residual block whose convolutions add the time shift and the residual, as `FixedConv2d` does."""
 
     def __init__(self, block: Any, time_shifts: TimeShifts) -> None:
         super().__init__()
@@ -84,12 +84,12 @@ class FastResnetBlock(nn.Module):
         self.conv_shortcut = block.conv_shortcut
         self.output_scale_factor = float(block.output_scale_factor)
         self.time_shifts = time_shifts
-        self.number = time_shifts.add(block.time_emb_proj)
+        self.index = time_shifts.add(block.time_emb_proj)
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """[N, C, H, W] and the time's embedding [N, E] → [N, C', H, W]."""
         h = F.silu(self.norm1(x), inplace=True)
-        h = self.conv1(h, shift=self.time_shifts(temb, self.number))
+        h = self.conv1(h, shift=self.time_shifts(temb, self.index))
         h = F.silu(self.norm2(h), inplace=True)
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
         y: Tensor = self.conv2(h, residual=residual)
@@ -97,7 +97,7 @@ class FastResnetBlock(nn.Module):
 
 
 def is_plain_attention(block: Any) -> bool:
-    """Whether this is diffusers' Attention as U-Nets of images have it: of itself, in residual form, with no extras."""
+    """Whether this is plain self-attention with a residual connection, the kind that `FastAttention` computes."""
     return bool(
         type(block).__name__ == "Attention"
         and block.group_norm is not None
@@ -110,11 +110,11 @@ def is_plain_attention(block: Any) -> bool:
 
 
 IMAGES_AT_ONCE = 4
-"""Images in one matrix product, so that the probe at load sees all the sizes there are."""
+"""Images in one matrix product: few enough sizes for the probe at load to cover them all."""
 
 
 class FastAttention(nn.Module):
-    """Self-attention of an image's pixels: one product makes queries, keys and values, and plain products the rest."""
+    """Self-attention over pixels: one product for queries, keys and values, then plain batched products."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The fastest form of a U-Net on the CPU in which an image's numbers do not depend on the batch it is in."""
+"""Finds the fastest form of a network on the CPU in which an image does not depend on its batch."""
 
 import logging
 from dataclasses import dataclass, replace
@@ -21,21 +21,21 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True, slots=True)
 class _Choice:
-    """What probing found for one kind of network."""
+    """What the probe found for one kind of network."""
 
     form: Form
     split: Split
 
 
-_choices: dict[str, _Choice] = {}  # a reload of the same network on the same threads need not be probed again
+_choices: dict[str, _Choice] = {}  # by kind, so that a reload is not probed again
 
 
 def prepare_on_cpu(source: NetworkSource, threads: int) -> PreparedNetwork:
-    """The network in the fastest form whose rows do not depend on their batch, else evaluated row by row.
+    """Prepare the network in the fastest form that is exact in batches, or to run row by row if none is.
 
     Args:
-        source: opened once for each form that is tried; a form takes the network apart.
-        threads: to share the work among.
+        source: opened again for each form, because preparing one modifies the network.
+        threads: number of threads to compute with.
     """
     if source.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
         # torch has other kernels then, many times slower and with forms of their own.

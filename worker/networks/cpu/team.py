@@ -1,4 +1,4 @@
-"""The CPU threads of one model: some run whole parts of a batch, one runs operations that are split over all cores."""
+"""A model's CPU threads: narrow ones evaluate parts of a batch, a wide one splits each operation over all cores."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -11,12 +11,12 @@ from worker.networks.cpu.host_memory import keep_freed_memory
 
 T = TypeVar("T")
 
-_TORCHS_THREADS = torch.get_num_threads()  # a team changes what torch says of threads that start later
+_TORCHS_THREADS = torch.get_num_threads()  # read now: a team changes the default of later threads
 CGROUP_CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
 
 
 def cpu_threads(wanted: int | None = None, quota: Path = CGROUP_CPU_MAX) -> int:
-    """Threads to compute with: as many as wanted, else torch's own number, at most what a container may use.
+    """Number of compute threads: `wanted`, else torch's default, limited by the container's quota.
 
     Args:
         quota: cgroup v2's file "<microseconds> <of each so many>" or "max <...>"; absent on other systems.
@@ -31,8 +31,8 @@ def cpu_threads(wanted: int | None = None, quota: Path = CGROUP_CPU_MAX) -> int:
 
 
 def split_operations(threads: int) -> None:
-    """Have each operation of the calling thread split over so many threads, now and whatever others ask for."""
-    # The first word that a thread says of this gives it the number that any thread set last, over its own.
+    """Split each operation of the calling thread over so many threads, whatever other threads set later."""
+    # A thread's first call of either function sets its number to the one that any thread set last.
     torch.get_num_threads()
     torch.set_num_threads(threads)
 
@@ -40,10 +40,9 @@ def split_operations(threads: int) -> None:
 class CpuTeam:
     """`size` narrow threads, which run each operation alone, and a wide one, which splits it over `size` threads.
 
-    Rows of a batch don't need each other: given to narrow threads they never wait at the end of an operation, of which
-    a U-Net has hundreds. Where there are fewer rows than cores, the wide thread is what uses them all.
-    How many threads an operation is split over is a property of the thread that asks for it, in OpenMP and in torch.
-    The threads start when they are first asked and end with the team.
+    The rows of a batch are independent: on narrow threads they don't synchronise at the end of each of a U-Net's
+    hundreds of operations. With fewer rows than cores, only the wide thread uses all cores. OpenMP and torch take the
+    number of threads of an operation from the thread that calls it. Threads start on first use and end with the team.
     """
 
     def __init__(self, size: int) -> None:
@@ -55,11 +54,11 @@ class CpuTeam:
         self._wide = _threads(1, size, "unet-wide")
 
     def narrow(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """The results of the calls, each run by one narrow thread; raises the first error once all have ended."""
+        """Run each call on a narrow thread. Returns their results, or raises the first error after all have ended."""
         return _results([self._narrow.submit(_inferring, call) for call in calls])
 
     def wide(self, call: Callable[[], T]) -> T:
-        """The result of the call, run by the wide thread."""
+        """Run the call on the wide thread."""
         return _results([self._wide.submit(_inferring, call)])[0]
 
 
@@ -75,5 +74,5 @@ def _inferring(call: Callable[[], T]) -> T:
 
 
 def _results(futures: Sequence["Future[T]"]) -> list[T]:
-    wait(futures)  # a part must not run on when another has failed: its memory may be what the next try needs
+    wait(futures)  # not only until the first error: the next attempt may need the memory of the others
     return [future.result() for future in futures]

@@ -1,4 +1,4 @@
-"""A U-Net on all cores: rows shared out among threads, or every operation split, whichever is faster for the batch."""
+"""Evaluates on all cores: rows divided among threads or each operation split, whichever is faster for the batch."""
 
 import itertools
 import time
@@ -18,14 +18,14 @@ MEASUREMENTS = 4
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """Which batches are shared out among `threads` narrow threads.
+    """Which batches are divided among `threads` narrow threads.
 
-    All that occupy every thread so: they pay nothing for waiting on each other. Smaller ones where that ends sooner
-    than splitting every operation would, which with few pixels or channels it does.
+    Every batch with a row for each thread, since narrow threads don't wait for each other. Smaller batches where it is
+    faster than splitting each operation, as it is with few pixels or channels.
 
     Attributes:
-        narrow_s: seconds of one row on one thread.
-        wide_s: seconds of one row with every operation split, and so of each row of a small batch.
+        narrow_s: seconds for one row on one thread.
+        wide_s: seconds for one row with each operation split; the rows of a small batch add up.
     """
 
     threads: int
@@ -41,10 +41,10 @@ ALWAYS_NARROW = Split(1, 0.0, 0.0)
 
 @dataclass(frozen=True, eq=False)
 class ThreadedDenoiser:
-    """Evaluates parts of a batch at once. Rows must not depend on their batch, nor on the form.
+    """Evaluates parts of a batch in parallel. Rows must not depend on their batch or on the split.
 
     Args:
-        inner: can be asked from several threads at a time.
+        inner: thread-safe.
     """
 
     inner: Denoiser
@@ -56,18 +56,18 @@ class ThreadedDenoiser:
         return run(inputs)
 
     def narrow(self, inputs: NetworkInput) -> Tensor:
-        """Each narrow thread takes its share of the rows."""
+        """Divide the rows among the narrow threads."""
         parts = min(self.team.size, len(inputs))
         ends = [len(inputs) * part // parts for part in range(parts + 1)]
         outputs = self.team.narrow([partial(self.inner, inputs[start:end]) for start, end in itertools.pairwise(ends)])
         return outputs[0] if parts == 1 else torch.cat(outputs)
 
     def wide(self, inputs: NetworkInput) -> Tensor:
-        """Every operation on the whole batch is split over the team."""
+        """Split each operation on the whole batch over the team."""
         return self.team.wide(partial(self.inner, inputs))
 
     def one_thread(self, inputs: NetworkInput) -> Tensor:
-        """All rows on one narrow thread."""
+        """Evaluate all rows on one narrow thread."""
         return self.team.narrow([partial(self.inner, inputs)])[0]
 
 
@@ -78,7 +78,7 @@ def measured_split(denoise: ThreadedDenoiser, spec: InputSpec) -> Split:
         (_seconds(partial(denoise.one_thread, row)), _seconds(partial(denoise.wide, row)))
         for _ in range(1 + MEASUREMENTS)
     ]
-    # The shortest is what other processes disturbed least.
+    # The minimum is the measurement that other processes disturbed least.
     return Split(denoise.team.size, min(narrow_s for narrow_s, _ in taken_s), min(wide_s for _, wide_s in taken_s))
 
 

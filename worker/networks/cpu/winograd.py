@@ -45,9 +45,9 @@ _CONSTANT = 7
 
 
 def winograd_suits(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
-    """Whether the convolution of images of this size can be done so, and is then faster in float32.
+    """Whether Winograd's algorithm applies to images of this size and is faster, in float32.
 
-    The transforms take a share of the time that falls with the channels, and few tiles make slow matrix products.
+    The transforms' share of the time falls with the number of channels; few tiles make slow matrix products.
     """
     of_this_kind = (
         conv.kernel_size == (3, 3)
@@ -66,10 +66,10 @@ def winograd_suits(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
 
 
 class WinogradConv2d(nn.Module):
-    """A 3x3 convolution with stride 1 and zero padding 1, of images whose sides are multiples of 4.
+    """A 3x3 convolution with stride 1 and zero padding 1, for images whose sides are multiples of 4.
 
-    An image's result does not depend on the others': the tiles are multiplied in blocks of `TILES_AT_ONCE` at most, and
-    in a product of 16 rows and more all rows are summed in one order; the probe at load sees whether that holds here.
+    An image does not depend on the others in the batch: tiles are multiplied in blocks of at most `TILES_AT_ONCE`, and
+    a product of 16 or more rows sums each row in the same order. The probe at load checks that on this processor.
     """
 
     def __init__(self, conv: nn.Conv2d) -> None:
@@ -86,7 +86,7 @@ class WinogradConv2d(nn.Module):
         self.output_2d: Tensor
 
     def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
-        """The convolution, with what is added to it.
+        """Convolve, then add `shift` and `residual`.
 
         Args:
             x: [N, C, H, W].
