@@ -50,7 +50,15 @@ def _of_workers(live: list[WorkerStatus]) -> Iterable[Metric]:
     batch = GaugeMetricFamily("reverie_worker_max_batch", "Rows of one batch.", labels=["worker"])
     waiting = GaugeMetricFamily("reverie_worker_images_waiting", "Images held beyond the batch.", labels=["worker"])
     model = GaugeMetricFamily(
-        "reverie_model_info", "The version that a worker serves.", labels=["worker", "model", "version"]
+        "reverie_model_info",
+        "The version that a worker serves and how it runs; dtype and form are empty until it was loaded.",
+        labels=["worker", "model", "version", "dtype", "form"],
+    )
+    exact = GaugeMetricFamily(
+        "reverie_model_exact", "Whether an image is the same in every batch.", labels=["worker", "model"]
+    )
+    one_by_one = GaugeMetricFamily(
+        "reverie_model_one_by_one", "Whether images are run one by one.", labels=["worker", "model"]
     )
     failures = CounterMetricFamily(
         "reverie_model_load_failures", "Versions that could not be loaded.", labels=["worker", "model"]
@@ -63,10 +71,14 @@ def _of_workers(live: list[WorkerStatus]) -> Iterable[Metric]:
         batch.add_metric([status.worker], status.max_batch)
         waiting.add_metric([status.worker], status.images_waiting)
         for served in status.models:
-            model.add_metric([status.worker, served.name, served.version or ""], 1)
+            how = [served.dtype or "", served.form or ""]
+            model.add_metric([status.worker, served.name, served.version or "", *how], 1)
+            if served.exact is not None:
+                exact.add_metric([status.worker, served.name], float(served.exact))
+                one_by_one.add_metric([status.worker, served.name], float(served.form == "one_by_one"))
             failures.add_metric([status.worker, served.name], served.load_failures)
             reload_error.add_metric([status.worker, served.name], float(served.reload_error is not None))
-    yield from (info, batch, waiting, model, failures, reload_error)
+    yield from (info, batch, waiting, model, exact, one_by_one, failures, reload_error)
     yield from _of_engines(live)
 
 

@@ -65,7 +65,10 @@ def test_each_model_tells_what_is_served_and_what_could_not_be_loaded(
     broken = CLOUDS.model_copy(update={"reload_error": "hash differs", "load_failures": 3})
     worker.announce(models=(DIGITS, broken))
     samples = scrape(own_http)
-    assert value(samples, "reverie_model_info", worker=NAME, model="digits", version=VERSION) == 1
+    how = {"dtype": "bfloat16", "form": "one_by_one"}
+    assert value(samples, "reverie_model_info", worker=NAME, model="digits", version=VERSION, **how) == 1
+    for told in ("reverie_model_exact", "reverie_model_one_by_one"):
+        assert value(samples, told, worker=NAME, model="digits") == 1
     for model, failures, error in (("digits", 0, 0), ("clouds", 3, 1)):
         assert value(samples, "reverie_model_load_failures_total", worker=NAME, model=model) == failures
         assert value(samples, "reverie_model_reload_error", worker=NAME, model=model) == error
