@@ -41,6 +41,11 @@ class ModelInfo(Message):
     after the other. `graphs` and `kernels`: all images at once on a GPU, recorded or kernel by kernel."""
     takes: Takes = Takes.NOTHING
     """The field of a request that says what to draw; a model with labels or a prompt draws without it too."""
+    batch_sizes: list[int] | None = None
+    """Of the network's batches on a GPU: others are filled up to one of them or run in parts. Empty: any size."""
+    exact_cost: float | None = None
+    """The share by which the batch that suffers most takes longer for `exact` to be true, or would: 0.15 is 15 %. None
+    until it was loaded, and where no sizes of batches agree."""
     reload_error: str | None = None
     """Why the version that `current` names is not the one being served."""
     load_failures: int = 0

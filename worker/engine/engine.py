@@ -316,7 +316,8 @@ class Engine:
                 continue  # another image of the request failed, or it was canceled meanwhile
             if not landing.finite:
                 where = f"the image of seed {landing.row.seed} at step {landing.step} of {landing.row.steps}"
-                self._fail(landing.row.job_id, "not_finite", f"{where} is not a number", retryable=False)
+                hint = ": ask for REVERIE_DTYPE=float32" if landing.row.model.execution.dtype == "float16" else ""
+                self._fail(landing.row.job_id, "not_finite", f"{where} is not a number{hint}", retryable=False)
             elif landing.pixels is not None:
                 self._finish(landing.generation, landing.row, landing.pixels)
         for generation in step.generations:

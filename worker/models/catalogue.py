@@ -146,6 +146,8 @@ class Catalogue:
                     exact=execution.exact if execution else None,
                     form=execution.form if execution else None,
                     takes=_takes(manifest),
+                    batch_sizes=list(execution.batch_sizes) if execution else None,
+                    exact_cost=execution.exact_cost if execution else None,
                     reload_error=reload_errors.get(model),
                     load_failures=load_failures.get(model, 0),
                 )

@@ -25,11 +25,15 @@ class Execution:
         dtype: name of the number format.
         exact: whether an image is bitwise the same in every batch.
         form: see `worker.networks.form`.
+        batch_sizes: batches are filled up to one of them, or run in parts; empty: they run as they are.
+        exact_cost: see `BatchForm.cost`.
     """
 
     dtype: str = "float32"
     exact: bool = True
     form: Form = Form.DIRECT
+    batch_sizes: tuple[int, ...] = ()
+    exact_cost: float | None = 0.0
 
 
 @dataclass(frozen=True, eq=False)

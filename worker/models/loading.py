@@ -26,6 +26,7 @@ from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
 from worker.networks.denoiser import Denoiser
 from worker.networks.device import dtype_name
+from worker.networks.exactness import gives_numbers
 from worker.networks.form import Form
 from worker.networks.network_input import InputSpec, Shape
 from worker.networks.padded import PadBatch, padded
@@ -78,11 +79,12 @@ def load_checkpoint(
 
     def open_network(dtype: torch.dtype) -> nn.Module:
         network = _open_network(architecture, checkpoint.path / "unet", dtype, where)
-        _check_finite(network, where)
+        if dtype is not torch.float16:  # whose range large weights leave: seen by what the network says
+            _check_finite(network, where)
         return network
 
     def source_in(dtype: torch.dtype) -> NetworkSource:
-        what = [config, str(inputs), str(device), str(dtype), threads, pad_batch, max_batch]
+        what = [config, str(inputs), str(dtype), threads, pad_batch, max_batch]
         return NetworkSource(
             architecture=architecture,
             open=partial(open_network, dtype),
@@ -132,14 +134,21 @@ def load_checkpoint(
     if dtype is None:
         raise ValueError(f"need a dtype on {device}, it is chosen by measuring on a CPU only")
     networks = networks or gpu_networks(device, record=False)
+    prepare = partial(networks.prepare, device=device, pad_batch=pad_batch, max_batch=max_batch, choices=choices)
     try:
-        network = networks.prepare(source_in(dtype), device, pad_batch=pad_batch, max_batch=max_batch)
+        network = prepare(source_in(dtype))
+        if dtype is torch.float16 and not gives_numbers(network.denoise, inputs, device):
+            log.warning("%s: its numbers leave the range of float16, it runs in float32", where)
+            dtype = torch.float32
+            network = prepare(source_in(dtype))
     except InexactNetworkError as error:
         raise UnsupportedModel(f"{where}: REVERIE_EXACT=require, and {error} on {device}") from error
     execution = Execution(
         "tf32" if networks.tf32 else dtype_name(dtype),
         exact=network.form.exact,
         form=Form.GRAPHS if network.recorded else Form.KERNELS,
+        batch_sizes=network.form.sizes,
+        exact_cost=network.form.cost,
     )
     try:
         return checked(network.unet, network.denoise, execution, lambda: networks.give_back(network))

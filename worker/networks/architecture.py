@@ -45,7 +45,7 @@ class NetworkSource:
 
     Attributes:
         open: a new network with the checkpoint's weights, checked, in each call.
-        kind: the same for networks that differ in their weights only, on the same device.
+        kind: the same for networks that differ in their weights only, on devices of the same kind.
         where: which checkpoint, for the log.
     """
 

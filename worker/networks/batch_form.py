@@ -5,10 +5,12 @@ kernels agree are found by asking; a network that is evaluated with those alone 
 that must be filled up to one of them or run in parts.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -54,6 +56,15 @@ class BatchForm:
     sizes: Sizes
     exact: bool
     cost: float | None
+
+    def to_text(self) -> str:
+        """For other workers to keep to."""
+        return json.dumps([self.sizes, self.exact, self.cost])
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        sizes, exact, cost = json.loads(text)
+        return cls(tuple(sizes), exact, cost)
 
 
 @torch.inference_mode()

@@ -39,6 +39,12 @@ def agree(one: Denoiser, other: Denoiser, spec: InputSpec) -> bool:
     return all(_same_bits(one(inputs[rows]), other(inputs[rows])) for rows in ([3], [1, 6], [5, 2, 0], [4, 7, 0, 1]))
 
 
+@torch.inference_mode()
+def gives_numbers(denoise: Denoiser, spec: InputSpec, device: torch.device) -> bool:
+    """Whether a few rows' outputs are finite: in float16, which ends at 65504, a sound network's may not be."""
+    return bool(torch.isfinite(denoise(spec.probe(PROBED_ROWS, device))).all())
+
+
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     """Compare float32 bit by bit, so that the NaNs of a broken checkpoint equal themselves."""
     return torch.equal(one.view(torch.int32), other.view(torch.int32))

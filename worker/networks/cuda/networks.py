@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 import torch
 from torch import nn
@@ -30,6 +31,7 @@ from worker.networks.denoiser import Denoiser
 from worker.networks.exactness import is_batch_invariant
 from worker.networks.memory_errors import out_of_memory
 from worker.networks.padded import PadBatch, PaddedDenoiser, sizes_of
+from worker.networks.shared_choices import LocalChoices, SharedChoices
 
 log = logging.getLogger(__name__)
 
@@ -92,8 +94,12 @@ class GpuNetworks:
         *,
         pad_batch: PadBatch,
         max_batch: int,
+        choices: SharedChoices | None = None,
     ) -> Network:
         """A network with the source's weights, which are checked first: a spare is not touched before they are good.
+
+        Args:
+            choices: keeps the form of each kind for all workers with such a card; None: nobody else's matter.
 
         Raises:
             InexactNetworkError: exactness is required, and no sizes of batches agree.
@@ -104,7 +110,10 @@ class GpuNetworks:
             with self._aside():
                 spare.unet.load_state_dict(module.state_dict())  # in place
             return spare
-        known = self._forms.get(source.kind)
+        choices = choices or LocalChoices()
+        key = f"batches of {sha256(source.kind.encode()).hexdigest()[:16]}, exact {self._exact}, on {card_kind(device)}"
+        chosen = choices.get(key)
+        known = self._forms.get(source.kind) or (None if chosen is None else BatchForm.from_text(chosen))
         sizes = sizes_of(pad_batch, max_batch, device) if known is None else known.sizes
         with self._aside():
             module = prepare_on_cuda(module.to(device), max_batch)
@@ -112,7 +121,9 @@ class GpuNetworks:
         plain = source.denoiser(module)
         denoise = recorded or (plain if sizes is None else PaddedDenoiser(plain, sizes))
         # On the stream of the engine's steps, where all replays must be.
-        form = known or self._form_of(denoise, source, sizes, device)
+        form = known or BatchForm.from_text(
+            choices.settle(key, self._form_of(denoise, source, sizes, device).to_text())
+        )
         self._forms[source.kind] = form
         if recorded is not None:
             recorded.keep(form.sizes)
@@ -217,6 +228,14 @@ def gpu_networks(
     with torch.cuda.device(device):
         loading, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
         return GpuNetworks(CudaGraphCapture(recording) if record else None, loading, tf32=tf32, exact=exact)
+
+
+def card_kind(device: torch.device) -> str:
+    """The same for devices on which the same libraries take the same kernels."""
+    if device.type != "cuda":
+        return device.type
+    libraries = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"  # type: ignore[no-untyped-call]
+    return f"{torch.cuda.get_device_name(device)} with torch {torch.__version__}, {libraries}"
 
 
 def _described(form: BatchForm, sizes: Sizes, groups: Sequence[Sizes]) -> str:
