@@ -18,11 +18,6 @@ class Admitted:
     label: str | None
     """Name of the request's class label."""
 
-    @property
-    def work(self) -> int:
-        """Image-steps."""
-        return self.request.batch * self.request.steps
-
 
 def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
     """The job's argument, every default filled in. InvalidRequest names all broken rules; Unavailable."""

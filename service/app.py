@@ -18,6 +18,7 @@ from service.catalogue import Catalogue
 from service.gateway import Gateway
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
+from service.queue_order import QueueOrder
 from service.routes import events, generate, health, home, images, jobs, metrics, models
 from service.settings import Settings
 from worker.contract.no_pickle import disable_pickle
@@ -47,7 +48,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     disable_pickle()
     queue = JobQueue(redis, settings)
     catalogue = Catalogue(redis, settings.redis_timeout_s)
-    gateway = Gateway(settings, redis, queue, catalogue, JobEvents(redis, queue))
+    gateway = Gateway(settings, redis, queue, catalogue, JobEvents(redis, queue), QueueOrder(queue))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

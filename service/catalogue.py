@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
@@ -20,22 +21,32 @@ FRESH_S = 1.0
 """How long one reading serves."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Reading:
     announced: WorkerStatus | None
     """The last status that any worker left, alive or not."""
     live: tuple[WorkerStatus, ...]
     read_at: float
 
-    @property
-    def image_steps_per_s(self) -> float | None:
-        """Of all live workers together; None before the first measurement."""
-        speeds = [worker.image_steps_per_s for worker in self.live if worker.image_steps_per_s]
-        return sum(speeds) if speeds else None
+    @cached_property
+    def row_step_s(self) -> dict[str, float]:
+        """By model, seconds for each row-step while all live workers that have run it work on it together."""
+        per_s: dict[str, float] = {}
+        for worker in self.live:
+            for model, seconds in worker.row_step_s.items():
+                if seconds > 0:
+                    per_s[model] = per_s.get(model, 0.0) + 1 / seconds
+        return {model: 1 / rate for model, rate in per_s.items()}
 
-    @property
+    @cached_property
     def models(self) -> dict[str, ModelInfo]:
-        return {model.name: model for model in self.announced.models} if self.announced else {}
+        """What any live worker can draw; while none is alive, what the last one could."""
+        models: dict[str, ModelInfo] = {}
+        for worker in self.live or ([self.announced] if self.announced else []):
+            for model in worker.models:
+                known = models.get(model.name)
+                models[model.name] = model if known is None else _together(known, model)
+        return models
 
     @property
     def default_model(self) -> str | None:
@@ -73,6 +84,16 @@ class Catalogue:
             announced, *live = await self._read_live()
         statuses = [status for raw in live if (status := _parse(raw)) is not None]
         return Reading(_parse(announced), tuple(statuses), self._clock())
+
+
+def _together(one: ModelInfo, other: ModelInfo) -> ModelInfo:
+    """A model as two workers have it: described as by the one that can draw it, with the versions of both."""
+    first, second = (other, one) if one.version is None else (one, other)
+    known = {info.version for info in first.versions}
+    added = [info for info in second.versions if info.version not in known]
+    if not added:
+        return first
+    return first.model_copy(update={"versions": sorted([*first.versions, *added], key=lambda info: info.version)})
 
 
 def _parse(raw: bytes | str | None) -> WorkerStatus | None:

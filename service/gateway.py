@@ -9,6 +9,7 @@ from redis.asyncio import Redis
 from service.catalogue import Catalogue
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
+from service.queue_order import QueueOrder
 from service.settings import Settings
 
 
@@ -19,6 +20,7 @@ class Gateway:
     queue: JobQueue
     catalogue: Catalogue
     events: JobEvents
+    order: QueueOrder
 
 
 def gateway_of(request: Request) -> Gateway:

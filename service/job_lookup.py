@@ -7,7 +7,7 @@ import time
 from service.errors import NotFound
 from service.gateway import Gateway
 from service.job_queue import JobRecord, UnreadableJob
-from service.job_view import STATES, job_document, request_of
+from service.job_view import STATES, is_waiting, job_document, request_of
 from service.schemas import Job
 
 log = logging.getLogger(__name__)
@@ -30,8 +30,10 @@ async def require_record(gateway: Gateway, job_id: str) -> JobRecord:
 
 async def require_job(gateway: Gateway, job_id: str) -> Job:
     record = await require_record(gateway, job_id)
-    reading = await gateway.catalogue.read()
-    return job_document(record, reading.image_steps_per_s)
+    turn = None
+    if record.place is not None and is_waiting(record):
+        turn = await gateway.order.turn(job_id, record.place, await gateway.catalogue.read())
+    return job_document(record, turn)
 
 
 async def wait_for_end(gateway: Gateway, job_id: str, wait_s: float) -> None:

@@ -7,10 +7,11 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from statistics import fmean
 from typing import Any, cast
 
 from redis import Redis as SyncRedis
@@ -22,13 +23,14 @@ from rq.job import JobStatus
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from service.queue_scripts import CANCEL, LOOK, QUEUE_STATE, SUBMIT
+from service.queue_order import Waiting, waiting_jobs
+from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
 from worker.contract.keys import (
-    JOBS_AHEAD_FIELD,
-    WORK_AHEAD_FIELD,
+    ROWS_FIELD,
+    VERSION_FIELD,
     QueueKeys,
     image_key,
     job_key,
@@ -69,7 +71,9 @@ class Submitted:
     job_id: str
     jobs_ahead: int
     work_ahead: int
-    """Image-steps waiting in front of it."""
+    """Row-steps waiting in front of it."""
+    seconds_ahead: float
+    """What those take all live workers; 0 while no model's cost is known."""
     queued_at: datetime | None
     """By the server's clock; None when this call queued nothing."""
 
@@ -91,10 +95,8 @@ class JobRecord:
     job: RqJob
     result: Result | None
     progress: bytes | None
-    position: int | None
-    """Jobs ahead of it; None when it is not in the queue."""
-    work_per_job_ahead: float
-    """Mean image-steps of the jobs that were ahead of it when it was queued."""
+    place: int | None
+    """Jobs that stand before it in the queue, where short ones pass long ones; None when it is not there."""
     ttl_ms: int
     """Milliseconds that the job is still kept; negative when it has no expiry."""
     read_at: datetime
@@ -118,6 +120,7 @@ class JobQueue:
         self._cancel = redis.register_script(CANCEL)
         self._look = redis.register_script(LOOK)
         self._state = redis.register_script(QUEUE_STATE)
+        self._line = redis.register_script(LINE)
 
     def new_job(self, job_id: str, request: SamplingRequest, label: str | None) -> RqJob:
         """A job ready to be submitted; it is nowhere yet."""
@@ -141,18 +144,31 @@ class JobQueue:
     def _deadline(self) -> AbstractAsyncContextManager[None]:
         return redis_deadline(self._settings.redis_timeout_s)
 
-    async def submit(self, job: RqJob, work: int, idempotency: Idempotency | None) -> Submitted:
-        """Queue the job once, however often this is called with it; or say why not."""
+    async def submit(
+        self, job: RqJob, request: SamplingRequest, idempotency: Idempotency | None, row_step_s: Mapping[str, float]
+    ) -> Submitted:
+        """Queue the job once, however often this is called with it; or say why not.
+
+        Args:
+            row_step_s: see `Reading.row_step_s`.
+        """
         settings = self._settings
         record = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
-        args: list[Any] = [job.id, work, settings.max_queue, settings.max_queue_jobs, *record, RECORD_S]
+        costs = {"row_step_s": dict(row_step_s), "mean_row_step_s": fmean(row_step_s.values()) if row_step_s else False}
+        limits = [settings.max_queue, settings.max_queue_s or "", settings.max_queue_jobs]
+        args: list[Any] = [job.id, request.model, request.row_steps, *limits, json.dumps(costs), *record, RECORD_S]
         for field, value in job.to_dict().items():
             if value is not None:
                 args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
+        args += [ROWS_FIELD, request.rows]
+        if request.version is not None:
+            args += [VERSION_FIELD, request.version]
         async with self._deadline():
-            outcome, job_id, jobs, waiting, queued_at = await self._submit(keys=[self._keys.queue], args=args)
+            outcome, job_id, jobs, waiting, waiting_s, queued_at = await self._submit(
+                keys=[self._keys.queue], args=args
+            )
         return Submitted(
-            *(outcome.decode(), job_id.decode(), int(jobs), int(waiting)),
+            *(outcome.decode(), job_id.decode(), int(jobs), int(waiting), float(waiting_s)),
             datetime.fromisoformat(queued_at.decode()) if queued_at else None,
         )
 
@@ -168,7 +184,7 @@ class JobQueue:
             pipe.pttl(job_key(job_id))
             pipe.time()
             try:
-                raw, results, progress, position, ttl_ms, (seconds, microseconds) = await pipe.execute()
+                raw, results, progress, place, ttl_ms, (seconds, microseconds) = await pipe.execute()
             except ResponseError as error:
                 if "WRONGTYPE" not in str(error):
                     raise
@@ -179,15 +195,12 @@ class JobQueue:
         try:
             job.restore(raw)
             result = self._restore_result(job_id, results)
-            work_per_job = int(raw.get(WORK_AHEAD_FIELD.encode(), 0)) / max(
-                int(raw.get(JOBS_AHEAD_FIELD.encode(), 0)), 1
-            )
         except Exception as error:  # RQ's parsers raise whatever the bytes provoke
             raise UnreadableJob(f"job {job_id}: {error!r}") from error
         if job.origin != QUEUE_NAME:
             return None
         read_at = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC)
-        return JobRecord(job, result, progress, position, work_per_job, ttl_ms, read_at)
+        return JobRecord(job, result, progress, place, ttl_ms, read_at)
 
     def _restore_result(self, job_id: str, entries: list[Any]) -> Result | None:
         if not entries:
@@ -211,6 +224,12 @@ class JobQueue:
         async with self._deadline():
             jobs, work, oldest_s = await self._state(keys=[self._keys.queue], args=[LOOKED_AT])
         return QueueState(jobs, work, float(oldest_s))
+
+    async def line(self, most: int) -> tuple[int, list[Waiting]]:
+        """How many jobs wait, and the first of them as they stand in the queue."""
+        async with self._deadline():
+            length, rows = await self._line(keys=[self._keys.queue], args=[most])
+        return length, waiting_jobs(rows)
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or runs; one that has ended, or is unknown, stays as it is."""

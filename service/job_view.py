@@ -8,6 +8,7 @@ from rq.job import Job as RqJob
 from rq.job import JobStatus
 
 from service.job_queue import LABEL_META, JobRecord, UnreadableJob
+from service.queue_order import Turn
 from service.schemas import Image, Job, JobLinks, JobState, Progress
 from worker.contract import FUNCTION_NAME, JobError, JobOutcome, LabelCondition, ProgressSnapshot, SamplingRequest
 
@@ -54,11 +55,16 @@ def outcome_of(record: JobRecord) -> JobOutcome | None:
     return JobOutcome.model_validate(record.result.return_value)
 
 
-def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
+def is_waiting(record: JobRecord) -> bool:
+    """Whether the job is still to be taken up."""
+    return STATES[record.job.get_status(refresh=False)] is JobState.QUEUED
+
+
+def job_document(record: JobRecord, turn: Turn | None) -> Job:
     """The public job.
 
     Args:
-        image_steps_per_s: measured speed of all live workers; None when unknown.
+        turn: of a job that waits; None when it is not in the queue.
     """
     job, request = record.job, request_of(record.job)
     state = STATES[job.get_status(refresh=False)]
@@ -72,8 +78,8 @@ def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
     bound = outcome or snapshot
     done = request.steps if state is JobState.SUCCEEDED else snapshot.step if snapshot else 0
     waiting = state is JobState.QUEUED
-    # A job that a worker has popped but not begun stands in no list: nothing is ahead of it.
-    position = (record.position or 0) if waiting else None
+    if waiting and turn is None:
+        turn = Turn(0, None)  # a worker has popped it and not begun: nothing is ahead of it
     return Job(
         id=job.id,
         status=state,
@@ -95,8 +101,8 @@ def job_document(record: JobRecord, image_steps_per_s: float | None) -> Job:
         started_at=_utc(job.started_at) if job.started_at and not waiting else None,
         finished_at=_utc(job.ended_at) if job.ended_at and state.is_terminal else None,
         expires_at=_expiry(record) if state.is_terminal else None,
-        position=position,
-        estimated_wait_s=_wait_s(record, position, image_steps_per_s),
+        position=turn.position if turn and waiting else None,
+        estimated_wait_s=round(turn.wait_s, 1) if turn and waiting and turn.wait_s is not None else None,
         progress=Progress(step=done, steps=request.steps),
         images=_images(job.id, outcome),
         error=_error(record) if state is JobState.FAILED else None,
@@ -113,13 +119,6 @@ def _images(job_id: str, outcome: JobOutcome | None) -> list[Image]:
 
 def _error(record: JobRecord) -> JobError:
     return JobError.from_exc_string(record.result.exc_string if record.result else None)
-
-
-def _wait_s(record: JobRecord, position: int | None, image_steps_per_s: float | None) -> float | None:
-    """Exact numbers would cost a walk of the queue."""
-    if position is None or not image_steps_per_s:
-        return None
-    return round(record.work_per_job_ahead * position / image_steps_per_s, 1)
 
 
 def _expiry(record: JobRecord) -> datetime | None:

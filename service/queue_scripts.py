@@ -24,66 +24,83 @@ end
 """
 
 # KEYS: queue
-# ARGV: job id, its work, most work, most jobs, digest of the idempotency key or '', fingerprint of the request,
-# seconds for which a record is kept while its job has not ended, then the pairs of the hash
-# Answers {outcome, job id, jobs ahead, work ahead, when it was queued}; outcome is queued, known, mismatch or full.
+# ARGV: job id, model, its work, most work, most seconds of work or '', most jobs, seconds per row-step by model and for
+# all others (or false) as JSON, digest of the idempotency key or '', fingerprint of the request, seconds for which a
+# record is kept while its job has not ended, then the pairs of the hash
+# Answers {outcome, job id, jobs ahead, their work, their seconds, when it was queued}; outcome is queued, known,
+# mismatch or full.
 SUBMIT = (
     LUA_NAMES
     + _SERVER_TIME
     + """
 local queue_key = KEYS[1]
-local job_id, work, max_work, max_jobs = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local digest, hash_key = ARGV[5], job_key(job_id)
+local job_id, model, work = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local max_work, max_s, max_jobs = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local costs = cjson.decode(ARGV[7])
+local digest, fingerprint, record_s, first_pair = ARGV[8], ARGV[9], ARGV[10], 11
+local hash_key = job_key(job_id)
+
+local function seconds_of(row_steps, of_model)
+    return row_steps * (of_model and costs.row_step_s[of_model] or costs.mean_row_step_s or 0)
+end
 
 if digest ~= '' then
     local record = redis.call('GET', idempotency_key(digest))
     if record then
-        local fingerprint, known_id = string.match(record, '^(%x+):(.+)$')
+        local known_fingerprint, known_id = string.match(record, '^(%x+):(.+)$')
         -- A record whose job is forgotten is as good as none.
         if known_id and redis.call('EXISTS', job_key(known_id)) == 1 then
-            return {fingerprint == ARGV[6] and 'known' or 'mismatch', known_id, 0, 0, ''}
+            return {known_fingerprint == fingerprint and 'known' or 'mismatch', known_id, 0, 0, '0', ''}
         end
     end
 end
 
 local jobs = redis.call('LLEN', queue_key)
--- Our own id is there: an earlier attempt got through and only its answer was lost.
-if redis.call('EXISTS', hash_key) == 1 then
-    return {'queued', job_id, jobs, tonumber(redis.call('GET', WAITING_WORK_KEY) or '0'),
-        redis.call('HGET', hash_key, 'created_at') or time_text()}
-end
-
 -- Jobs leave the queue without telling, so the count lives for half a second and is then taken anew. Up to 256 jobs are
 -- counted one by one; of more, one of each stretch stands for its stretch: asking all of 10,000 would stall Redis.
-local waiting = tonumber(redis.call('GET', WAITING_WORK_KEY))
-if not waiting then
-    local stretch, asked, work_asked = math.max(1, math.ceil(jobs / 256)), 0, 0
+local function count_waiting()
+    local counted = redis.call('HMGET', WAITING_WORK_KEY, 'work', 'seconds')
+    if counted[1] then return tonumber(counted[1]), tonumber(counted[2]) end
+    local stretch, asked, work_asked, s_asked = math.max(1, math.ceil(jobs / 256)), 0, 0, 0
     math.randomseed(tonumber(redis.call('TIME')[2]))
     for first = 0, jobs - 1, stretch do
         local id = redis.call('LINDEX', queue_key, math.min(first + math.random(0, stretch - 1), jobs - 1))
-        asked = asked + 1
-        work_asked = work_asked + (tonumber(redis.call('HGET', job_key(id), WORK_FIELD)) or 1)
+        local fields = redis.call('HMGET', job_key(id), WORK_FIELD, MODEL_FIELD)
+        local its_work = tonumber(fields[1]) or 1
+        asked, work_asked, s_asked = asked + 1, work_asked + its_work, s_asked + seconds_of(its_work, fields[2])
     end
-    waiting = asked > 0 and math.floor(work_asked / asked * jobs) or 0
-    redis.call('SET', WAITING_WORK_KEY, waiting, 'PX', 500)
-end
--- An empty queue takes any job, however large.
-if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work) then
-    return {'full', job_id, jobs, waiting, ''}
+    local all = asked > 0 and jobs / asked or 0
+    redis.call('HSET', WAITING_WORK_KEY, 'work', math.floor(work_asked * all), 'seconds', s_asked * all)
+    redis.call('PEXPIRE', WAITING_WORK_KEY, 500)
+    return math.floor(work_asked * all), s_asked * all
 end
 
-redis.call('HSET', hash_key, unpack(ARGV, 8))
-redis.call('HSET', hash_key, WORK_FIELD, work, JOBS_AHEAD_FIELD, jobs, WORK_AHEAD_FIELD, waiting,
+local waiting, waiting_s = count_waiting()
+-- Our own id is there: an earlier attempt got through and only its answer was lost.
+if redis.call('EXISTS', hash_key) == 1 then
+    local queued_at = redis.call('HGET', hash_key, 'created_at') or time_text()
+    return {'queued', job_id, jobs, waiting, tostring(waiting_s), queued_at}
+end
+
+-- An empty queue takes any job, however large.
+local its_s = seconds_of(work, model)
+if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work or max_s and waiting_s + its_s > max_s) then
+    return {'full', job_id, jobs, waiting, tostring(waiting_s), ''}
+end
+
+redis.call('HSET', hash_key, unpack(ARGV, first_pair))
+redis.call('HSET', hash_key, MODEL_FIELD, model, WORK_FIELD, work,
     'created_at', time_text(), 'enqueued_at', time_text(),
     QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
 redis.call('RPUSH', queue_key, job_id)
 redis.call('SADD', QUEUES_KEY, queue_key)
-redis.call('INCRBY', WAITING_WORK_KEY, work)
+redis.call('HINCRBY', WAITING_WORK_KEY, 'work', work)
+redis.call('HINCRBYFLOAT', WAITING_WORK_KEY, 'seconds', its_s)
 if digest ~= '' then
-    redis.call('SET', idempotency_key(digest), ARGV[6] .. ':' .. job_id, 'EX', ARGV[7])
+    redis.call('SET', idempotency_key(digest), fingerprint .. ':' .. job_id, 'EX', record_s)
     redis.call('HSET', hash_key, IDEMPOTENCY_FIELD, digest)
 end
-return {'queued', job_id, jobs, waiting, time_text()}
+return {'queued', job_id, jobs, waiting, tostring(waiting_s), time_text()}
 """
 )
 
@@ -179,5 +196,20 @@ if #ids > 0 then work = math.floor(work / #ids * jobs) end
 local TIME = redis.call('TIME')
 local waited = oldest and math.max(0, tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000 - oldest) or 0
 return {jobs, work, string.format('%.3f', waited)}
+"""
+)
+
+# KEYS: queue
+# ARGV: most jobs
+# Answers {length of the queue, {{id, model, work, when it was queued, whether it was put back}...}}: the first of them.
+LINE = (
+    LUA_NAMES
+    + """
+local line = {}
+for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)) do
+    local fields = redis.pcall('HMGET', job_key(id), MODEL_FIELD, WORK_FIELD, QUEUED_AT_FIELD, PUT_BACK_FIELD)
+    line[#line + 1] = {id, fields[1] or '', fields[2] or '', fields[3] or '', fields[4] or ''}
+end
+return {redis.call('LLEN', KEYS[1]), line}
 """
 )

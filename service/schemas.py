@@ -118,11 +118,12 @@ class Job(BaseModel):
     finished_at: datetime | None
     expires_at: datetime | None = Field(description="When an ended job and its images are forgotten.")
     position: int | None = Field(
-        description="Jobs that were queued before it and still wait; null once it has left the queue."
+        description="Waiting jobs that will be served before it, short ones passing long ones; null once it has left "
+        "the queue."
     )
     estimated_wait_s: float | None = Field(
-        description="Until all that were queued before it have left, from the measured speed; short jobs pass long "
-        "ones. Null when unknown or no longer waiting."
+        description="What those take the live workers, as measured; jobs that come later and are short may add to it. "
+        "Null when unknown or no longer waiting."
     )
     progress: Progress
     images: list[Image]

@@ -14,7 +14,10 @@ class Settings(EnvironmentSettings):
     port: int = Field(default=8000, ge=0, le=65535)
     """0 takes any free port; the log says which."""
     max_queue: int = Field(default=1_000_000, ge=1)
-    """Most image-steps (batch x steps, summed over the waiting jobs); above it new jobs are answered 429."""
+    """Most image-steps (batch x steps, guided images twice, summed over the waiting jobs); above it new jobs are
+    answered 429."""
+    max_queue_s: float | None = Field(default=None, gt=0)
+    """Most seconds that the waiting jobs take the live workers, as measured; above it 429 too. None: any number."""
     max_queue_jobs: int = Field(default=20_000, ge=1)
     """Most waiting jobs, so that a flood of tiny ones can't fill Redis."""
     max_images: int = Field(default=64, ge=1, le=4096)

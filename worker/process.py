@@ -26,9 +26,11 @@ from worker.engine.messages import EnginePort, Failed
 from worker.queue.claimer import Claimer
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.finisher import Finisher
+from worker.queue.give_back import GiveBack
 from worker.queue.heartbeat import Heartbeat
 from worker.queue.held_job import HeldJobs
 from worker.queue.leases import Leases, ServerClock
+from worker.queue.live_workers import LiveWorkers
 from worker.queue.maintenance import Maintenance
 from worker.queue.redis_health import RedisHealth
 from worker.queue.rq_overrides import RqWorker
@@ -121,6 +123,7 @@ class WorkerProcess:
         self._finisher = Finisher(self._leases, self._held, self._health, clock=clock)
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
         self._dispatcher = Dispatcher(engine, self._held, self._finisher, self._chains)
+        live = LiveWorkers(client)
         self._claimer = Claimer(
             self._leases,
             engine,
@@ -128,7 +131,8 @@ class WorkerProcess:
             self._finisher,
             self._chains,
             self._health,
-            settings.max_batch,
+            catalogue,
+            GiveBack(self._leases, engine, self._held, live, clock),
             stopping=lambda: self._signals > 0 or self._broken or self._hung,
         )
         self._heartbeat = Heartbeat(
@@ -151,8 +155,11 @@ class WorkerProcess:
             self._leases,
             self._rq_worker,
             self._health,
+            live=live,
+            catalogue=catalogue,
             interval_s=settings.maintenance_s,
             lease_s=settings.lease_s,
+            model_wait_s=settings.model_wait_s,
         )
         self._progress = ProgressReporter(client, self._held, self._status, self._health)
         self._engine_stop = threading.Event()

@@ -46,6 +46,8 @@ class WorkerSettings(EnvironmentSettings):
     heartbeat_s: float = Field(default=4.0, gt=0)
     maintenance_s: float = Field(default=5.0, gt=0)
     """How often workers look for jobs whose worker is gone."""
+    model_wait_s: float = Field(default=600.0, gt=0)
+    """How long a job waits for a worker that has its model, while others are alive; then it fails."""
     worker_ttl_s: int = Field(default=30, ge=2)
     watchdog_s: float = Field(default=120.0, gt=0)
     """No engine step for this long while work waits: the process gives up."""

@@ -10,12 +10,15 @@ from fastapi import APIRouter, Header, Response
 from redis.exceptions import RedisError
 
 from service.admission import Admitted, admit
+from service.catalogue import Reading
 from service.errors import IdempotencyMismatch, QueueFull, problem_responses
 from service.gateway import Gateway, GatewayDep
 from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
 from service.job_view import job_document, job_url
+from service.queue_order import Turn, row_step_s_of
 from service.schemas import GenerateRequest, Job
+from worker.contract import SamplingRequest
 from worker.contract.redis_errors import may_pass
 
 log = logging.getLogger(__name__)
@@ -63,7 +66,7 @@ async def generate(
 ) -> Job:
     reading = await gateway.catalogue.read()
     admitted = admit(body, reading, gateway.settings.max_images)
-    job = await _submit(gateway, body, admitted, idempotency_key, reading.image_steps_per_s)
+    job = await _submit(gateway, body, admitted, idempotency_key, reading)
 
     wait = WAIT.search(prefer or "")
     if wait:
@@ -85,47 +88,51 @@ async def generate(
 
 
 async def _submit(
-    gateway: Gateway,
-    body: GenerateRequest,
-    admitted: Admitted,
-    idempotency_key: str | None,
-    image_steps_per_s: float | None,
+    gateway: Gateway, body: GenerateRequest, admitted: Admitted, idempotency_key: str | None, reading: Reading
 ) -> Job:
     idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json"))) if idempotency_key else None
     rq_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
-    submitted = await gateway.queue.submit(rq_job, admitted.work, idempotency)
+    submitted = await gateway.queue.submit(rq_job, admitted.request, idempotency, reading.row_step_s)
     match submitted.outcome:
         case "mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")
         case "full":
-            raise _queue_full(gateway, submitted, admitted.work, image_steps_per_s)
+            raise _queue_full(gateway, submitted, admitted.request, reading)
         case "known":
             return await require_job(gateway, submitted.job_id)
     log.info("job %s: queued behind %d jobs", rq_job.id, submitted.jobs_ahead)
     assert submitted.queued_at is not None  # it was queued just now
     rq_job.created_at = rq_job.enqueued_at = submitted.queued_at
-    record = JobRecord(
-        job=rq_job,
-        result=None,
-        progress=None,
-        position=submitted.jobs_ahead,
-        work_per_job_ahead=submitted.work_ahead / max(submitted.jobs_ahead, 1),
-        ttl_ms=-1,
-        read_at=submitted.queued_at,
-    )
-    return job_document(record, image_steps_per_s)
+    place = submitted.jobs_ahead
+    record = JobRecord(job=rq_job, result=None, progress=None, place=place, ttl_ms=-1, read_at=submitted.queued_at)
+    try:
+        turn = await gateway.order.turn(rq_job.id, place, reading)
+    except RedisError as error:
+        if not may_pass(error):
+            raise
+        # The job is accepted: a 503 would make the client send it again.
+        turn = Turn(place, submitted.seconds_ahead if reading.row_step_s else None)
+    return job_document(record, turn)
 
 
-def _queue_full(gateway: Gateway, submitted: Submitted, work: int, image_steps_per_s: float | None) -> QueueFull:
+def _queue_full(gateway: Gateway, submitted: Submitted, request: SamplingRequest, reading: Reading) -> QueueFull:
     """Retry when enough of the waiting work is done that this request would fit."""
     settings = gateway.settings
-    excess_work = submitted.work_ahead + work - settings.max_queue
-    excess_jobs = submitted.jobs_ahead + 1 - settings.max_queue_jobs
-    work_per_job = submitted.work_ahead / max(submitted.jobs_ahead, 1)
-    to_be_done = max(excess_work, excess_jobs * work_per_job, 1)
-    retry_after_s = math.ceil(to_be_done / image_steps_per_s) if image_steps_per_s else SPEED_UNKNOWN_RETRY_S
+    ahead_s = submitted.seconds_ahead
+    own_s = request.row_steps * row_step_s_of(reading.row_step_s, request.model)
+    s_per_row_step = ahead_s / max(submitted.work_ahead, 1)
+    s_per_job = ahead_s / max(submitted.jobs_ahead, 1)
+    excess_s = max(
+        (submitted.work_ahead + request.row_steps - settings.max_queue) * s_per_row_step,
+        (submitted.jobs_ahead + 1 - settings.max_queue_jobs) * s_per_job,
+        ahead_s + own_s - settings.max_queue_s if settings.max_queue_s else 0,
+    )
+    retry_after_s = math.ceil(excess_s) if ahead_s else SPEED_UNKNOWN_RETRY_S
+    limits = f"{settings.max_queue_jobs} jobs and {settings.max_queue} image-steps"
+    if settings.max_queue_s:
+        limits += f", or {settings.max_queue_s:g} s"
     return QueueFull(
-        f"{submitted.jobs_ahead} jobs with {submitted.work_ahead} image-steps wait already; this one has {work}, "
-        f"the limits are {settings.max_queue_jobs} jobs and {settings.max_queue} image-steps",
+        f"{submitted.jobs_ahead} jobs with {submitted.work_ahead} image-steps ({ahead_s:.0f} s) wait already; this one "
+        f"has {request.row_steps} ({own_s:.0f} s), the limits are {limits}",
         retry_after_s=min(max(retry_after_s, 1), LONGEST_RETRY_S),
     )

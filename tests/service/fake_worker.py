@@ -67,11 +67,12 @@ class FakeWorker:
         self,
         models: tuple[ModelInfo, ...] = (DIGITS, CLOUDS),
         default_model: str | None = "digits",
-        image_steps_per_s: float | None = None,
         counters: EngineCounters | None = None,
+        row_step_s: dict[str, float] | None = None,
+        name: str = NAME,
     ) -> None:
         status = WorkerStatus(
-            worker=NAME,
+            worker=name,
             started_at=datetime.now(UTC),
             device="cpu",
             dtype="float32",
@@ -79,9 +80,9 @@ class FakeWorker:
             default_model=default_model,
             models=list(models),
             counters=counters or EngineCounters(),
-            image_steps_per_s=image_steps_per_s,
+            row_step_s=row_step_s or {},
         )
-        self._client.register_script(ANNOUNCE)(args=[NAME, status.model_dump_json(), 600, 600])
+        self._client.register_script(ANNOUNCE)(args=[name, status.model_dump_json(), 600, 600])
 
     def die(self) -> None:
         self._client.register_script(WITHDRAW)(args=[NAME])

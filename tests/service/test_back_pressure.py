@@ -12,7 +12,7 @@ BODY = {"steps": 10, "batch": 2}  # 20 image-steps
 def test_a_queue_full_of_work_is_429_with_a_measured_retry_after(
     worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
 ) -> None:
-    worker.announce(image_steps_per_s=5.0)
+    worker.announce(row_step_s={"digits": 0.2})
     http = start_gateway(max_queue=50)
     assert [http.post("/generate", json=BODY).status_code for _ in range(2)] == [202, 202]
     answer = http.post("/generate", json=BODY)
@@ -59,3 +59,36 @@ def test_the_number_of_jobs_is_bounded_too(worker: FakeWorker, start_gateway: Ca
     tiny = {"steps": 1, "batch": 1}
     assert [http.post("/generate", json=tiny).status_code for _ in range(5)] == [202, 202, 202, 429, 429]
     assert worker.queue_length() == 3
+
+
+def test_the_waiting_work_is_limited_in_seconds_too(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    """A step of the large model takes twenty times as long: of its jobs far fewer may wait."""
+    worker.announce(row_step_s={"digits": 0.05, "clouds": 1.0})
+    http = start_gateway(max_queue_s=30)
+    large = {"model": "clouds", "steps": 7, "batch": 2, "sampler": "ddpm"}  # 14 s
+    assert http.post("/generate", json=BODY).status_code == 202  # 1 s
+    assert [http.post("/generate", json=large).status_code for _ in range(2)] == [202, 202]
+    answer = http.post("/generate", json=large)
+    assert answer.status_code == 429
+    assert answer.headers["Retry-After"] == "13"  # 29 s wait and 14 come
+    assert "43 s" in answer.json()["detail"] or "29 s" in answer.json()["detail"]
+    assert http.post("/generate", json=BODY).status_code == 202
+
+
+def test_two_workers_do_the_waiting_work_in_half_the_time(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    worker.announce(row_step_s={"digits": 1.0})
+    worker.announce(row_step_s={"digits": 1.0}, name="another")
+    http = start_gateway(max_queue_s=30)
+    # 20 s of one worker, 10 of both.
+    assert [http.post("/generate", json=BODY).status_code for _ in range(4)] == [202, 202, 202, 429]
+
+
+def test_a_guided_image_counts_twice(worker: FakeWorker, start_gateway: Callable[..., httpx.Client]) -> None:
+    http = start_gateway(max_queue=50)
+    guided = BODY | {"class_label": "one", "guidance_scale": 3.0}
+    assert http.post("/generate", json=guided).status_code == 202
+    assert http.post("/generate", json=BODY).status_code == 429

@@ -19,6 +19,7 @@ from worker.contract import SamplingRequest
 from worker.contract.keys import WAITING_WORK_KEY
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=2)
+COSTS = {"digits": 0.5}
 T = TypeVar("T")
 
 
@@ -35,7 +36,7 @@ def with_queue(valkey: ValkeyHandle, use: Callable[[JobQueue], Awaitable[T]]) ->
 def test_submitting_the_same_job_again_queues_it_once(valkey: ValkeyHandle) -> None:
     async def submit_thrice(queue: JobQueue) -> list[Submitted]:
         job = queue.new_job("1" * 32, REQUEST, None)
-        return [await queue.submit(job, 20, None) for _ in range(3)]
+        return [await queue.submit(job, REQUEST, None, {}) for _ in range(3)]
 
     answers = with_queue(valkey, submit_thrice)
     assert {answer.outcome for answer in answers} == {"queued"}
@@ -47,9 +48,9 @@ def test_submitting_again_does_not_revive_a_job_that_has_begun(valkey: ValkeyHan
 
     async def submit_around_the_start(queue: JobQueue) -> Submitted:
         job = queue.new_job("1" * 32, REQUEST, None)
-        await queue.submit(job, 20, None)
+        await queue.submit(job, REQUEST, None, {})
         worker.take()
-        return await queue.submit(job, 20, None)
+        return await queue.submit(job, REQUEST, None, {})
 
     assert with_queue(valkey, submit_around_the_start).outcome == "queued"
     assert worker.queue_length() == 0
@@ -60,8 +61,8 @@ def test_a_key_and_its_own_job_sent_again_is_that_job(valkey: ValkeyHandle) -> N
     async def submit_twice(queue: JobQueue) -> Submitted:
         job = queue.new_job("1" * 32, REQUEST, None)
         key = Idempotency("k", "ab" * 32)
-        await queue.submit(job, 20, key)
-        return await queue.submit(job, 20, key)
+        await queue.submit(job, REQUEST, key, {})
+        return await queue.submit(job, REQUEST, key, {})
 
     again = with_queue(valkey, submit_twice)
     assert (again.outcome, again.job_id) == ("known", "1" * 32)
@@ -77,18 +78,22 @@ def test_the_waiting_work_is_counted_exactly_in_a_short_queue_and_well_in_a_long
     jobs: int, tolerance: float, valkey: ValkeyHandle
 ) -> None:
     async def fill_and_count(queue: JobQueue) -> Submitted:
+        tiny, large = (REQUEST.model_copy(update={"steps": steps, "batch": 1}) for steps in (1, 1000))
         # Every other job is large: a sample of every second job would miss half of them.
         submits = (
-            queue.submit(queue.new_job(f"{i:032x}", REQUEST, None), 1 if i % 2 else 1000, None) for i in range(jobs)
+            queue.submit(queue.new_job(f"{i:032x}", request, None), request, None, COSTS)
+            for i in range(jobs)
+            for request in [tiny if i % 2 else large]
         )
         while some := list(islice(submits, 50)):
             await asyncio.gather(*some)
         valkey.client.delete(WAITING_WORK_KEY)
-        return await queue.submit(queue.new_job("f" * 32, REQUEST, None), 1, None)
+        return await queue.submit(queue.new_job("f" * 32, tiny, None), tiny, None, COSTS)
 
     counted = with_queue(valkey, fill_and_count)
     assert counted.jobs_ahead == jobs
     assert counted.work_ahead == pytest.approx(jobs / 2 * 1001, rel=tolerance, abs=0)
+    assert counted.seconds_ahead == pytest.approx(jobs / 2 * 1001 * 0.5, rel=tolerance, abs=0)
 
 
 def test_a_use_of_redis_ends_in_time_however_many_wait_for_it(valkey: ValkeyHandle) -> None:

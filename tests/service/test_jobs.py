@@ -75,7 +75,7 @@ def test_positions_count_the_jobs_ahead(http: httpx.Client, worker: FakeWorker) 
 def test_the_wait_is_estimated_from_the_measured_speed(own_http: httpx.Client, worker: FakeWorker) -> None:
     first = submit(own_http)
     assert own_http.get(f"/jobs/{first}").json()["estimated_wait_s"] is None
-    worker.announce(image_steps_per_s=10.0)
+    worker.announce(row_step_s={"digits": 0.1})
     ids = [first, *(submit(own_http) for _ in range(3))]
 
     def waits() -> list[float | None]:

@@ -41,15 +41,20 @@ NETWORK_CHOICES_KEY = "reverie:network_choices"
 STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
 WAITING_WORK_KEY = "reverie:waiting_work"
-"""The queue's image-steps, as counted less than half a second ago."""
+"""Hash: the queue's row-steps and seconds, as counted less than half a second ago."""
+IDLE_WORKERS_KEY = "reverie:idle"
+"""Sorted set of the workers that hold no job and found none; a score is the server's second until which that holds."""
 
 # What we add to a job's hash.
+MODEL_FIELD = "reverie_model"
+VERSION_FIELD = "reverie_version"
+"""The version that the request names; absent when it names none."""
+ROWS_FIELD = "reverie_rows"
+"""Network rows of each of the job's steps."""
 WORK_FIELD = "reverie_work"
-"""The job's image-steps: batch x steps."""
-JOBS_AHEAD_FIELD = "reverie_jobs_ahead"
-"""How many jobs were ahead of it when it was queued."""
-WORK_AHEAD_FIELD = "reverie_work_ahead"
-"""The image-steps of those jobs."""
+"""The job's row-steps: rows x steps."""
+UNSERVED_FIELD = "reverie_unserved_since"
+"""The server's second since which no live worker has the job's model."""
 QUEUED_AT_FIELD = "reverie_queued_at"
 """Seconds of the server's clock; set anew when a retry queues the job again."""
 PUT_BACK_FIELD = "reverie_put_back"
@@ -180,9 +185,12 @@ LUA_NAMES = "".join(
                 "WORKERS_KEY": WORKERS_KEY,
                 "STRANDED_KEY": STRANDED_KEY,
                 "WAITING_WORK_KEY": WAITING_WORK_KEY,
+                "IDLE_WORKERS_KEY": IDLE_WORKERS_KEY,
+                "MODEL_FIELD": MODEL_FIELD,
+                "VERSION_FIELD": VERSION_FIELD,
+                "ROWS_FIELD": ROWS_FIELD,
                 "WORK_FIELD": WORK_FIELD,
-                "JOBS_AHEAD_FIELD": JOBS_AHEAD_FIELD,
-                "WORK_AHEAD_FIELD": WORK_AHEAD_FIELD,
+                "UNSERVED_FIELD": UNSERVED_FIELD,
                 "QUEUED_AT_FIELD": QUEUED_AT_FIELD,
                 "PUT_BACK_FIELD": PUT_BACK_FIELD,
                 "ADMITTED_FIELD": ADMITTED_FIELD,

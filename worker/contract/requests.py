@@ -80,3 +80,14 @@ class SamplingRequest(Message):
         if (scale := fields.pop("guidance_scale", None)) is not None:
             fields["guidance"] = {"scale": scale}
         return fields
+
+    @property
+    def rows(self) -> int:
+        """Network rows of one step of all images: a guided image takes two, as w = 0 and w = 1 need no mixture."""
+        guided = not isinstance(self.condition, NoCondition) and self.guidance.scale not in (0.0, 1.0)
+        return self.batch * (2 if guided else 1)
+
+    @property
+    def row_steps(self) -> int:
+        """The request's work: network rows of all its steps."""
+        return self.rows * self.steps

@@ -91,5 +91,5 @@ class WorkerStatus(Message):
     models: list[ModelInfo]
     counters: EngineCounters
     images_waiting: int = 0
-    image_steps_per_s: float | None = None
-    """Measured over the last busy seconds; None before the first."""
+    row_step_s: dict[str, float] = Field(default_factory=dict)
+    """By model, what one network row of one step costs in full batches; a model that has not run yet is missing."""

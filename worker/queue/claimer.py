@@ -2,41 +2,32 @@
 
 import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 
 import redis
 
-from worker.contract import JobError
+from worker.contract import JobError, ModelInfo
 from worker.contract.redis_errors import REDIS_AWAY
 from worker.engine.messages import Canceled, EnginePort, EngineRequest
+from worker.queue.claim_terms import ClaimTerms
 from worker.queue.finisher import Finisher
+from worker.queue.give_back import GiveBack
 from worker.queue.held_job import HeldJob, HeldJobs
-from worker.queue.leases import Leases
+from worker.queue.leases import Claim, Leases
+from worker.queue.offer import Offer
 from worker.queue.redis_health import Attempt, RedisHealth
+from worker.queue.room import room_for, room_to_pass
 from worker.queue.saved_chains import SavedChains
+from worker.queue.status import Catalogue
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 4
-"""Jobs claimed beyond a full batch, so that the place of one that ends is filled without a round trip."""
-MOST_HELD = 64
-"""Jobs that a worker holds at most when it lets short ones past those that its batch is full of."""
 PASSING_S = 0.1
 """How often a worker whose batch is full looks for them."""
 WAIT_FOR_JOB_S = 1
 WAIT_FOR_ROOM_S = 0.1
 # Refused: keys of a wrong type, made by nobody of ours. What was taken with them comes back by its lease.
 PAUSE_AFTER_S = {Attempt.AWAY: 0.2, Attempt.REFUSED: 1.0}
-
-
-@dataclass(frozen=True, slots=True)
-class Room:
-    """How many jobs may be claimed now, and of how many image-steps each at most; None: of any number."""
-
-    jobs: int
-    most_work: int | None = None
 
 
 class Claimer:
@@ -50,7 +41,8 @@ class Claimer:
         finisher: Finisher,
         chains: SavedChains,
         health: RedisHealth,
-        max_batch: int,
+        catalogue: Catalogue,
+        give_back: GiveBack,
         stopping: Callable[[], bool],
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -61,7 +53,8 @@ class Claimer:
         self._finisher = finisher
         self._chains = chains
         self._health = health
-        self._max_batch = max_batch
+        self._catalogue = catalogue
+        self._give_back = give_back
         self._stopping = stopping
         self._sleep = sleep
         self._clock = clock
@@ -69,79 +62,75 @@ class Claimer:
         self._alone: HeldJob | None = None
         """Claimed, and waiting for all others to leave."""
         self._told_suspended = False
+        self._offered: tuple[list[ModelInfo], Mapping[str, float], Offer] | None = None
 
     def run(self) -> None:
         while not self._stopping():
             self._admit_alone()
-            room = self._room()
-            if room.jobs == 0:
-                self._held.wait_for_change(WAIT_FOR_ROOM_S)
-                continue
-            outcome = self._health.attempt("a claim", partial(self._claim, room))
+            outcome = self._health.attempt("a claim", self._turn)
             if outcome is not Attempt.DONE:
                 self._sleep(PAUSE_AFTER_S[outcome])
         self._give_back_alone()
 
-    def _claim(self, room: Room) -> None:
+    def _turn(self) -> None:
+        """Claim what there is room for and wait a moment; give back what others could begin sooner."""
+        held, offer = self._held.all(), self._offer()
+        terms = room_for(held, offer, self._engine.max_batch)
+        if terms is not None:
+            self._claim(terms, waits=sum(job.rows for job in held) < self._engine.max_batch)
+        elif not self._claim_passing(held, offer):
+            self._held.wait_for_change(WAIT_FOR_ROOM_S)
+        self._give_back.look(self._held.all())
+
+    def _claim(self, terms: ClaimTerms, waits: bool) -> None:
         """Take what is there, or wait a moment for something."""
-        if not self._take(None, room) and room.most_work is None:
-            moved = self._leases.wait_for_job(WAIT_FOR_JOB_S)
-            if moved is not None and self._stopping():
-                self._leases.put_back_moved(moved)
-            elif moved is not None:
-                self._take(moved, room)
+        began = self._clock()
+        claim = self._take(None, terms)
+        if not claim.is_empty:
+            return
+        if not waits or claim.of_others:
+            # A blocking command takes whatever comes first: what is for others, or what an idle worker could begin at
+            # once. A look that passes over a long line of others' jobs is not repeated too soon.
+            self._held.wait_for_change(max(WAIT_FOR_ROOM_S, 10 * (self._clock() - began)))
+            return
+        moved = self._leases.wait_for_job(WAIT_FOR_JOB_S)
+        if moved is not None and self._stopping():
+            self._leases.put_back_moved(moved)
+        elif moved is not None:
+            self._take(moved, terms)
         self._health.answered()
 
-    def _room(self) -> Room:
-        """None where another job would only make the line behind a full batch whole: it is filled up by half, or each
-        job that ends would cost a claim of its own. But jobs that are shorter than what the batch is full of need not
-        wait for it: the engine sets longer ones aside for them."""
-        held = self._held.all()
-        if any(job.must_run_alone for job in held):
-            return Room(0)
-        images, ahead = 0, 0
-        for job in held:
-            if images >= self._max_batch:
-                ahead += 1
-            images += job.images
-        if images < self._max_batch:
-            return Room(AHEAD)
-        if ahead <= AHEAD // 2:
-            return Room(AHEAD - ahead)
+    def _claim_passing(self, held: Sequence[HeldJob], offer: Offer) -> bool:
+        """Let short jobs past those that the batch is full of; False when it is too soon to look for them."""
         now = self._clock()
-        if len(held) >= MOST_HELD or now - self._looked_for_short_at < PASSING_S:
-            return Room(0)
+        if now - self._looked_for_short_at < PASSING_S:
+            return False
         self._looked_for_short_at = now
-        return Room(min(AHEAD, MOST_HELD - len(held)), most_work=self._longest_running(held) - 1)
+        terms = room_to_pass(held, offer, self._engine.max_batch)
+        return terms is not None and not self._take(None, terms).is_empty
 
-    def _longest_running(self, held: Sequence[HeldJob]) -> int:
-        """Most steps that an image in the batch has left, the engine having put those with the fewest into it."""
-        images, longest = 0, 0
-        for job in sorted(held, key=lambda job: job.remaining_steps):
-            if images >= self._max_batch:
-                break
-            images, longest = images + job.images, job.remaining_steps
-        return longest
+    def _offer(self) -> Offer:
+        models, row_step_s = self._catalogue.describe(), self._engine.row_step_s()
+        if self._offered is None or self._offered[:2] != (models, row_step_s):
+            self._offered = (models, row_step_s, Offer.of(models, row_step_s))
+        return self._offered[2]
 
     def _tell_suspended(self, suspended: bool) -> None:
         if suspended != self._told_suspended:
             logger.warning("claiming is %s", "suspended by `rq suspend`" if suspended else "resumed")
             self._told_suspended = suspended
 
-    def _take(self, moved: str | None, room: Room) -> bool:
-        """False when there was nothing to take."""
-        done = self._engine.counters()
-        image_step_s = done.busy_s / done.image_steps if done.image_steps else 0.0
-        claim = self._leases.claim(moved, room.jobs, image_step_s=image_step_s, most_work=room.most_work)
+    def _take(self, moved: str | None, terms: ClaimTerms) -> Claim:
+        claim = self._leases.claim(moved, terms)
         self._tell_suspended(claim.suspended)
         if claim.suspended:
             self._sleep(WAIT_FOR_ROOM_S)
-            return True
         for job_id, reason in claim.dropped:
             logger.warning("job %s taken off the queue: %s", job_id, reason)
         for job in claim.jobs:
             self._admit(job)
-        return bool(claim.jobs or claim.dropped)
+        self._health.answered()
+        return claim
 
     def _admit(self, job: HeldJob) -> None:
         if self._held.get(job.job_id) is not None:

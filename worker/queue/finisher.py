@@ -173,7 +173,7 @@ class Finisher:
 
     def _calls(self, job: HeldJob, end: _End) -> list[Call]:
         """What tells Redis of it, the status last; nothing of a job that another worker has."""
-        if job.ending is Ending.LOST:
+        if job.ending is not None and not job.ending.is_ours:
             return []
         if isinstance(end, _Drawn):
             return [
@@ -212,7 +212,9 @@ class Finisher:
     def _tell(self, job: HeldJob, end: _End, answer: str) -> None:
         """The end of a job, in the log."""
         took_ms = (self._clock() - job.claimed_clock) * 1e3
-        if job.ending is Ending.LOST:
+        if job.ending is Ending.GIVEN_BACK:
+            logger.info("job %s: given back to the queue, another worker had nothing to do", job.job_id)
+        elif job.ending is Ending.LOST:
             logger.warning("job %s: its lease ran out, another worker has it; result thrown away", job.job_id)
         elif isinstance(end, _Drawn):
             self._tell_drawn(job, end, answer, took_ms)

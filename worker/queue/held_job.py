@@ -29,6 +29,13 @@ class Ending(Enum):
     TIMEOUT = "timeout"
     LOST = "lost"
     """Another worker may own it now."""
+    GIVEN_BACK = "given back"
+    """It had not begun here, and another worker had nothing to do."""
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the job still ends here; else its end is no business of this worker's."""
+        return self not in (Ending.LOST, Ending.GIVEN_BACK)
 
 
 @dataclass(slots=True, eq=False)
@@ -65,6 +72,11 @@ class HeldJob:
     @property
     def images(self) -> int:
         return self.request.batch if self.request else 0
+
+    @property
+    def rows(self) -> int:
+        """Network rows of each of its steps."""
+        return self.request.rows if self.request else 0
 
     @property
     def remaining_steps(self) -> int:
@@ -208,9 +220,10 @@ class HeldJobs:
             job.in_engine = False
 
     def end_early(self, job: HeldJob, ending: Ending) -> None:
-        """Note why the job is taken out of the engine; the first reason stands, but a lost lease overrides any."""
+        """Note why the job is taken out of the engine; the first reason stands, but one that gives it to another worker
+        overrides any."""
         with self._changed:
-            if job.ending is None or ending is Ending.LOST:
+            if job.ending is None or not ending.is_ours:
                 job.ending = ending
 
     def wait_for_change(self, timeout_s: float) -> None:

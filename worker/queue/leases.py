@@ -13,18 +13,16 @@ from worker.contract import JobError, JobOutcome, ProgressSnapshot
 from worker.contract.keys import QueueKeys
 from worker.contract.redis_errors import REDIS_AWAY
 from worker.queue import rq_overrides
+from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJob, read_claimed_row
-from worker.queue.lua import claim_scripts, lease_scripts
+from worker.queue.lua import claim_scripts, lease_scripts, unserved_scripts
+from worker.queue.offer import Offer
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
 
-PATIENCE = 8.0
-"""For a free place a job is passed only by jobs that are queued within so many times the time that it would take."""
-LONGEST_PATIENCE_S = 600.0
-"""Nor by any that is queued later than this after it."""
-LOOKED_AT = 128
-"""Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each."""
+LOOKED_AT_UNSERVED = 1000
+"""Jobs of the queue that one script looks at for a model that nobody has: about two milliseconds."""
 MOST_BYTES = 8 * 2**20
 """Most bytes of one pipeline of calls: it is held whole in memory, here and by Redis. One larger call goes alone."""
 
@@ -62,6 +60,15 @@ class Recovered:
 
 
 @dataclass(frozen=True, slots=True)
+class Unserved:
+    """Jobs whose model no live worker has, as job ids."""
+
+    noticed: list[str]
+    """Since now."""
+    failed: list[str]
+
+
+@dataclass(frozen=True, slots=True)
 class Call:
     """One run of a script, to be sent together with others."""
 
@@ -79,8 +86,15 @@ class Claim:
     jobs: list[HeldJob]
     dropped: list[tuple[str, str]]
     """Ids taken off the queue that are no jobs to run, and why."""
-    suspended: bool = False
+    suspended: bool
     """`rq suspend`: nothing was taken."""
+    of_others: int
+    """Jobs that were looked at and are for workers with other models."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there was nothing to take; while claiming is suspended nobody looks."""
+        return not (self.jobs or self.dropped or self.suspended)
 
 
 class Leases:
@@ -117,12 +131,14 @@ class Leases:
             self.keys.canceled,
         ]
         self._claim = client.register_script(claim_scripts.CLAIM)
+        self._idle = client.register_script(claim_scripts.IDLE)
         self._unheard_claim = client.register_script(claim_scripts.UNHEARD)
         self._renew = client.register_script(lease_scripts.RENEW)
         self._store = client.register_script(lease_scripts.STORE)
         self._finish = client.register_script(lease_scripts.FINISH)
         self._fail = client.register_script(lease_scripts.FAIL)
         self._release = client.register_script(lease_scripts.RELEASE)
+        self._end_unserved = client.register_script(unserved_scripts.END_UNSERVED)
         self._recover = client.register_script(lease_scripts.RECOVER)
         self._unheard: list[str] = []
 
@@ -139,24 +155,18 @@ class Leases:
             pipeline.lpush(self.keys.queue, job_id.encode("utf-8", "surrogateescape"))
             pipeline.execute()
 
-    def claim(self, moved: str | None, count: int, *, image_step_s: float = 0.0, most_work: int | None = None) -> Claim:
-        """Take the moved job, if any, and more from the queue, `count` at most in all.
+    def claim(self, moved: str | None, terms: ClaimTerms) -> Claim:
+        """Take the moved job, if any, and more from the queue.
 
-        The next is the job with the least `queued_at + min(PATIENCE * work * image_step_s, LONGEST_PATIENCE_S)`, so
-        that short jobs pass long ones and none waits for ever; what was put back comes before all others.
-
-        Args:
-            image_step_s: seconds that the worker takes for one step of one image; 0 when unknown: first come, first
-                served.
-            most_work: take from the queue only jobs of so many image-steps at most, whoever waits before them.
+        `worker.contract.queue_order` says which come first.
         """
         if self._unheard:
             self._unheard_claim(keys=self._script_keys, args=self._unheard)
             self._unheard = []
-        execution_ids = [uuid4().hex for _ in range(count)]
+        execution_ids = [uuid4().hex for _ in range(terms.jobs)]
         now = self._server_clock.now()
         try:
-            rows, dropped, suspended = self._claim(
+            rows, dropped, suspended, of_others = self._claim(
                 keys=self._script_keys,
                 args=[
                     self._worker,
@@ -164,10 +174,7 @@ class Leases:
                     rq_overrides.time_text(now),
                     self._default_ttl_s,
                     (moved or "").encode("utf-8", "surrogateescape"),
-                    PATIENCE * image_step_s,
-                    LONGEST_PATIENCE_S,
-                    "" if most_work is None else most_work,
-                    LOOKED_AT,
+                    terms.as_json(),
                     *execution_ids,
                 ],
             )
@@ -183,7 +190,11 @@ class Leases:
             for row in rows
         ]
         told = [(id_.decode(errors="replace"), reason.decode()) for id_, reason in dropped]
-        return Claim(jobs, told, bool(suspended))
+        return Claim(jobs, told, bool(suspended), of_others)
+
+    def idle_workers(self) -> list[str]:
+        """Names of the workers that have nothing to do."""
+        return [name.decode() for name in self._idle(keys=self._script_keys)]
 
     def renew(self, jobs: Sequence[HeldJob]) -> list[str]:
         """Prolong all leases; answers each job's status, or 'lost'."""
@@ -279,6 +290,28 @@ class Leases:
             ],
         )
         return Recovered(*([id_.decode(errors="replace") for id_ in ids] for ids in answer))
+
+    def end_unserved(self, offer: Offer, longest_s: float) -> Unserved:
+        """Fail the jobs that nobody has been able to draw for so long; remember which nobody can draw now.
+
+        Args:
+            offer: what all live workers can draw.
+        """
+        now = self._server_clock.now()
+        detail = f"for {longest_s:g} s no live worker has had the job's model, or the version that it is bound to"
+        text = JobError(code="model_unavailable", detail=detail).model_dump_json()
+        result = rq_overrides.failure_fields("", text, None, "", None, now)
+        noticed: list[str] = []
+        failed: list[str] = []
+        first, looked_at = 0, LOOKED_AT_UNSERVED
+        while looked_at == LOOKED_AT_UNSERVED:
+            time_text = rq_overrides.time_text(now)
+            arguments: list[Any] = [offer.as_json, first, LOOKED_AT_UNSERVED, longest_s, self._default_ttl_s, time_text]
+            new, ended, looked_at = self._end_unserved(keys=self._script_keys, args=[*arguments, *_flat(result)])
+            noticed += [id_.decode(errors="replace") for id_ in new]
+            failed += [id_.decode(errors="replace") for id_ in ended]
+            first += looked_at - len(ended)
+        return Unserved(noticed, failed)
 
 
 def _parts(calls: Sequence[Call]) -> Iterator[list[Call]]:

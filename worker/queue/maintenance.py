@@ -5,8 +5,11 @@ import threading
 from typing import TYPE_CHECKING
 
 from worker.queue.leases import Leases
+from worker.queue.live_workers import LiveWorkers
+from worker.queue.offer import Offer
 from worker.queue.redis_health import RedisHealth
 from worker.queue.rq_overrides import RqWorker
+from worker.queue.status import Catalogue
 
 if TYPE_CHECKING:
     import redis
@@ -22,9 +25,15 @@ class Maintenance:
         rq_worker: RqWorker,
         health: RedisHealth,
         *,
+        live: LiveWorkers,
+        catalogue: Catalogue,
         interval_s: float,
         lease_s: float,
+        model_wait_s: float,
     ) -> None:
+        self._live = live
+        self._catalogue = catalogue
+        self._model_wait_s = model_wait_s
         self._client = client
         self._leases = leases
         self._rq_worker = rq_worker
@@ -54,8 +63,19 @@ class Maintenance:
             logger.error("job %s failed: worker_lost: no retries left", job_id)
         for job_id in recovered.unstranded:
             logger.warning("job %s: taken off the queue by a worker that is gone, it is queued again", job_id)
+        self._end_unserved()
         self._rq_worker.forget_dead_workers()
         return True
+
+    def _end_unserved(self) -> None:
+        """A job waits for a worker that has its model, which may be starting; but not for ever, untold."""
+        own = self._catalogue.describe()
+        others = [model for status in self._live.statuses() for model in status.models]
+        unserved = self._leases.end_unserved(Offer.of([*own, *others]), self._model_wait_s)
+        for job_id in unserved.noticed:
+            logger.warning("job %s waits: no live worker has its model", job_id)
+        for job_id in unserved.failed:
+            logger.error("job %s failed: model_unavailable: no worker had it within %g s", job_id, self._model_wait_s)
 
     def _server_uptime_s(self) -> int:
         return int(self._client.info("server")["uptime_in_seconds"])

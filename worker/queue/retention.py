@@ -9,11 +9,11 @@ from typing import Protocol
 import redis
 from pydantic import ValidationError
 
-from worker.contract import ProgressSnapshot, SamplingRequest, WorkerStatus
+from worker.contract import ProgressSnapshot, SamplingRequest
 from worker.contract.keys import ADMITTED_FIELD, QueueKeys, job_key, progress_key
-from worker.contract.live_workers import READ_LIVE
 from worker.contract.redis_errors import REDIS_AWAY
 from worker.queue.held_job import BadJobError, read_request
+from worker.queue.live_workers import LiveWorkers
 from worker.store.errors import StoreError
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Retention:
 
     def __init__(self, client: "redis.Redis", keys: QueueKeys, pool: Prunable, max_job_images: int) -> None:
         self._client = client
-        self._read_live = client.register_script(READ_LIVE)
+        self._live = LiveWorkers(client)
         self._keys = keys
         self._pool = pool
         self._max_job_images = max_job_images
@@ -89,12 +89,7 @@ class Retention:
         return named
 
     def _served(self) -> Iterable[Version]:
-        _announced, *live = self._read_live()
-        for text in live:
-            try:
-                status = WorkerStatus.model_validate_json(text)
-            except ValidationError:
-                continue
+        for status in self._live.statuses():
             yield from ((model.name, model.version) for model in status.models if model.version is not None)
 
     def _named_by_job(self, data: bytes | None, snapshots: Iterable[object]) -> Iterable[Version]:

@@ -1,13 +1,11 @@
 """What the worker publishes of itself: its `WorkerStatus`, and the progress of the jobs it runs."""
 
 import threading
-from collections import deque
 from datetime import datetime
 from typing import TYPE_CHECKING, Protocol
 
 from worker.contract import (
     CATALOGUE_TTL_S,
-    EngineCounters,
     ModelInfo,
     WorkerStatus,
     events_channel,
@@ -22,8 +20,6 @@ if TYPE_CHECKING:
     import redis
 
 PROGRESS_S = 0.25
-SPEED_WINDOW_S = 10.0
-"""Busy seconds over which the speed is measured."""
 
 
 class Catalogue(Protocol):
@@ -31,23 +27,6 @@ class Catalogue(Protocol):
 
     def describe(self) -> list[ModelInfo]:
         """All models of the store, in order of their names. Safe from any thread, and cheap."""
-
-
-class SpeedMeter:
-    """Image-steps per busy second, over the last busy seconds."""
-
-    def __init__(self, window_s: float = SPEED_WINDOW_S) -> None:
-        self._window_s = window_s
-        self._samples: deque[tuple[float, int]] = deque([(0.0, 0)])
-
-    def measure(self, counters: EngineCounters) -> float | None:
-        """None before the first step."""
-        if counters.busy_s > self._samples[-1][0]:
-            self._samples.append((counters.busy_s, counters.image_steps))
-        while len(self._samples) > 2 and self._samples[-1][0] - self._samples[1][0] >= self._window_s:
-            self._samples.popleft()
-        busy_s = self._samples[-1][0] - self._samples[0][0]
-        return (self._samples[-1][1] - self._samples[0][1]) / busy_s if busy_s > 0 else None
 
 
 class StatusPublisher:
@@ -78,7 +57,6 @@ class StatusPublisher:
         self._dtype = dtype
         self._default_model = default_model
         self._ttl_s = ttl_s
-        self._speed = SpeedMeter()
         self._lock = threading.Lock()
         self._published: WorkerStatus | None = None
 
@@ -89,13 +67,13 @@ class StatusPublisher:
             self._published = status
 
     def publish_news(self) -> None:
-        """Publish now what can't wait for the next heartbeat: other models, and the first measured speed, on which
+        """Publish now what can't wait for the next heartbeat: other models, and a model's first measured cost, on which
         every estimate of a wait rests."""
         known = self._published
         if (
             known is None
             or self._catalogue.describe() != known.models
-            or (known.image_steps_per_s is None and self._engine.counters().busy_s > 0)
+            or self._engine.row_step_s().keys() != known.row_step_s.keys()
         ):
             self.publish()
 
@@ -104,8 +82,8 @@ class StatusPublisher:
         self._withdraw(args=[self._worker])
 
     def _status(self) -> WorkerStatus:
-        models, counters = self._catalogue.describe(), self._engine.counters()
-        names, max_batch = [model.name for model in models], self._engine.max_batch
+        models, max_batch = self._catalogue.describe(), self._engine.max_batch
+        names = [model.name for model in models]
         default = self._default_model if self._default_model in names else (names[0] if names else None)
         return WorkerStatus(
             worker=self._worker,
@@ -115,9 +93,9 @@ class StatusPublisher:
             max_batch=max_batch,
             default_model=default,
             models=models,
-            counters=counters,
+            counters=self._engine.counters(),
             images_waiting=max(0, self._held.images() - max_batch),
-            image_steps_per_s=self._speed.measure(counters),
+            row_step_s=dict(self._engine.row_step_s()),
         )
 
 

@@ -25,7 +25,9 @@ from worker.contract import (
 )
 from worker.contract.keys import QueueKeys
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
+from worker.queue.claim_terms import ClaimTerms
 from worker.queue.leases import Leases, ServerClock
+from worker.queue.offer import ModelOffer, Offer
 from worker.queue.retention import Retention, Version
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=1)
@@ -37,6 +39,9 @@ OUTCOME = JobOutcome(
     images=[ImageRecord(index=0, seed=1, sha256="ab" * 32, width=8, height=8, size_bytes=1)],
     media_type="image/png",
 )
+
+
+OFFER = Offer({REQUEST.model: ModelOffer(True, frozenset({PROGRESS.version}))})
 
 
 class NothingToPrune:
@@ -68,12 +73,12 @@ async def live(url: str) -> None:
         ids = [character * 32 for character in "123456"]
         for job_id in ids:
             key = Idempotency(job_id, "ab" * 32)
-            await queue.submit(queue.new_job(job_id, REQUEST, None), 10, key)
-            assert (await queue.submit(queue.new_job(job_id, REQUEST, None), 10, key)).outcome == "known"
+            await queue.submit(queue.new_job(job_id, REQUEST, None), REQUEST, key, {})
+            assert (await queue.submit(queue.new_job(job_id, REQUEST, None), REQUEST, key, {})).outcome == "known"
         assert len(await queue.look(ids)) == len(ids)
 
         lasting, dying = leases(client, 60), leases(client, 0.001)
-        finished, failed, released, retried, canceled = lasting.claim(None, 5).jobs
+        finished, failed, released, retried, canceled = lasting.claim(None, ClaimTerms(5, OFFER)).jobs
         lasting.renew([finished])
         record = await queue.read(finished.job_id)
         assert record is not None
@@ -95,13 +100,15 @@ async def live(url: str) -> None:
         await queue.cancel(canceled.job_id)
         assert lasting.release([released]) == [released.job_id]
         Retention(client, QueueKeys.of(QUEUE_NAME), NothingToPrune(), 64).look()
-        (lost,) = dying.claim(None, 1).jobs
+        (lost,) = dying.claim(None, ClaimTerms(1, OFFER)).jobs
         await asyncio.sleep(0.01)
         assert lasting.recover(stranded_s=60).requeued == [lost.job_id]
         moved = lasting.wait_for_job(1)
         assert moved is not None
         lasting.recover(stranded_s=60)
         lasting.recover(stranded_s=0)
+        assert len(lasting.end_unserved(Offer(), 60).noticed) == (await queue.line(10))[0]
+        assert lasting.idle_workers() == []
         assert (await queue.image(finished.job_id, 0))[0] == b"x"
         record = await queue.read(finished.job_id)
         assert record is not None

@@ -12,13 +12,14 @@ from uuid import uuid4
 
 import pytest
 from rq import Queue, Retry
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.fake_engine import MODEL
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, JobError, JobOutcome, SamplingRequest
+from worker.contract.keys import MODEL_FIELD, QUEUED_AT_FIELD, ROWS_FIELD, VERSION_FIELD, WORK_FIELD
 from worker.queue.leases import Leases, ServerClock
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -43,8 +44,41 @@ class Jobs:
         self.queue = Queue(QUEUE_NAME, connection=valkey.client, serializer=JSONSerializer)
 
     def add(self, seed: int = 1, *, steps: int = 5, batch: int = 1, timeout_s: int = 600, **fields: Any) -> str:
-        request = SamplingRequest(model=MODEL, seed=seed, steps=steps, batch=batch, **fields)
+        request = SamplingRequest.model_validate(
+            {"model": MODEL, "seed": seed, "steps": steps, "batch": batch, **fields}
+        )
         return self.add_raw(FUNCTION_NAME, [request.model_dump(mode="json")], timeout_s=timeout_s)
+
+    def submit(self, seed: int = 1, *, queued_at: float | None = None, **fields: Any) -> str:
+        """The same with all fields that the gateway adds."""
+        request = SamplingRequest.model_validate({"model": MODEL, "seed": seed, "steps": 5, "batch": 1, **fields})
+        job = self.queue.create_job(
+            FUNCTION_NAME,
+            args=[request.model_dump(mode="json")],
+            timeout=600,
+            result_ttl=3600,
+            failure_ttl=3600,
+            job_id=uuid4().hex,
+            retry=Retry(max=3),
+            status=JobStatus.QUEUED,
+        )
+        if queued_at is None:
+            seconds, microseconds = self.valkey.client.time()
+            queued_at = seconds + microseconds / 1e6
+        own: dict[Any, Any] = {
+            MODEL_FIELD: request.model,
+            ROWS_FIELD: request.rows,
+            WORK_FIELD: request.row_steps,
+            QUEUED_AT_FIELD: f"{queued_at:.6f}",
+        }
+        if request.version is not None:
+            own[VERSION_FIELD] = request.version
+        with self.valkey.client.pipeline() as pipeline:
+            job.save(pipeline=pipeline)
+            pipeline.hset(job.key, mapping=own)
+            pipeline.rpush(self.queue.key, job.id)
+            pipeline.execute()
+        return str(job.id)
 
     def add_raw(self, function: str, args: list[Any], *, timeout_s: int = 600, **fields: Any) -> str:
         job = self.queue.enqueue_call(
@@ -124,8 +158,8 @@ class Workers:
         self._folder = folder
         self.all: list[WorkerHandle] = []
 
-    def start(self, step_ms: float = 2, *, wait: bool = True, **settings: object) -> WorkerHandle:
-        """A worker with short leases; further settings by name, without the prefix."""
+    def start(self, step_ms: float = 2, *, wait: bool = True, models: str = MODEL, **settings: object) -> WorkerHandle:
+        """A worker with short leases and these models; further settings by name, without the prefix."""
         chosen = {
             "redis_url": self._valkey.url,
             "lease_s": 2,
@@ -141,7 +175,7 @@ class Workers:
         before = self._live()
         with log.open("wb") as stderr:
             process = subprocess.Popen(
-                [sys.executable, "-m", "tests.worker.queue.fake_worker", str(step_ms)],
+                [sys.executable, "-m", "tests.worker.queue.fake_worker", str(step_ms), models],
                 cwd=REPOSITORY,
                 env=environment,
                 stderr=stderr,

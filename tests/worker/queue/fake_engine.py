@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -195,10 +195,11 @@ class FakeEngine:
 
 
 class FakeCatalogue:
-    """One model; `versions` may be changed by a test."""
+    """Models of one version each, which a test may change."""
 
-    def __init__(self, version: str = VERSION) -> None:
+    def __init__(self, version: str = VERSION, models: Sequence[str] = (MODEL,)) -> None:
         self.version = version
+        self.models = models
 
     def describe(self) -> list[ModelInfo]:
         from datetime import UTC, datetime
@@ -211,7 +212,7 @@ class FakeCatalogue:
         )
         return [
             ModelInfo(
-                name=MODEL,
+                name=name,
                 version=self.version,
                 versions=[info],
                 labels=[str(digit) for digit in range(10)],
@@ -222,4 +223,5 @@ class FakeCatalogue:
                 prediction_type="epsilon",
                 samplers=list(SamplerName),
             )
+            for name in self.models
         ]

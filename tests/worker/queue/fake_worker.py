@@ -1,9 +1,9 @@
-"""A real worker process around the fake engine, for tests to kill: `python -m tests.worker.queue.fake_worker [ms]`."""
+"""A real worker process around the fake engine: `python -m tests.worker.queue.fake_worker [ms of a step [models]]`."""
 
 import os
 import sys
 
-from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
+from tests.worker.queue.fake_engine import MODEL, FakeCatalogue, FakeEngine
 from worker.contract.no_pickle import disable_pickle
 from worker.process import WorkerProcess
 from worker.settings import WorkerSettings
@@ -15,8 +15,9 @@ def main() -> None:
     configure_logging(settings.log_level)
     disable_pickle()
     engine = FakeEngine(settings.max_batch, float(sys.argv[1]) / 1e3 if len(sys.argv) > 1 else 0.005)
+    models = sys.argv[2].split(",") if len(sys.argv) > 2 else [MODEL]
     client = open_redis(settings)
-    os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(), device="cpu", dtype="float32").run())
+    os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(models=models), device="cpu", dtype="float32").run())
 
 
 main()

@@ -4,14 +4,18 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import redis
+
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
-from tests.worker.queue.fake_engine import FakeEngine
+from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
 from worker.engine.messages import Canceled, SavedChain
 from worker.queue.claimer import Claimer
 from worker.queue.finisher import Finisher
+from worker.queue.give_back import GiveBack
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Leases
+from worker.queue.live_workers import LiveWorkers
 from worker.queue.redis_health import RedisHealth
 from worker.queue.saved_chains import SavedChains
 
@@ -28,11 +32,17 @@ class ChainsReadAtABadMoment(SavedChains):
 
 
 @contextmanager
-def claiming(leases: Leases, engine: FakeEngine, held: HeldJobs, chains: SavedChains) -> Iterator[None]:
+def claiming(
+    client: "redis.Redis", leases: Leases, engine: FakeEngine, held: HeldJobs, chains: SavedChains
+) -> Iterator[None]:
     stop = threading.Event()
     health = RedisHealth()
     finisher = Finisher(leases, held, health)
-    claimer = Claimer(leases, engine, held, finisher, chains, health, engine.max_batch, stopping=stop.is_set)
+    give_back = GiveBack(leases, engine, held, LiveWorkers(client))
+    claimer = Claimer(
+        *(leases, engine, held, finisher, chains, health, FakeCatalogue(), give_back),
+        stopping=stop.is_set,
+    )
     threads = [threading.Thread(target=claimer.run), threading.Thread(target=engine.run, args=[stop])]
     for thread in threads:
         thread.start()
@@ -55,7 +65,7 @@ def test_a_stop_that_comes_just_before_the_engine_has_the_job_is_not_lost(
 
     job_id = jobs.add(1, steps=1000)
     ended: list[object] = []
-    with claiming(worker_of("a", 60), engine, held, ChainsReadAtABadMoment(stop)):
+    with claiming(valkey.client, worker_of("a", 60), engine, held, ChainsReadAtABadMoment(stop)):
 
         def canceled() -> bool:
             while not engine.outbox.empty():

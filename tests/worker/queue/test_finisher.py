@@ -14,6 +14,7 @@ from tests.worker.queue.conftest import Jobs, wait_until
 from tests.worker.queue.fake_engine import MODEL, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
 from worker.contract import QUEUE_NAME, image_key
 from worker.engine.messages import Failed, Succeeded
+from worker.queue.claim_terms import ClaimTerms
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import MOST_BYTES, Leases, ServerClock
@@ -84,7 +85,7 @@ def start(finisher: Finisher) -> None:
 def claimed(jobs: Jobs, leases: Leases, held: HeldJobs, count: int) -> list[HeldJob]:
     for seed in range(count):
         jobs.add(seed)
-    of_ours = leases.claim(None, count).jobs
+    of_ours = leases.claim(None, ClaimTerms(count)).jobs
     for job in of_ours:
         held.add(job)
     return of_ours

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.test_wire_safety import REQUEST, packed
-from worker.contract import FUNCTION_NAME, EngineCounters, ProgressSnapshot
+from worker.contract import FUNCTION_NAME, ProgressSnapshot
 from worker.queue.held_job import Ending, HeldJob, HeldJobs, read_claimed_row
 from worker.queue.leases import ServerClock, steady_time_of_day
 from worker.queue.redis_health import RedisHealth
-from worker.queue.status import SpeedMeter
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GOOD = packed([FUNCTION_NAME, None, [REQUEST], {}])
@@ -88,14 +87,6 @@ def test_a_later_execution_of_a_job_is_not_removed_by_the_end_of_an_earlier_one(
     jobs.add(later)
     jobs.remove(earlier)
     assert jobs.get("a") is later
-
-
-def test_speed_is_measured_over_the_last_busy_seconds() -> None:
-    meter = SpeedMeter(window_s=10)
-    assert meter.measure(EngineCounters()) is None
-    assert meter.measure(EngineCounters(busy_s=10, image_steps=1000)) == 100
-    assert meter.measure(EngineCounters(busy_s=10, image_steps=1000)) == 100  # idle time changes nothing
-    assert meter.measure(EngineCounters(busy_s=20, image_steps=1100)) == 10
 
 
 def test_redis_is_steady_only_a_while_after_its_last_failure() -> None:

@@ -10,6 +10,7 @@ from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
 from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key, progress_key
 from worker.contract.keys import IDEMPOTENCY_FIELD, SUSPENDED_KEY, idempotency_key
+from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Call, Leases
 
@@ -20,7 +21,7 @@ ERROR = JobError(code="not_finite", detail="image 0")
 
 
 def claim_one(leases: Leases) -> HeldJob:
-    (job,) = leases.claim(None, 1).jobs
+    (job,) = leases.claim(None, ClaimTerms(1)).jobs
     return job
 
 
@@ -58,7 +59,7 @@ def test_who_lost_a_job_can_neither_store_nor_end_it_while_another_runs_it(
 def test_an_end_that_is_told_twice_is_written_once(jobs: Jobs, worker_of: Callable[..., Leases]) -> None:
     leases = worker_of("a")
     succeeded, failed = jobs.add(1), jobs.add(2)
-    first, second = leases.claim(None, 2).jobs
+    first, second = leases.claim(None, ClaimTerms(2)).jobs
     assert [told(leases, leases.finish(first, OUTCOME, PROGRESS)) for _ in range(2)] == ["finished"] * 2
     assert [told(leases, leases.fail(second, ERROR, may_retry=False)) for _ in range(2)] == ["failed"] * 2
     assert (first.job_id, second.job_id) == (succeeded, failed)
@@ -102,7 +103,7 @@ def test_of_jobs_that_end_in_one_round_trip_each_has_its_own_fate(
     leases = worker_of("a")
     for seed in range(3):
         jobs.add(seed)
-    first, broken, last = leases.claim(None, 3).jobs
+    first, broken, last = leases.claim(None, ClaimTerms(3)).jobs
     valkey.client.set(f"rq:results:{broken.job_id}", "no stream")
     valkey.client.script_flush()  # as on a server that began anew
     answers = leases.send([leases.finish(job, OUTCOME, PROGRESS) for job in (first, broken, last)])
@@ -118,11 +119,11 @@ def test_while_claiming_is_suspended_nothing_is_taken_and_a_moved_job_is_first_a
     ids = [jobs.add(seed) for seed in range(2)]
     moved = leases.wait_for_job(1)
     valkey.client.set(SUSPENDED_KEY, 1)
-    claim = leases.claim(moved, 4)
+    claim = leases.claim(moved, ClaimTerms(4))
     assert (claim.jobs, claim.dropped, claim.suspended) == ([], [], True)
     assert jobs.queue.get_job_ids() == ids
     valkey.client.delete(SUSPENDED_KEY)
-    resumed = leases.claim(None, 4)
+    resumed = leases.claim(None, ClaimTerms(4))
     assert ([job.job_id for job in resumed.jobs], resumed.suspended) == (ids, False)
 
 
@@ -142,7 +143,7 @@ def test_a_terminal_status_never_changes(jobs: Jobs, worker_of: Callable[..., Le
         assert jobs.results(job.job_id) == []
         assert valkey.client.ttl(f"rq:job:{job.job_id}") > 0
         valkey.client.rpush(jobs.queue.key, job.job_id)
-        claim = leases.claim(None, 1)
+        claim = leases.claim(None, ClaimTerms(1))
         assert (claim.jobs, claim.dropped) == ([], [(job.job_id, status)])
 
 
@@ -173,7 +174,7 @@ def test_a_job_that_runs_is_not_claimed_again(
     job_id = jobs.add(1)
     claim_one(first)
     valkey.client.rpush(jobs.queue.key, job_id)
-    claim = second.claim(None, 1)
+    claim = second.claim(None, ClaimTerms(1))
     assert (claim.jobs, claim.dropped) == ([], [(job_id, "runs already")])
 
 
@@ -186,7 +187,7 @@ def test_a_moved_job_that_maintenance_took_back_is_not_claimed_by_the_late_mover
     other.recover(stranded_s=0)
     assert other.recover(stranded_s=0).unstranded == [job_id]
     assert claim_one(other).job_id == job_id
-    assert late.claim(job_id, 1).jobs == []
+    assert late.claim(job_id, ClaimTerms(1)).jobs == []
 
 
 def test_a_job_put_back_before_its_claim_is_first_again(jobs: Jobs, worker_of: Callable[..., Leases]) -> None:

@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
 from worker.contract import JobError
-from worker.queue.leases import LONGEST_PATIENCE_S, LOOKED_AT, PATIENCE, Leases
+from worker.contract.queue_order import LONGEST_PATIENCE_S, LOOKED_AT, PATIENCE
+from worker.queue.claim_terms import ClaimTerms
+from worker.queue.leases import Leases
+from worker.queue.offer import Offer
 
-IMAGE_STEP_S = 0.01
+ROW_STEP_S = 0.01
+OFFER = Offer(row_step_s={"another": ROW_STEP_S})
+"""A worker that has measured another model: the jobs here name none."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Waiting:
 
     @property
     def patience_s(self) -> float:
-        return min(PATIENCE * self.work * IMAGE_STEP_S, LONGEST_PATIENCE_S)
+        return min(PATIENCE * self.work * ROW_STEP_S, LONGEST_PATIENCE_S)
 
 
 def line_up(valkey: ValkeyHandle, jobs: Jobs, asked: Sequence[tuple[int, float]]) -> list[Waiting]:
@@ -40,7 +45,7 @@ def line_up(valkey: ValkeyHandle, jobs: Jobs, asked: Sequence[tuple[int, float]]
 
 
 def taken(leases: Leases, count: int, most_work: int | None = None) -> list[str]:
-    claim = leases.claim(None, count, image_step_s=IMAGE_STEP_S, most_work=most_work)
+    claim = leases.claim(None, ClaimTerms(count, OFFER, most_work=most_work))
     return [job.job_id for job in claim.jobs]
 
 
@@ -92,7 +97,7 @@ def test_before_the_speed_is_known_jobs_are_served_as_they_come(
     valkey: ValkeyHandle, jobs: Jobs, worker_of: Callable[..., Leases]
 ) -> None:
     queued = line_up(valkey, jobs, [(4000, 0.5), (10, 0.5), (300, 0.5)])
-    assert [job.job_id for job in worker_of("a", 60).claim(None, 3).jobs] == [job.id for job in queued]
+    assert [job.job_id for job in worker_of("a", 60).claim(None, ClaimTerms(3)).jobs] == [job.id for job in queued]
 
 
 def test_a_full_worker_takes_only_what_is_short(
@@ -110,7 +115,7 @@ def test_what_was_put_back_passes_all_however_long_it_is(
 ) -> None:
     leaving, dying, other = worker_of("leaving", 60), worker_of("dying"), worker_of("other", 60)
     released, lost = line_up(valkey, jobs, [(64_000, 0.0), (64_000, 0.0)])
-    held = leaving.claim(None, 1).jobs
+    held = leaving.claim(None, ClaimTerms(1)).jobs
     assert taken(dying, 1) == [lost.id]
     (short,) = line_up(valkey, jobs, [(1, 0.0)])
     wait_until(lambda: other.recover(stranded_s=60).requeued == [lost.id], "the lease to run out")
@@ -124,7 +129,7 @@ def test_what_failed_for_now_goes_behind_those_that_wait(
 ) -> None:
     leases = worker_of("a", 60)
     failing, waiting = line_up(valkey, jobs, [(10, 100.0), (10, 50.0)])
-    (held,) = leases.claim(None, 1).jobs
+    (held,) = leases.claim(None, ClaimTerms(1)).jobs
     assert held.job_id == failing.id
     leases.send([leases.fail(held, JobError(code="out_of_memory", detail="no memory"), may_retry=True)])
     assert taken(leases, 2) == [waiting.id, failing.id]
@@ -148,7 +153,7 @@ def test_what_the_gateway_did_not_queue_is_as_old_as_what_stands_before_it(
     valkey.client.rpush(jobs.queue.key, "text")
     by_hand = jobs.add(1)
     (large,) = line_up(valkey, jobs, [(1000, 0.0)])
-    claim = worker_of("a", 60).claim(None, 4, image_step_s=IMAGE_STEP_S)
+    claim = worker_of("a", 60).claim(None, ClaimTerms(4, OFFER))
     assert [job.job_id for job in claim.jobs] == [old.id, by_hand, new.id, large.id]
     assert claim.dropped == [("text", "its key is a string, not a job")]
 

@@ -19,6 +19,7 @@ from worker.contract import (
 )
 from worker.contract.keys import QueueKeys
 from worker.contract.live_workers import ANNOUNCE
+from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Leases, ServerClock
 from worker.queue.retention import Retention
@@ -70,7 +71,7 @@ def admit(valkey: ValkeyHandle, job_id: str, version: str) -> None:
 
 
 def claim_one(leases: Leases) -> HeldJob:
-    (job,) = leases.claim(None, 1).jobs
+    (job,) = leases.claim(None, ClaimTerms(1)).jobs
     return job
 
 
@@ -84,7 +85,7 @@ def test_a_version_is_needed_from_the_queueing_of_a_job_that_names_it_to_its_end
     assert named() == {(MODEL, OLD)}, "queued"
     moved = leases.wait_for_job(1)
     assert named() == {(MODEL, OLD)}, "between the queue and its claim"
-    (job,) = leases.claim(moved, 1).jobs
+    (job,) = leases.claim(moved, ClaimTerms(1)).jobs
     assert named() == {(MODEL, OLD)}, "started"
     leases.release([job])
     assert named() == {(MODEL, OLD)}, "put back"

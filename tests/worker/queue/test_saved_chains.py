@@ -11,6 +11,7 @@ from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs
 from worker.contract import QUEUE_NAME, ImageFormat, SamplingRequest, chain_key
 from worker.engine.messages import SavedChain, SavedImage
+from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJobs
 from worker.queue.leases import Leases, ServerClock
 from worker.queue.redis_health import RedisHealth
@@ -110,7 +111,7 @@ def test_a_state_is_written_by_the_owner_alone_expires_and_goes_with_its_job(job
     job_id = jobs.add(3, steps=50, batch=2)
 
     def claim() -> Any:
-        (job,) = leases.claim(None, 1).jobs
+        (job,) = leases.claim(None, ClaimTerms(1)).jobs
         held.add(job)
         held.enter_engine(job)
         return job

@@ -134,19 +134,20 @@ def test_a_worker_says_what_it_can_draw(workers: Workers, valkey: ValkeyHandle) 
         assert valkey.client.ttl(place) > 0
 
 
-def test_the_first_measured_speed_does_not_wait_for_a_heartbeat(
+def test_the_first_measured_cost_does_not_wait_for_a_heartbeat(
     jobs: Jobs, workers: Workers, valkey: ValkeyHandle
 ) -> None:
     # Two beats: at its start and after it came up. The next would come in a minute and a half.
     workers.start(heartbeat_s=PATIENCE_S * 1.5, lease_s=PATIENCE_S * 3, worker_ttl_s=int(PATIENCE_S * 3))
 
-    def speed() -> float | None:
+    def costs() -> dict[str, float]:
         (status,) = live_workers(valkey.client)
-        return status.image_steps_per_s
+        return status.row_step_s
 
-    assert speed() is None
+    assert costs() == {}
     jobs.wait([jobs.add(1, steps=3)])
-    wait_until(lambda: (speed() or 0) > 0, "the speed to be told")
+    wait_until(costs, "the cost to be reported")
+    assert costs() == {"digits": pytest.approx(0.002)}
 
 
 def test_rqs_own_tools_see_the_worker_and_its_job(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:

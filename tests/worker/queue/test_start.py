@@ -113,7 +113,7 @@ def test_the_whole_worker_draws_the_same_pixels_in_any_company_and_takes_up_a_ne
 
     assert status().models[0].version == first.version
     wait_until(lambda: status().counters.requests_in_batch_max >= 2, "the status to show shared batches")
-    assert status().image_steps_per_s
+    assert status().row_step_s[MODEL] > 0
 
     published = publish_tiny(ModelStore(tmp_path / "store"), MODEL, weights_seed=1, step=2)
     wait_until(lambda: status().models[0].version == published.version, "the status to show the new version")

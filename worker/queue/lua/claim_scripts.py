@@ -1,23 +1,37 @@
-"""The Lua scripts by which a worker becomes the owner of jobs, and their order. What owning is: see `lua_scripts`."""
+"""The Lua scripts by which a worker becomes the owner of jobs, and their order; see `lease_scripts` for owning."""
 
+from worker.contract.queue_order import LUA_WAITING
 from worker.queue.lua.lease_scripts import PRELUDE
+
+IDLE_S = 3
+"""How long a worker that found no job counts as idle: a little longer than it takes to look again."""
 
 CLAIM = (
     PRELUDE
+    + LUA_WAITING
+    + f"local IDLE_S = {IDLE_S}\n"
     + """
 -- ARGV: worker name, lease in s, time text, ttl for what is dropped, job id moved to the intermediate list or '',
--- patience in s for an image-step, longest patience in s, most image-steps of a job or '', how many jobs to choose
--- among, execution ids...
--- Takes that job and then jobs from the queue, one for each execution id; while claiming is suspended none, and the
--- moved one is put back.
+-- the terms as JSON, execution ids...
+-- Terms: the worker's offer; patience and longest_s, see `due_at`; looked_at, how many jobs to choose among; rows and
+-- ahead_s, see `has_room`; most_work, row-steps that a job has at most, or false; holds_jobs.
+-- Takes the moved job and then jobs from the queue, one for each execution id at most; while claiming is suspended
+-- none. A moved one that is not taken is put back.
 -- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, seconds waited, progress,
--- whether its chain was saved}...}, {{job, reason}...}, whether claiming is suspended
+-- whether its chain was saved}...}, {{job, reason}...}, whether claiming is suspended, and how many of the jobs that it
+-- looked at are for other workers
 local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5]
-local claimed, dropped = {}, {}
+local terms, next_execution = cjson.decode(ARGV[6]), 7
+local offer = terms.offer
+local claimed, dropped, of_others = {}, {}, 0
+
+local function put_back_moved()
+  if redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then redis.call('LPUSH', QUEUE, moved) end
+end
 
 if redis.call('EXISTS', SUSPENDED_KEY) == 1 then
-  if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then redis.call('LPUSH', QUEUE, moved) end
-  return {claimed, dropped, 1}
+  if moved ~= '' then put_back_moved() end
+  return {claimed, dropped, 1, of_others}
 end
 
 local function has_live_execution(id)
@@ -69,44 +83,79 @@ local function take(id, execution)
   return true, (tonumber(row[8]) or 0) > 0
 end
 
--- Who comes first: who was queued first, but a job lets others pass for a time that grows with its work.
-local patience, longest, most_work = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local function amount(text)
-  -- Nothing that can't be compared, "nan" first of all, gets into the order.
-  local number = tonumber(text or '')
-  return number and number >= 0 and number < 1e15 and number or nil
+-- Jobs fill the free rows of the batch; beyond those only short ones are taken, of `ahead_s` seconds in all.
+local rows_left, ahead_s = terms.rows or math.huge, terms.ahead_s
+local function has_room(fields)
+  if rows_left > 0 then
+    rows_left = rows_left - (amount(fields[3]) or 1)
+    return true
+  end
+  local row_step_s = row_step_s_of(offer, fields[1])
+  if not row_step_s then return false end
+  local seconds = (amount(fields[4]) or 0) * row_step_s
+  if seconds > ahead_s then return false end
+  ahead_s = ahead_s - seconds
+  return true
 end
 
 local function line()
-  local places, queued_at = {}, 0
-  for place, id in ipairs(redis.call('LRANGE', QUEUE, 0, tonumber(ARGV[9]) - 1)) do
-    -- What has no fields of ours, or is no hash, stands where it is.
-    local fields = redis.pcall('HMGET', job_key(id), WORK_FIELD, QUEUED_AT_FIELD, PUT_BACK_FIELD)
-    local work = amount(fields[1]) or 0
-    queued_at = amount(fields[2]) or queued_at
-    if not most_work or work <= most_work then
-      local due = fields[3] and 0 or queued_at + math.min(work * patience, longest)
-      places[#places + 1] = {id = id, due = due, place = place}
+  -- The oldest jobs that this worker can draw, in the order of service.
+  local places, queued_at, first, seen = {}, 0, 0, 0
+  while seen < terms.looked_at do
+    local ids = redis.call('LRANGE', QUEUE, first, first + terms.looked_at - 1)
+    for offset, id in ipairs(ids) do
+      local fields = waiting_fields(id)
+      queued_at = amount(fields[5]) or queued_at
+      if not served(offer, fields) then
+        of_others = of_others + 1
+      elseif seen < terms.looked_at then
+        seen = seen + 1
+        if not terms.most_work or (amount(fields[4]) or 0) <= terms.most_work then
+          local due = due_at(offer, fields, queued_at, terms.patience, terms.longest_s)
+          places[#places + 1] = {id = id, due = due, place = first + offset, fields = fields}
+        end
+      end
     end
+    if #ids < terms.looked_at then break end
+    first = first + #ids
   end
   table.sort(places, function(a, b) return a.due < b.due or a.due == b.due and a.place < b.place end)
   return places
 end
 
-local next_execution, lost_before = 10, false
-if moved ~= '' and redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then
+local lost_before = false
+local function take_next(id)
   local taken
-  taken, lost_before = take(moved, ARGV[next_execution])
+  taken, lost_before = take(id, ARGV[next_execution])
   if taken then next_execution = next_execution + 1 end
 end
-for _, waiting in ipairs(line()) do
-  if not ARGV[next_execution] or lost_before then break end
-  redis.call('LREM', QUEUE, 1, waiting.id)
-  local taken
-  taken, lost_before = take(waiting.id, ARGV[next_execution])
-  if taken then next_execution = next_execution + 1 end
+
+if moved ~= '' then
+  local fields = waiting_fields(moved)
+  if not served(offer, fields) then
+    put_back_moved()
+  elseif redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then
+    has_room(fields)
+    take_next(moved)
+  end
 end
-return {claimed, dropped, 0}
+if ARGV[next_execution] and not lost_before then
+  for _, waiting in ipairs(line()) do
+    if not ARGV[next_execution] or lost_before then break end
+    if not has_room(waiting.fields) then break end
+    redis.call('LREM', QUEUE, 1, waiting.id)
+    take_next(waiting.id)
+  end
+end
+
+-- pcall: a server that is full refuses this, and all else goes on.
+if #claimed > 0 then
+  redis.call('ZREM', IDLE_WORKERS_KEY, worker)
+elseif not terms.holds_jobs then
+  redis.pcall('ZADD', IDLE_WORKERS_KEY, NOW + IDLE_S, worker)
+  redis.call('EXPIRE', IDLE_WORKERS_KEY, 10 * IDLE_S)
+end
+return {claimed, dropped, 0, of_others}
 """
 )
 
@@ -127,5 +176,14 @@ for _, entry in ipairs(redis.call('ZREVRANGE', WIP, 0, -1)) do
   end
 end
 return returned
+"""
+)
+
+IDLE = (
+    PRELUDE
+    + """
+-- Returns the names of the workers that hold no job and found none a moment ago.
+redis.call('ZREMRANGEBYSCORE', IDLE_WORKERS_KEY, '-inf', NOW)
+return redis.call('ZRANGE', IDLE_WORKERS_KEY, 0, -1)
 """
 )

@@ -1,0 +1,171 @@
+"""When waiting jobs will be taken up: the order of service, walked ahead of time."""
+
+import asyncio
+import heapq
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from service.catalogue import Reading
+from worker.contract import WorkerStatus
+from worker.contract.queue_order import LOOKED_AT, due_at
+
+if TYPE_CHECKING:
+    from service.job_queue import JobQueue
+
+MOST_WALKED = 2048
+"""Jobs whose turns are found one by one: Redis reads them in 2 ms and we order them in about 5. Those behind them are
+placed by their place in the queue, which short jobs change little so far back."""
+FRESH_S = 1.0
+"""How long a walk serves when the queue is so long that it costs something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A job in the queue."""
+
+    id: str
+    model: str
+    """Empty for one that no gateway queued."""
+    row_steps: float
+    queued_at: float | None
+    put_back: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """When it is a job's turn."""
+
+    position: int
+    """Jobs that will be served before it, as far as they wait already."""
+    wait_s: float | None
+    """What those take; None while no cost is known, or nobody alive can draw the job."""
+
+
+def waiting_jobs(rows: Iterable[Sequence[bytes]]) -> list[Waiting]:
+    """The answer of the script `LINE`, read as the claim reads it: what can't be compared counts as absent."""
+    return [
+        Waiting(
+            id_.decode(errors="replace"), model.decode(errors="replace"), _amount(work) or 0.0, _amount(at), bool(put)
+        )
+        for id_, model, work, at, put in rows
+    ]
+
+
+def _amount(text: bytes) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if 0 <= number < 1e15 else None
+
+
+def turns(line: Sequence[Waiting], workers: Sequence[WorkerStatus], row_step_s: Mapping[str, float]) -> dict[str, Turn]:
+    """Each job's turn, by its id.
+
+    Jobs of models that no worker has in common don't wait for each other: each such group of models has its own line.
+
+    Args:
+        line: as it stands in the queue.
+        workers: who is alive.
+        row_step_s: see `Reading.row_step_s`.
+    """
+    own = _mean_costs(workers)
+    groups = _groups(workers)
+    lines: dict[object, list[tuple[float, int, Waiting]]] = {}
+    queued_at = 0.0
+    for place, job in enumerate(line):
+        queued_at = queued_at if job.queued_at is None else job.queued_at
+        due = 0.0 if job.put_back else due_at(queued_at, job.row_steps * row_step_s_of(own, job.model))
+        lines.setdefault(groups.get(job.model, job.model), []).append((due, place, job))
+    found: dict[str, Turn] = {}
+    for group in lines.values():
+        ahead_s = 0.0
+        for position, (_, _, job) in enumerate(_served(group)):
+            known = bool(row_step_s) and (job.model in groups or not job.model)
+            found[job.id] = Turn(position, ahead_s if known else None)
+            ahead_s += job.row_steps * row_step_s_of(row_step_s, job.model)
+    return found
+
+
+def _served(line: Sequence[tuple[float, int, Waiting]]) -> Iterable[tuple[float, int, Waiting]]:
+    """In the order in which claims take them, one after the other among the oldest."""
+    window = list(line[:LOOKED_AT])
+    heapq.heapify(window)  # by due, then place
+    for job in line[LOOKED_AT:]:
+        yield heapq.heappop(window)
+        heapq.heappush(window, job)
+    while window:
+        yield heapq.heappop(window)
+
+
+def _mean_costs(workers: Sequence[WorkerStatus]) -> dict[str, float]:
+    """What a worker's claim reckons with."""
+    costs: dict[str, list[float]] = {}
+    for worker in workers:
+        for model, seconds in worker.row_step_s.items():
+            costs.setdefault(model, []).append(seconds)
+    return {model: fmean(seconds) for model, seconds in costs.items()}
+
+
+def row_step_s_of(row_step_s: Mapping[str, float], model: str) -> float:
+    """A model that has not run yet is supposed to cost what the others do on average."""
+    known = row_step_s.get(model)
+    if known is not None:
+        return known
+    return fmean(row_step_s.values()) if row_step_s else 0.0
+
+
+def _groups(workers: Sequence[WorkerStatus]) -> dict[str, str]:
+    """By model, a name for all models that are connected with it by workers that have several of them."""
+    group: dict[str, str] = {}
+    for worker in workers:
+        names = [model.name for model in worker.models]
+        joined = {group[name] for name in names if name in group}
+        into = min([*joined, *names], default="")
+        group.update(dict.fromkeys(names, into))
+        group.update({name: into for name, known in group.items() if known in joined})
+    return group
+
+
+class QueueOrder:
+    """The turns of the jobs that wait now."""
+
+    def __init__(self, queue: "JobQueue", clock: Callable[[], float] = time.monotonic) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._walk = _Walk({}, 0, 0.0, float("-inf"))
+        self._refresh: asyncio.Task[_Walk] | None = None
+
+    async def turn(self, job_id: str, place: int, reading: Reading) -> Turn:
+        """Of a job that stands at this place. Exact within a short queue, a second old in a long one."""
+        walk = self._walk
+        if walk.length <= LOOKED_AT:
+            walk = self._walk = await self._walked(reading)
+        elif self._clock() - walk.walked_at > FRESH_S:
+            # All that find it old wait for one walk; shielded, so that none of them cancels the others'.
+            if self._refresh is None or self._refresh.done():
+                self._refresh = asyncio.create_task(self._walked(reading))
+            walk = self._walk = await asyncio.shield(self._refresh)
+        known = walk.turns.get(job_id)
+        if known is not None:
+            return known
+        return Turn(place, None if walk.mean_s is None else walk.mean_s * place)
+
+    async def _walked(self, reading: Reading) -> "_Walk":
+        length, line = await self._queue.line(MOST_WALKED)
+        costs = reading.row_step_s
+        seconds = [job.row_steps * row_step_s_of(costs, job.model) for job in line]
+        mean_s = fmean(seconds) if seconds and costs else None
+        return _Walk(turns(line, reading.live, costs), length, mean_s, self._clock())
+
+
+@dataclass(frozen=True, slots=True)
+class _Walk:
+    turns: Mapping[str, Turn]
+    length: int
+    mean_s: float | None
+    """Of one job."""
+    walked_at: float

@@ -1,0 +1,59 @@
+"""The order in which waiting jobs are served, for those who serve them and for those who tell how long it takes.
+
+The next job is the one with the least `queued_at + min(PATIENCE * seconds, LONGEST_PATIENCE_S)` among the oldest
+`LOOKED_AT` that a worker can draw: short jobs pass long ones, and none waits for ever. What was put back comes first.
+"""
+
+PATIENCE = 8.0
+"""For a free place a job is passed only by jobs that are queued within so many times the time that it would take."""
+LONGEST_PATIENCE_S = 600.0
+"""Nor by any that is queued later than this after it."""
+LOOKED_AT = 128
+"""Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each."""
+
+LUA_WAITING = """
+local function amount(text)
+  -- Nothing that can't be compared, "nan" first of all, gets into the order.
+  local number = tonumber(text or '')
+  return number and number >= 0 and number < 1e15 and number or nil
+end
+
+-- Of the job's model, version, rows, work, arrival, whether it was put back, and last progress.
+local function waiting_fields(id)
+  -- What has no fields of ours, or is no hash, has none of them.
+  return redis.pcall('HMGET', job_key(id), MODEL_FIELD, VERSION_FIELD, ROWS_FIELD, WORK_FIELD, QUEUED_AT_FIELD,
+    PUT_BACK_FIELD, ADMITTED_FIELD)
+end
+
+local function served(offer, fields)
+  -- Whether a worker with this offer can draw the job. What names no model was queued by hand: any worker says why not.
+  local model, version, admitted = fields[1], fields[2], fields[7]
+  if not model then return true end
+  local has = offer.models[model]
+  if not has then return false end
+  if not version and admitted then
+    local readable, progress = pcall(cjson.decode, admitted)
+    if readable and type(progress) == 'table' and progress.model == model then version = progress.version end
+  end
+  if type(version) == 'string' then return has.versions[version] ~= nil end
+  return has.current
+end
+
+local function row_step_s_of(offer, model)
+  return model and offer.row_step_s[model] or offer.mean_row_step_s
+end
+
+local function due_at(offer, fields, queued_at, patience, longest_s)
+  -- The order of service is that of these: who was queued first, but a job lets others pass for a time that grows with
+  -- the seconds that it takes. What was put back is passed by nobody.
+  if fields[6] then return 0 end
+  local seconds = (amount(fields[4]) or 0) * (row_step_s_of(offer, fields[1]) or 0)
+  return queued_at + math.min(seconds * patience, longest_s)
+end
+"""
+"""For scripts that begin with `LUA_NAMES`: who can draw a job that waits, how long it takes, its place in the order."""
+
+
+def due_at(queued_at: float, seconds: float) -> float:
+    """What the order is by, of a job that was not put back and takes so long; the same as the script's."""
+    return queued_at + min(PATIENCE * seconds, LONGEST_PATIENCE_S)
