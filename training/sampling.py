@@ -12,10 +12,11 @@ from worker.diffusion import (
     PredictionType,
     SamplerName,
     Spacing,
-    apply_update,
     initial_noise,
+    noise_of,
     plan,
-    step_noise,
+    run_chain,
+    to_pixels,
 )
 
 
@@ -52,17 +53,16 @@ def draw_images(
     device = next(denoiser.parameters()).device
     chain = plan(sampler, schedule, steps, eta=eta, spacing=spacing, prediction_type=prediction_type)
     seed_rows = torch.tensor(list(seeds), dtype=torch.int64, device=device)
-    conditions, clip, denoiser = conditions.to(device), Clip(), denoiser.eval()
+    conditions, denoiser = conditions.to(device), denoiser.eval()
     none = None if without is None else without.to(device)[torch.zeros_like(seed_rows)]
-    x_t = initial_noise(seed_rows, shape)
-    x_0 = torch.zeros_like(x_t)
-    for step, t in enumerate(chain.timesteps):
-        timesteps = torch.full_like(seed_rows, t)
-        output = denoiser(x_t, timesteps, conditions)
+
+    def model(x_t: Tensor, t: float) -> Tensor:
+        timesteps = torch.full([len(x_t)], t, device=device)
+        output: Tensor = denoiser(x_t, timesteps, conditions)
         if guidance_scale != 1 and none is not None:
             unguided = denoiser(x_t, timesteps, none)
             output = unguided + guidance_scale * (output - unguided)
-        z = step_noise(seed_rows, torch.full_like(seed_rows, step), shape) if chain.is_noisy[step] else None
-        coefficients = chain.coefficients[step].to(device).expand(len(seed_rows), -1)
-        x_t, x_0 = apply_update(x_t, output, x_0, z, coefficients, clip)
-    return ((x_t.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().contiguous()
+        return output
+
+    x_T = initial_noise(seed_rows, shape)
+    return to_pixels(run_chain(chain, model, x_T, Clip(), noise_of(seed_rows, shape))).cpu()

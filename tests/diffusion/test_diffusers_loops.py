@@ -12,8 +12,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.diffusion.chain import UNCLIPPED, deterministic_sample, dummy_model, run_chain
+from tests.diffusion.chain import UNCLIPPED, deterministic_sample, dummy_model
 from worker.diffusion import Clip, NoiseSchedule, Spacing, apply_update, plan
+from worker.diffusion.chain import run_chain
 
 LINEAR = NoiseSchedule.linear()
 
@@ -46,7 +47,7 @@ def test_the_sums_pinned_for_ddpm(prediction_type: str, total: float) -> None:
     assert float(x.abs().sum()) == pytest.approx(total, abs=1e-2)
 
 
-def wavy_model(x_t: Tensor, timestep: int) -> Tensor:
+def wavy_model(x_t: Tensor, timestep: float) -> Tensor:
     return torch.sin(2 * x_t + timestep / 300)
 
 

@@ -16,6 +16,8 @@ from worker.diffusion import (
     standard_normal,
     step_noise,
 )
+from worker.diffusion.box_muller import box_muller
+from worker.diffusion.philox import philox4x32_10
 
 SEEDS = st.integers(0, 2**53 - 1)
 DRAWS = st.integers(0, 1000)
@@ -121,3 +123,22 @@ def test_bad_arguments_are_refused() -> None:
 def test_the_bits_are_the_same_on_a_gpu() -> None:
     seeds = torch.arange(64)
     assert torch.equal(initial_noise(seeds.cuda(), (3, 32, 32)).cpu(), initial_noise(seeds, (3, 32, 32)))
+
+
+def test_the_leg_is_the_fourth_word_of_the_counter_and_the_first_leg_is_0() -> None:
+    seeds, draws = torch.tensor([5, 5, 5]), torch.zeros(3, dtype=torch.int64)
+    legs = torch.tensor([0, 1, 0])
+    drawn = standard_normal(seeds, STEP_STREAM, draws, (1, 1, 4), legs)
+    plain = standard_normal(seeds, STEP_STREAM, draws, (1, 1, 4))
+    assert torch.equal(drawn[[0, 2]], plain[[0, 2]])
+    assert not torch.equal(drawn[1], plain[1])
+    words = philox4x32_10(torch.tensor([0, 0, STEP_STREAM, 1]), torch.tensor([5, 0]))
+    expected = torch.stack([*box_muller(words[0], words[1]), *box_muller(words[2], words[3])])
+    assert torch.equal(drawn[1].flatten(), expected.to(torch.float32))
+
+
+@pytest.mark.parametrize("legs", [torch.zeros(2, dtype=torch.int64), torch.zeros(3)])
+def test_legs_that_are_no_row_each_are_refused(legs: torch.Tensor) -> None:
+    seeds = torch.arange(3)
+    with pytest.raises(DiffusionError, match="need legs"):
+        standard_normal(seeds, STEP_STREAM, torch.zeros_like(seeds), (1, 2, 2), legs)

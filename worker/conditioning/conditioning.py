@@ -32,6 +32,11 @@ class Conditioning:
         """Whether the network's output is a mixture of a conditional and an unconditional one."""
         return self.rows == 2
 
+    def extended(self, named: Mapping[str, Tensor]) -> "Conditioning":
+        """With further inputs, [...] each, which are the same for all rows."""
+        further = {name: value.expand(self.rows, *value.shape) for name, value in named.items()}
+        return Conditioning(self.rows, {**self.named, **further}, self.guidance_scale) if named else self
+
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Encoding:
@@ -39,12 +44,12 @@ class Encoding:
 
     Attributes:
         calls: what is left to run, each one item through an encoder at a fixed shape, so that no neighbour can matter.
-        assemble: makes the conditioning of the calls' results, in their order.
+        assemble: makes the conditioning of each leg of the calls' results, in their order.
         warnings: what the client should know, for example that a prompt was cut.
     """
 
     calls: Sequence[Callable[[], Any]]
-    assemble: Callable[[Sequence[Any]], Conditioning]
+    assemble: Callable[[Sequence[Any]], Sequence[Conditioning]]
     warnings: tuple[str, ...] = ()
 
 
@@ -59,6 +64,6 @@ class Conditioner(Protocol):
         """
 
 
-def ready(conditioning: Conditioning) -> Encoding:
-    """An encoding that needs no encoder."""
-    return Encoding((), lambda _: conditioning)
+def ready(*conditionings: Conditioning) -> Encoding:
+    """An encoding that needs no encoder: the conditioning of each leg."""
+    return Encoding((), lambda _: conditionings)

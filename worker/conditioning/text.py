@@ -43,10 +43,10 @@ class Text:
         known = {ids: encoding for ids in rows if (encoding := self.encoder.known(ids)) is not None}
         missing = [ids for ids in dict.fromkeys(rows) if ids not in known]
 
-        def assemble(results: Sequence[Tensor]) -> Conditioning:
+        def assemble(results: Sequence[Tensor]) -> tuple[Conditioning, ...]:
             made = known | dict(zip(missing, results, strict=True))
             states = torch.stack([made[ids] for ids in rows])
-            return Conditioning(len(rows), {self.input_name: states}, guidance.scale)
+            return (Conditioning(len(rows), {self.input_name: states}, guidance.scale),)
 
         return Encoding([partial(self.encoder.encode, ids) for ids in missing], assemble, tuple(warnings))
 

@@ -73,6 +73,10 @@ class EngineCounters(Message):
     """Rows that those had behind them already."""
     image_steps_one_by_one: int = 0
     """Rows of models of the form `one_by_one`."""
+    encodes: int = 0
+    """Items through an encoder: conditions, and images on their way into a later leg."""
+    decodes: int = 0
+    """Images through a decoder that is run one by one."""
     busy_s: float = 0.0
 
 

@@ -3,7 +3,7 @@
 How a value is made, so that any other implementation can make the same one. Element e counts an image's values in
 C, H, W order, last index fastest; b = e // 4 is its block and e % 4 its place in the block.
 
-1. (w0, w1, w2, w3) = philox4x32_10(counter = (b, draw, stream, 0), key = (seed mod 2^32, seed div 2^32)).
+1. (w0, w1, w2, w3) = philox4x32_10(counter = (b, draw, stream, leg), key = (seed mod 2^32, seed div 2^32)).
 2. `box_muller(w0, w1)` gives the values at places 0 and 1, `box_muller(w2, w3)` those at places 2 and 3.
 3. That is float64 arithmetic; the result is cast to float32 once.
 """
@@ -22,8 +22,11 @@ INITIAL_STREAM = 0
 STEP_STREAM = 1
 """The noise z of a step; its draw number is the step, counted from 0."""
 
+Shape = tuple[int, int, int]
+"""(C, H, W)"""
 
-def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: tuple[int, int, int]) -> Tensor:
+
+def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: Shape, legs: Tensor | None = None) -> Tensor:
     """One image of noise per row; a row depends on its own seed and draw alone.
 
     Args:
@@ -31,6 +34,7 @@ def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: tuple[int,
         stream: in [0, 2^32).
         draws: [N] int64 in [0, 2^32).
         shape: (C, H, W), each at least 1.
+        legs: [N] int64 in [0, 2^32), the leg of the image's trajectory; None: 0 in each row.
 
     Returns:
         [N, C, H, W] float32 on the device of `seeds`.
@@ -42,6 +46,8 @@ def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: tuple[int,
         raise DiffusionError(f"need seeds [N] int64, got {tuple(seeds.shape)} {seeds.dtype}")
     if draws.shape != seeds.shape or draws.dtype != torch.int64:
         raise DiffusionError(f"need draws {tuple(seeds.shape)} int64, got {tuple(draws.shape)} {draws.dtype}")
+    if legs is not None and (legs.shape != seeds.shape or legs.dtype != torch.int64):
+        raise DiffusionError(f"need legs {tuple(seeds.shape)} int64, got {tuple(legs.shape)} {legs.dtype}")
     if not 0 <= stream <= MASK_32:
         raise DiffusionError(f"need 0 <= stream < 2^32, got {stream}")
     if len(shape) != 3 or min(shape) < 1:
@@ -50,7 +56,8 @@ def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: tuple[int,
     N, values = len(seeds), math.prod(shape)
     blocks = torch.arange((values + 3) // 4, device=seeds.device)
     zeros = blocks.new_zeros(N, len(blocks))
-    counter = torch.stack([zeros + blocks, zeros + draws[:, None], zeros + stream, zeros])  # [4, N, blocks]
+    leg = zeros if legs is None else zeros + legs[:, None]
+    counter = torch.stack([zeros + blocks, zeros + draws[:, None], zeros + stream, leg])  # [4, N, blocks]
     key = torch.stack([seeds & MASK_32, (seeds >> 32) & MASK_32])[:, :, None]  # [2, N, 1]
     words = philox4x32_10(counter, key)
 
@@ -59,11 +66,11 @@ def standard_normal(seeds: Tensor, stream: int, draws: Tensor, shape: tuple[int,
     return normals.to(torch.float32).reshape(N, *shape)
 
 
-def initial_noise(seeds: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def initial_noise(seeds: Tensor, shape: Shape, legs: Tensor | None = None) -> Tensor:
     """x_T of each seed: [N] int64 → [N, C, H, W] float32."""
-    return standard_normal(seeds, INITIAL_STREAM, torch.zeros_like(seeds), shape)
+    return standard_normal(seeds, INITIAL_STREAM, torch.zeros_like(seeds), shape, legs)
 
 
-def step_noise(seeds: Tensor, steps: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """z of each seed at each row's own step, counted from 0: [N] int64 twice → [N, C, H, W] float32."""
-    return standard_normal(seeds, STEP_STREAM, steps, shape)
+def step_noise(seeds: Tensor, steps: Tensor, shape: Shape, legs: Tensor | None = None) -> Tensor:
+    """z of each seed at each row's own step of its leg, counted from 0: [N] int64 each → [N, C, H, W] float32."""
+    return standard_normal(seeds, STEP_STREAM, steps, shape, legs)

@@ -23,12 +23,12 @@ class SamplerPlan:
     """A whole chain, as data. Step i runs the model at `timesteps[i]` and applies row i of `coefficients`.
 
     Attributes:
-        timesteps: N, strictly decreasing, in [0, T).
+        timesteps: N, strictly decreasing, in [0, T); they may lie between two training timesteps.
         coefficients: [N, 7] float32 on the CPU, columns as in `worker.diffusion.update.Column`.
         is_noisy: N, whether the step reads z. Never true of the last.
     """
 
-    timesteps: tuple[int, ...]
+    timesteps: tuple[float, ...]
     coefficients: Tensor
     is_noisy: tuple[bool, ...]
 
@@ -41,6 +41,10 @@ class SamplerPlan:
         """`coefficients` as plain numbers, for who gathers rows of many plans."""
         numbers: list[list[float]] = self.coefficients.tolist()
         return numbers
+
+    def reads_history(self, step: int) -> bool:
+        """Whether the step reads the x_0 of the one before it."""
+        return self.numbers[step][Column.X_0_PREVIOUS] != 0
 
 
 def plan(

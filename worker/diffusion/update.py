@@ -81,7 +81,7 @@ class Clip:
 def apply_update(
     x_t: Tensor,
     model_output: Tensor,
-    x_0_previous: Tensor,
+    x_0_previous: Tensor | None,
     z: Tensor | None,
     coefficients: Tensor,
     clip: Clip,
@@ -91,7 +91,8 @@ def apply_update(
     Args:
         x_t: [N, C, H, W] float32.
         model_output: [N, C, H, W], any floating dtype.
-        x_0_previous: [N, C, H, W] the x_0 that this function returned a step ago; not read where a row's c is 0.
+        x_0_previous: [N, C, H, W] the x_0 that this function returned a step ago; not read where a row's c is 0; None
+            when that is so in every row.
         z: [N, C, H, W] standard normal, not read where a row's s is 0; None when that is so in every row.
         coefficients: [N, 7], rows of `SamplerPlan.coefficients`.
         clip: applied to x_0.
@@ -107,8 +108,9 @@ def apply_update(
     x_0 = clip(weight(Column.X_0_FROM_X_T) * x_t + weight(Column.X_0_FROM_OUTPUT) * m)
     x_next = weight(Column.X_T) * x_t + weight(Column.X_0) * x_0 + weight(Column.OUTPUT) * m
     # where, and not a product with 0: what an idle slot holds may be anything, and -0.0 + 0.0 is another zero
-    c = weight(Column.X_0_PREVIOUS)
-    x_next = torch.where(c == 0, x_next, x_next + c * x_0_previous)
+    if x_0_previous is not None:
+        c = weight(Column.X_0_PREVIOUS)
+        x_next = torch.where(c == 0, x_next, x_next + c * x_0_previous)
     if z is not None:
         s = weight(Column.Z)
         x_next = torch.where(s == 0, x_next, x_next + s * z)

@@ -14,17 +14,17 @@ class Row(Protocol):
 
     @property
     def cost(self) -> int:
-        """Rows that it takes in the U-Net's batch: 2 when it is guided, else 1."""
+        """Rows that it takes in the network's batch: 2 when it is guided, else 1."""
 
     @property
-    def checkpoint(self) -> Hashable:
-        """Which weights it runs on; one batch holds one checkpoint."""
+    def batch_key(self) -> Hashable:
+        """The network it runs through and the shape of its state; the rows of a batch have the same."""
 
 
 RowT = TypeVar("RowT", bound=Row)
 
 TURN = 4
-"""Batches of others that a checkpoint with waiting rows lets pass before it is its turn, whoever is more urgent."""
+"""Batches of others that a network with waiting rows lets pass before it is its turn, whoever is more urgent."""
 
 
 GROW_AFTER = 128
@@ -54,9 +54,9 @@ class Batcher(Generic[RowT]):
     A + R / ageing_rate, because every later one has at least `ageing_rate * joined_at >= R + ageing_rate * A`. With the
     default rate of 1/4 nobody who comes 4 R batches after it gets ahead of a row of R steps, however short his work.
 
-    The batch takes the checkpoint of the most urgent row, unless it is another one's turn: of C checkpoints that have
-    rows here, each one runs within `TURN + C` batches, so that a stream of short work on one model leaves another its
-    share.
+    A batch holds rows of one key, that is of one network and shape: the most urgent row's, unless it is another one's
+    turn. Of K keys that have rows here each one runs within `TURN + K` batches, so that a stream of short work on one
+    model leaves another its share.
     """
 
     def __init__(self, max_batch: int, *, ageing_rate: float = 0.25) -> None:
@@ -71,13 +71,13 @@ class Batcher(Generic[RowT]):
         self._has_grown = False  # since memory ran out last
         self._ageing_rate = ageing_rate
         self._places: dict[int, _Place[RowT]] = {}  # by id(): rows are told apart by identity
-        self._passed: dict[Hashable, int] = {}  # batches of others since it last ran, by checkpoint that waits
+        self._passed: dict[Hashable, int] = {}  # batches of others since it last ran, by key that waits
         self._batches = 0
         self._arrivals = 0
 
     @property
     def max_batch(self) -> int:
-        """Most U-Net rows that a batch may take now; fewer than configured for a while after memory ran out."""
+        """Most network rows that a batch may take now; fewer than configured for a while after memory ran out."""
         return self._max_batch
 
     def __len__(self) -> int:
@@ -106,14 +106,14 @@ class Batcher(Generic[RowT]):
         """The rows of the next batch, most urgent first; empty when no row waits.
 
         The costs sum to `max_batch` at most. A single row that costs more than that is taken alone: the runner splits
-        its U-Net call.
+        its network call.
         """
         if not self._places:
             return []
         order = sorted(self._places.values(), key=self._urgency)
         self._batches += 1
-        checkpoint = self._next_checkpoint(order)
-        rows = (place.row for place in order if place.row.checkpoint == checkpoint)
+        key = self._next_key(order)
+        rows = (place.row for place in order if place.row.batch_key == key)
         first = next(rows)
         batch, room = [first], self._max_batch - first.cost
         for row in rows:
@@ -124,17 +124,17 @@ class Batcher(Generic[RowT]):
                 room -= row.cost
         return batch
 
-    def _next_checkpoint(self, order: list[_Place[RowT]]) -> Hashable:
+    def _next_key(self, order: list[_Place[RowT]]) -> Hashable:
         """Whose turn it is, else the most urgent row's."""
-        waiting = dict.fromkeys(place.row.checkpoint for place in order)  # most urgent first
-        passed = {checkpoint: self._passed.get(checkpoint, 0) for checkpoint in waiting}
+        waiting = dict.fromkeys(place.row.batch_key for place in order)  # most urgent first
+        passed = {key: self._passed.get(key, 0) for key in waiting}
         longest = max(waiting, key=passed.__getitem__)  # the most urgent of several
         chosen = longest if passed[longest] >= TURN else next(iter(waiting))
-        self._passed = {checkpoint: n + 1 for checkpoint, n in passed.items() if checkpoint != chosen}
+        self._passed = {key: n + 1 for key, n in passed.items() if key != chosen}
         return chosen
 
     def halve(self, rows: int) -> bool:
-        """Make batches half as large as `rows` U-Net rows, which did not fit in memory. False when that was one.
+        """Make batches half as large as `rows` network rows, which did not fit in memory. False when that was one.
 
         They grow again: memory may have been short for a moment, or for another model alone. See `ran`.
         """
@@ -147,7 +147,7 @@ class Batcher(Generic[RowT]):
         return True
 
     def ran(self, rows: int) -> None:
-        """A batch of so many U-Net rows has run. After `GROW_AFTER` of them, halved batches are doubled."""
+        """A batch of so many network rows has run. After `GROW_AFTER` of them, halved batches are doubled."""
         if self._max_batch == self._configured:
             if rows == self._configured:
                 self._grow_after = GROW_AFTER  # there is room for all again

@@ -8,8 +8,8 @@ from worker.engine.trajectory import Trajectory
 from worker.networks.form import Form
 
 
-class Tally:
-    """The engine's counters since its process began."""
+class Counters:
+    """What the engine has done since its process began."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,6 +34,11 @@ class Tally:
             samplers_in_batch_max=max(c.samplers_in_batch_max, samplers),
             busy_s=c.busy_s + busy_s,
         )
+
+    def stage_ran(self, *, decoded: bool, busy_s: float) -> None:
+        """One item went through a decoder, else through an encoder."""
+        c = self.snapshot()
+        self._update(encodes=c.encodes + (not decoded), decodes=c.decodes + decoded, busy_s=c.busy_s + busy_s)
 
     def succeeded(self) -> None:
         self._update(requests_succeeded=self.snapshot().requests_succeeded + 1)

@@ -1,4 +1,4 @@
-"""The engine: all requests share its batches, one U-Net step at a time."""
+"""The engine: all requests share its batches, one step of a network at a time."""
 
 import logging
 import queue
@@ -8,23 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from worker.contract import EngineCounters
-from worker.engine.admission import RequestRefused, trajectories
+from worker.engine.admission import RequestRefused, admit
 from worker.engine.batcher import Batcher
-from worker.engine.counters import Tally
-from worker.engine.in_flight import MOST_AHEAD, Flights, Landed
-from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed, SavedChain
+from worker.engine.counters import Counters
+from worker.engine.in_flight import MOST_AHEAD, Completed, InFlight
+from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed
 from worker.engine.readback import ReadBack, Upload, read_back, upload
-from worker.engine.request_state import Generation
-from worker.engine.runner import run_step, to_pixels
-from worker.engine.saving import ChainSaver, set_back
+from worker.engine.request_state import RequestState
+from worker.engine.resuming import resume
+from worker.engine.runner import run_step
+from worker.engine.saving import ChainSaver
+from worker.engine.stages import Decode, EncodeCondition, EnterLeg, Stage, StageQueue
 from worker.engine.step_costs import StepCosts
 from worker.engine.trajectory import Trajectory
 from worker.models.errors import ModelError
-from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
 from worker.networks.cpu.team import split_operations
 from worker.networks.device import end_if_lost
@@ -47,7 +47,7 @@ class _ModelsChanged:
 
 
 def use_one_thread() -> None:
-    """Split no operation of the calling thread. Those between two U-Net calls are small: the noise of 16 images takes
+    """Split no operation of the calling thread. Those between two network calls are small: the noise of 16 images takes
     4 ms on one core and 20 ms on two, which wait for each other after each of its hundred operations."""
     split_operations(1)
 
@@ -57,14 +57,14 @@ class Engine:
 
     Args:
         pool: where the models are; its loading thread is somebody else's to run.
-        max_batch: most rows of one U-Net call; halved for a while when memory runs out.
+        max_batch: most rows of one network call; halved for a while when memory runs out.
         clock: monotonic seconds.
-        progress_interval_s: a request tells its first step at once, then once in this time at most.
+        progress_interval_s: a request reports its first step at once, then once in this time at most.
         ageing_rate: see `Batcher`.
-        save_interval_s: a request's state is told once in this time, for whoever has to take it over.
-        save_max_bytes: larger states are not told.
-        read_back: brings what the device made to the host.
-        upload: brings saved states to the device.
+        save_interval_s: a request's state is saved once in this time, for whoever has to take it over.
+        save_max_bytes: larger states are not saved.
+        read_back: copies results to the host.
+        upload: copies saved states to the device.
     """
 
     def __init__(
@@ -87,17 +87,19 @@ class Engine:
         self._inbox: queue.SimpleQueue[EngineRequest | _Cancel | _ModelsChanged] = queue.SimpleQueue()
         self._batcher: Batcher[Trajectory] = Batcher(max_batch, ageing_rate=ageing_rate)
         self._waiting: dict[str, EngineRequest] = {}  # by job id: for their model to be loaded
-        self._generations: dict[str, Generation] = {}  # by job id
-        self._flights = Flights(read_back)
+        self._requests: dict[str, RequestState] = {}  # by job id
+        self._stages = StageQueue()
+        self._in_flight = InFlight(read_back)
+        self._last_rows: Sequence[Trajectory] = ()
         self._upload = upload
         self._saver = ChainSaver(save_interval_s, save_max_bytes, read_back)
-        self._tally = Tally()
+        self._counters = Counters()
         self._costs = StepCosts()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
 
     def submit(self, request: EngineRequest) -> None:
-        """Take a request; a job id that is in flight already is told once, by the request that came first."""
+        """Take a request; a job id that is here already is reported once, by the request that came first."""
         self._inbox.put(request)
 
     def cancel(self, job_id: str) -> None:
@@ -106,23 +108,23 @@ class Engine:
 
     def counters(self) -> EngineCounters:
         """What the engine has done so far."""
-        return self._tally.snapshot()
+        return self._counters.snapshot()
 
     def last_step_at(self) -> float:
         """Clock reading when the engine last finished a step or was found idle."""
         return self._last_step_at
 
     def row_step_s(self) -> Mapping[str, float]:
-        """Seconds that one U-Net row of one step costs, by model; a model that has not run yet is missing."""
+        """Seconds that one network row of one step costs, by model; a model that has not run yet is missing."""
         return self._costs.row_step_s()
 
     def ran_s(self) -> Mapping[str, float]:
         """Seconds of the steps that each admitted request had rows in, by job id; 0 before its first step."""
-        return {generation.job_id: generation.ran_s for generation in list(self._generations.values())}
+        return {request.job_id: request.ran_s for request in list(self._requests.values())}
 
     @property
     def max_batch(self) -> int:
-        """Most rows of one U-Net call now; fewer than configured for a while after memory ran out."""
+        """Most rows of one network call now; fewer than configured for a while after memory ran out."""
         return self._batcher.max_batch
 
     def images_waiting(self) -> int:
@@ -138,7 +140,8 @@ class Engine:
         """
         use_one_thread()
         while not stop.is_set():
-            self.take_messages(wait_s=0.0 if len(self._batcher) or len(self._flights) else IDLE_LOOK_S)
+            busy = len(self._batcher) or len(self._stages) or len(self._in_flight)
+            self.take_messages(wait_s=0.0 if busy else IDLE_LOOK_S)
             self.step()
 
     def take_messages(self, wait_s: float = 0.0) -> None:
@@ -152,32 +155,37 @@ class Engine:
             return
 
     def step(self) -> bool:
-        """One step of one batch, and what has become of the last ones; False when there was nothing to do.
+        """One encoding or decoding, one step of one batch, and what has become of the last ones; False when there was
+        nothing to do.
 
         The device works on while the next step is chosen. It is waited for only when it is too far behind, or when
         nothing else is to be done.
         """
+        staged = self._run_stage()
         rows = self._batcher.choose()
-        busy = bool(rows or len(self._flights))
+        busy = bool(staged or rows or len(self._in_flight))
         began = self._clock()
         batches = self._run(rows) if rows else []
-        landed = list(self._flights.landed(MOST_AHEAD if rows else max(0, len(self._flights) - 1)))
+        if not rows:
+            self._last_rows = ()
+        most_ahead = MOST_AHEAD if staged or rows else max(0, len(self._in_flight) - 1)
+        completed = list(self._in_flight.completed(most_ahead))
         self._last_step_at = self._clock()
         costs = [sum(row.cost for row in batch) for batch in batches]
         for batch, cost in zip(batches, costs, strict=True):
             self._costs.begun(batch[0].model.name, cost, began)
             self._count(batch, (self._last_step_at - began) * cost / sum(costs))
-        self._costs.ended(len(landed), self._last_step_at)
-        for step in landed:
-            self._post_process(step)
+        self._costs.ended(sum(work.is_step for work in completed), self._last_step_at)
+        for work in completed:
+            self._post_process(work)
         self._save()
         return busy
 
     def _take(self, message: EngineRequest | _Cancel | _ModelsChanged) -> None:
         match message:
             case EngineRequest(job_id=job_id):
-                if job_id in self._generations or job_id in self._waiting:
-                    log.warning("job %s is in flight already; the second request for it is dropped", job_id)
+                if job_id in self._requests or job_id in self._waiting:
+                    log.warning("job %s is here already; the second request for it is dropped", job_id)
                 else:
                     self._admit(message)
             case _Cancel(job_id=job_id):
@@ -193,78 +201,77 @@ class Engine:
         try:
             model = self._pool.acquire(request.request.model, request.request.version)
         except ModelError as error:
-            self._tell_failure(job_id, error.code, str(error), retryable=error.retryable)
+            self._report_failure(job_id, error.code, str(error), retryable=error.retryable)
             return
         if model is None:
             self._waiting[job_id] = request
             return
         try:
-            rows = trajectories(job_id, request.request, model)
+            admission = admit(request.request, model)
         except RequestRefused as error:
             self._pool.release(model)
-            self._tell_failure(job_id, error.code, str(error), retryable=False)
+            self._report_failure(job_id, error.code, str(error), retryable=False)
             return
         except Exception as error:  # one request's admission must not end everybody's engine
             log.exception("job %s: can't be admitted", job_id)
             self._pool.release(model)
-            self._tell_failure(job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
+            self._report_failure(job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
             return
-        generation = Generation(job_id, request.request, model, rows, saved_at=self._clock())
-        if request.resume is not None:
-            self._resume(generation, request.resume)
-        self._generations[job_id] = generation
-        for row in rows:
-            if not row.finished:
-                self._batcher.add(row)
+        state = RequestState(job_id, admission, request.resume, saved_at=self._clock())
+        self._requests[job_id] = state
         self.outbox.put(Admitted(job_id, model.name, model.version, model.weights_sha256))
+        if state.is_encoded:
+            self._begin_rows(state)
+        else:
+            self._stages.add(EncodeCondition(state))
 
-    def _resume(self, generation: Generation, chain: SavedChain) -> None:
-        """Let the request go on where an earlier engine left it, if that is the same request on the same weights."""
-        job_id, rows = generation.job_id, generation.rows
+    def _begin_rows(self, state: RequestState) -> None:
+        """Let the images of a request join, whose condition is encoded."""
         try:
-            reason = self._set_back(chain, rows, generation.model)
-        except Exception as error:  # else the state would end every engine that takes the job over
-            end_if_lost(generation.model.device, error)
-            reason = f"{type(error).__name__}: {error}"
-        if reason is not None:
-            log.warning("job %s begins anew, its saved state can't be used: %s", job_id, reason)
+            state.make_rows()
+            resumed = resume(state, self._upload, self._pool.drop_spares) if state.resume is not None else None
+        except Exception as error:  # of one request, which must not end everybody's engine
+            self._fail_stage(state, error)
             return
-        for row, image in zip(rows, chain.images, strict=True):
-            if row.finished and image.x_t is not None:
-                generation.images[row.index] = to_pixels(torch.tensor(image.x_t)).numpy()
-        self._tally.resumed(sum(row.step for row in rows))
-        log.info("job %s goes on at step %d of %d", job_id, generation.slowest_step, generation.request.steps)
+        if resumed is not None:
+            self._counters.resumed(resumed.steps)
+        for row in state.rows:
+            if resumed is not None and row.index in resumed.entering:
+                self._stages.add(EnterLeg(state, row, resumed.entering[row.index], self._upload))
+            else:
+                self._join(state, row)
 
-    def _set_back(self, chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) -> str | None:
-        try:
-            return set_back(chain, rows, model, self._upload)
-        except Exception as error:
-            if not (out_of_memory(error) and self._pool.drop_spares()):
-                raise
-        return set_back(chain, rows, model, self._upload)
+    def _join(self, state: RequestState, row: Trajectory) -> None:
+        """Let the row wait for what is next for it."""
+        if not row.leg_finished:
+            self._batcher.add(row)
+        elif not row.finished:
+            self._stages.add(EnterLeg(state, row))
+        elif row.index not in state.images:
+            self._stages.add(Decode(state, row))
 
     def _save(self) -> None:
-        """Tell the states that have reached the host, and start on the next when it is time."""
+        """Report the states that have reached the host, and start on the next when it is time."""
         began = self._clock()
-        if self._saver.begin(self._generations.values(), began):
+        if self._saver.begin(self._requests.values(), began):
             self._saver.took(began, self._clock())
         for saved in self._saver.arrived():
             self.outbox.put(saved)
 
     def _cancel(self, job_id: str) -> None:
         known = self._waiting.pop(job_id, None) is not None
-        if job_id in self._generations:
+        if job_id in self._requests:
             known = True
-            self._end(self._generations[job_id])
+            self._end(self._requests[job_id])
         if known:
-            self._tally.canceled()
+            self._counters.canceled()
             self.outbox.put(Canceled(job_id))
 
     def _run(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
         """Begin a step; of a batch that can't be run, as much of it as can, the culprits failed. What was begun."""
         try:
             result = run_step(rows, self._batcher.max_batch)
-            self._flights.begin(result, self._generations)
+            self._in_flight.begin(result, self._requests)
         except Exception as error:
             if out_of_memory(error):
                 return self._run_smaller(rows, error)
@@ -275,9 +282,13 @@ class Engine:
                 return []
             log.warning("a batch of %d rows failed, running them one by one: %s", len(rows), error)
             return self._run_each(rows)
-        for row in rows if result.pixels is not None else ():
-            if row.finished:
+        self._set_aside(rows)
+        for row in rows:
+            if row.leg_finished:
+                self._leave_batch(row)
                 self._batcher.remove(row)
+                if not row.finished or not result.pictured:
+                    self._join(self._requests[row.job_id], row)
         self._batcher.ran(sum(row.cost for row in rows))
         return [rows]
 
@@ -285,7 +296,7 @@ class Engine:
         """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""
         batches = []
         for row in rows:
-            if row.job_id in self._generations:
+            if row.job_id in self._requests:
                 batches += self._run([row])
         return batches
 
@@ -302,68 +313,129 @@ class Engine:
             self._fail(job_id, "out_of_memory", f"not enough memory for one image: {error}", retryable=True)
         return []
 
-    def _count(self, rows: Sequence[Trajectory], busy_s: float) -> None:
-        generations = {id_: self._generations[id_] for row in rows if (id_ := row.job_id) in self._generations}
-        for generation in generations.values():
-            generation.ran_s += busy_s
-        samplers = {generation.request.sampler for generation in generations.values()}
-        self._tally.batch_ran(rows, len(samplers), busy_s)
+    def _set_aside(self, rows: Sequence[Trajectory]) -> None:
+        """Copy the states of rows that are not in this batch out of the memory of the last one."""
+        if rows != self._last_rows:
+            running = set(map(id, rows))
+            for row in self._last_rows:
+                if id(row) not in running:
+                    self._leave_batch(row)
+        self._last_rows = rows
 
-    def _post_process(self, step: Landed) -> None:
-        """Finished images are kept; what is not a number, or was never computed, leaves as an error."""
-        for landing in step.rows:
-            if landing.generation.ended:
+    def _leave_batch(self, row: Trajectory) -> None:
+        try:
+            row.leave_batch()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # It keeps its batch's memory until it runs again.
+
+    def _run_stage(self) -> bool:
+        """Begin the encoding or decoding that waits for longest; False when none does."""
+        stage = self._stages.next()
+        if stage is None:
+            return False
+        state, began = stage.request, self._clock()
+        try:
+            self._begin_stage(stage)
+        except Exception as error:
+            if out_of_memory(error) and self._pool.drop_spares():
+                log.warning("out of memory between two steps; the networks kept for the next reloads are gone")
+                self._stages.put_back(stage)
+            else:
+                self._fail_stage(state, error)
+            return True
+        self._last_step_at = self._clock()
+        state.ran_s += self._last_step_at - began
+        self._counters.stage_ran(decoded=isinstance(stage, Decode), busy_s=self._last_step_at - began)
+        return True
+
+    def _begin_stage(self, stage: Stage) -> None:
+        state = stage.request
+        match stage:
+            case Decode():
+                self._in_flight.begin(stage.run(), self._requests)
+            case EnterLeg(row=row):
+                stage.run()
+                self._join(state, row)
+            case EncodeCondition():
+                stage.run()
+                if state.is_encoded:
+                    self._begin_rows(state)
+                else:
+                    self._stages.add(stage)
+
+    def _fail_stage(self, state: RequestState, error: Exception) -> None:
+        """What one request alone ran has failed."""
+        end_if_lost(state.model.device, error)
+        log.error("job %s: encoding or decoding failed", state.job_id, exc_info=error)
+        code = "out_of_memory" if out_of_memory(error) else "engine_error"
+        self._fail(state.job_id, code, f"{type(error).__name__}: {error}", retryable=True)
+
+    def _count(self, rows: Sequence[Trajectory], busy_s: float) -> None:
+        requests = {id_: self._requests[id_] for row in rows if (id_ := row.job_id) in self._requests}
+        for state in requests.values():
+            state.ran_s += busy_s
+        samplers = {state.request.sampler for state in requests.values()}
+        self._counters.batch_ran(rows, len(samplers), busy_s)
+
+    def _post_process(self, work: Completed) -> None:
+        """Keep finished images; fail the requests whose state is not a number, or was never computed."""
+        for outcome in work.rows:
+            if outcome.request.ended:
                 continue  # another image of the request failed, or it was canceled meanwhile
-            if not landing.finite:
-                where = f"the image of seed {landing.row.seed} at step {landing.step} of {landing.row.steps}"
-                hint = ": ask for REVERIE_DTYPE=float32" if landing.row.model.execution.dtype == "float16" else ""
-                self._fail(landing.row.job_id, "not_finite", f"{where} is not a number{hint}", retryable=False)
-            elif landing.pixels is not None:
-                self._finish(landing.generation, landing.row, landing.pixels)
-        for generation in step.generations:
-            generation.flights -= 1
-            if generation.ended:
-                self._release_unused(generation)
-            elif step.error is not None:
-                self._fail_late(generation.job_id, step.error)
-            elif (progress := generation.progress(self._last_step_at, self._progress_interval_s)) is not None:
+            row = outcome.row
+            if not outcome.finite:
+                where = f"the image of seed {row.seed} at step {outcome.step} of {row.steps}"
+                decoded = "" if work.is_step else ", decoded,"
+                hint = ": ask for REVERIE_DTYPE=float32" if row.model.execution.dtype == "float16" else ""
+                self._fail(row.job_id, "not_finite", f"{where}{decoded} is not a number{hint}", retryable=False)
+            elif outcome.pixels is not None:
+                self._finish(outcome.request, row, outcome.pixels)
+        for state in work.requests:
+            state.in_flight -= 1
+            if state.ended:
+                self._release_unused(state)
+            elif work.error is not None:
+                self._fail_late(state.job_id, work.error)
+            elif (progress := state.progress(self._last_step_at, self._progress_interval_s)) is not None:
                 self.outbox.put(progress)
 
-    def _finish(self, generation: Generation, row: Trajectory, pixels: NDArray[np.uint8]) -> None:
+    def _finish(self, state: RequestState, row: Trajectory, pixels: NDArray[np.uint8]) -> None:
         """Keep a finished image; the request's last one ends the request."""
-        generation.images[row.index] = pixels
-        if generation.done:
-            if generation.told_step == 0:
-                self.outbox.put(generation.last_progress())
-            self._end(generation)
-            self._tally.succeeded()
-            self.outbox.put(generation.success())
+        state.images[row.index] = pixels
+        if state.done:
+            if state.reported_step == 0:
+                self.outbox.put(state.last_progress())
+            self._end(state)
+            self._counters.succeeded()
+            self.outbox.put(state.success())
 
     def _fail_late(self, job_id: str, error: Exception) -> None:
-        """The device raised after it had been told of the step: the rows' states are lost with it."""
-        end_if_lost(self._generations[job_id].model.device, error)
+        """The device raised after the work had been queued: the rows' states are lost with it."""
+        end_if_lost(self._requests[job_id].model.device, error)
         log.error("job %s: a step failed on the device", job_id, exc_info=error)
         code = "out_of_memory" if out_of_memory(error) else "engine_error"
         self._fail(job_id, code, f"{type(error).__name__}: {error}", retryable=True)
 
     def _fail(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
-        self._end(self._generations[job_id])
-        self._tell_failure(job_id, code, detail, retryable=retryable)
+        self._end(self._requests[job_id])
+        self._report_failure(job_id, code, detail, retryable=retryable)
 
-    def _tell_failure(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
-        self._tally.failed()
+    def _report_failure(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
+        self._counters.failed()
         self.outbox.put(Failed(job_id, code, detail, retryable))
 
-    def _end(self, generation: Generation) -> None:
-        """The request's rows leave the batcher and its pin its model, now or when its last step has landed."""
-        generation.ended = True
-        del self._generations[generation.job_id]
-        for row in generation.rows:
+    def _end(self, state: RequestState) -> None:
+        """Remove the request's rows from the batcher, and unpin its model now or when its last work is complete."""
+        state.ended = True
+        del self._requests[state.job_id]
+        for row in state.rows:
             if row in self._batcher:
                 self._batcher.remove(row)
-        self._release_unused(generation)
+        self._release_unused(state)
 
-    def _release_unused(self, generation: Generation) -> None:
+    def _release_unused(self, state: RequestState) -> None:
         """Of an ended request."""
-        if generation.flights == 0:
-            self._pool.release(generation.model)
+        if state.in_flight == 0:
+            self._pool.release(state.model)

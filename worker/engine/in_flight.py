@@ -1,4 +1,4 @@
-"""Steps that a device was told to do and whose outcome is not known yet: not finite, or finished as pixels."""
+"""Steps and decodings that were queued on a device and whose outcome is not known yet."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,93 +9,101 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.engine.readback import ReadBack, Transfer
-from worker.engine.request_state import Generation
-from worker.engine.runner import StepResult
+from worker.engine.request_state import RequestState
+from worker.engine.runner import Outcome, StepResult
 from worker.engine.trajectory import Trajectory
 
 MOST_AHEAD = 2
-"""Steps that may be under way at a time. With the next one told before the last is done a device never idles; with
-more, a request would only wait longer for its turn and a failure for its discovery."""
+"""Steps that may be queued on a device at a time. With the next one queued before the last is done a device never
+idles; with more, a request would only wait longer for its turn and a failure for its discovery."""
 
 
 @dataclass(frozen=True, slots=True)
-class Landing:
-    """A row that a step finished or broke; `step` counts the steps behind the row then, this one included."""
+class RowOutcome:
+    """A row that is finished, or is no number any more; `step` counts the steps behind it then."""
 
-    generation: Generation
+    request: RequestState
     row: Trajectory
     step: int
     finite: bool
     pixels: NDArray[np.uint8] | None
-    """[H, W, C] of the finished image; None when steps are left to do."""
+    """[H, W, C] of the finished image; None when steps are left to do or the image is still to be decoded."""
 
 
 @dataclass(frozen=True, slots=True)
-class Landed:
-    """A step whose outcome is known: what is to be told of its rows, or what the device raised in place of it."""
+class Completed:
+    """Work whose outcome is known: what there is to report of its rows, or what the device raised instead."""
 
-    generations: Collection[Generation]
-    rows: Sequence[Landing]
+    requests: Collection[RequestState]
+    rows: Sequence[RowOutcome]
+    is_step: bool
     error: Exception | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class _Flight:
-    owners: Mapping[str, Generation]
+class _Pending:
+    requests: Mapping[str, RequestState]
     """By job id; another request may come with the same one."""
     rows: Sequence[Trajectory]
     steps: Sequence[int]
     """Behind each row."""
+    pictured: Sequence[Trajectory]
+    is_step: bool
     transfer: Transfer
 
 
-class Flights:
-    """Steps under way, oldest first. Owned by the engine's thread.
+class InFlight:
+    """Work under way, oldest first. Owned by the engine's thread.
 
-    A generation counts the flights that its rows are part of, and the engine counts them down: its model's weights are
-    in use until all have landed, also when it has ended meanwhile.
+    A request counts the work under way on its rows, and the engine counts it down: its model's weights are in use until
+    all is complete, also when it has ended meanwhile.
     """
 
     def __init__(self, read_back: ReadBack) -> None:
         self._read_back = read_back
-        self._flights: deque[_Flight] = deque()
+        self._pending: deque[_Pending] = deque()
 
     def __len__(self) -> int:
-        return len(self._flights)
+        return len(self._pending)
 
-    def begin(self, result: StepResult, generations: Mapping[str, Generation]) -> None:
-        """Let the rows move on and set the step's outcome on its way. What raises here leaves the rows as they were."""
-        transfer = self._read_back([result.finite] if result.pixels is None else [result.finite, result.pixels])
-        result.commit()
-        owners = {row.job_id: generations[row.job_id] for row in result.rows}
-        for generation in owners.values():
-            generation.flights += 1
-        self._flights.append(_Flight(owners, result.rows, [row.step for row in result.rows], transfer))
+    def begin(self, outcome: Outcome, requests: Mapping[str, RequestState]) -> None:
+        """Move the rows on and start to copy the outcome to the host. If this raises, the rows are as they were."""
+        tensors = [outcome.finite] if outcome.pixels is None else [outcome.finite, outcome.pixels]
+        transfer = self._read_back(tensors)
+        if is_step := isinstance(outcome, StepResult):
+            outcome.commit()
+        rows = outcome.rows
+        owners = {row.job_id: requests[row.job_id] for row in rows}
+        for request in owners.values():
+            request.in_flight += 1
+        steps = [row.steps_behind for row in rows]
+        self._pending.append(_Pending(owners, rows, steps, outcome.pictured, is_step, transfer))
 
-    def landed(self, most: int) -> Iterator[Landed]:
-        """The steps whose outcome is here; waits for the oldest ones while more than `most` are under way."""
-        while self._flights:
-            flight = self._flights[0]
+    def completed(self, most: int) -> Iterator[Completed]:
+        """The work whose outcome is here; waits for the oldest while more than `most` are under way."""
+        while self._pending:
+            pending = self._pending[0]
+            requests, is_step = pending.requests.values(), pending.is_step
             try:
-                if len(self._flights) <= most and not flight.transfer.is_here():
+                if len(self._pending) <= most and not pending.transfer.is_here():
                     return
-                finite, *images = flight.transfer.take()
+                finite, *images = pending.transfer.take()
             except Exception as error:  # of a kernel long ago: answered by the engine
-                landed = Landed(flight.owners.values(), (), error)
+                completed = Completed(requests, (), is_step, error)
             else:
-                landed = Landed(flight.owners.values(), list(_landings(flight, finite.tolist(), images)))
-            self._flights.popleft()
-            yield landed
+                completed = Completed(requests, list(_outcomes(pending, finite.tolist(), images)), is_step)
+            self._pending.popleft()
+            yield completed
 
 
-def _landings(flight: _Flight, finite: Sequence[bool], images: Sequence[Tensor]) -> Iterator[Landing]:
-    """`images` holds one tensor with the pixels of the rows that are finished; none when there is no such row."""
+def _outcomes(pending: _Pending, finite: Sequence[bool], images: Sequence[Tensor]) -> Iterator[RowOutcome]:
+    """`images` holds one tensor with the pixels of the pictured rows; none when there is no such row."""
     if not images and all(finite):
         return  # as nearly always
+    pictured = {id(row) for row in pending.pictured}
     pixels = iter(images[0].numpy() if images else ())
-    for row, step, is_finite in zip(flight.rows, flight.steps, finite, strict=True):
-        finished = step == row.steps
-        if finished or not is_finite:
-            # A copy: the batch's memory, pinned for a GPU's sake, must not live as long as its last image.
-            image = next(pixels).copy() if finished else None
-            yield Landing(flight.owners[row.job_id], row, step, is_finite, image)
+    for row, step, is_finite in zip(pending.rows, pending.steps, finite, strict=True):
+        # A copy: the batch's memory, pinned for a GPU's sake, must not live as long as its last image.
+        image = next(pixels).copy() if id(row) in pictured else None
+        if image is not None or not is_finite:
+            yield RowOutcome(pending.requests[row.job_id], row, step, is_finite, image)

@@ -21,14 +21,18 @@ class SavedImage:
     """One image between two of its steps; the noise of the steps to come is a function of its seed.
 
     Attributes:
-        step: steps behind it.
-        x_t: [C, H, W] float32; the image itself when all steps are behind it, None before the first.
+        step: steps of its leg behind it.
+        x_t: [C, H, W] float32; the leg's result when all its steps are behind it, None before the first.
         x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
+        leg: which one it walks, from 0.
+        entry: [C, H, W] float32, the result of the leg before; None in the first.
     """
 
     step: int
     x_t: "NDArray[np.float32] | None"
     x_0_previous: "NDArray[np.float32] | None"
+    leg: int = 0
+    entry: "NDArray[np.float32] | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,68 +1,104 @@
-"""A request in flight: its trajectories, its finished images and when it last told its progress."""
+"""A request in the engine: its trajectories, its finished images and when it last reported its progress."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from worker.contract import SamplingRequest
-from worker.engine.messages import Progressed, Succeeded
+from worker.engine.admission import Admission
+from worker.engine.messages import Progressed, SavedChain, Succeeded
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
 
 
 @dataclass(slots=True, eq=False)
-class Generation:
-    """Holds a pin on its model from admission to its end, and until the last step of its rows has landed.
+class RequestState:
+    """Holds a pin on its model from admission to its end, and until the last work on its rows is complete.
 
     Attributes:
-        told_at, told_step: when it last told its progress, and which.
+        resume: where an earlier engine left it.
+        rows: its trajectories; empty while its condition is being encoded.
+        encoded: results of the encoder calls so far.
+        reported_at, reported_step: when it last reported its progress, and which.
         saved_at: when its state was last saved, or it was admitted; never while infinite.
         ran_s: seconds of the steps that its rows were in.
-        flights: steps of its rows that are under way.
-        ended: whether its ending was told.
+        in_flight: steps and decodings of its rows that are under way.
+        ended: whether its ending was reported.
     """
 
     job_id: str
-    request: SamplingRequest
-    model: LoadedModel
-    rows: list[Trajectory]
+    admission: Admission
+    resume: SavedChain | None = None
+    rows: Sequence[Trajectory] = ()
+    encoded: list[Any] = field(default_factory=list)
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
-    told_at: float = float("-inf")
-    told_step: int = 0
+    reported_at: float = float("-inf")
+    reported_step: int = 0
     saved_at: float = float("inf")
     ran_s: float = 0.0
-    flights: int = 0
+    in_flight: int = 0
     ended: bool = False
+
+    @property
+    def request(self) -> SamplingRequest:
+        return self.admission.request
+
+    @property
+    def model(self) -> LoadedModel:
+        return self.admission.model
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether no encoder call is left."""
+        return len(self.encoded) == len(self.admission.encoding.calls)
+
+    def encode_next(self) -> None:
+        """Run the next encoder call."""
+        self.encoded.append(self.admission.encoding.calls[len(self.encoded)]())
+
+    def make_rows(self) -> None:
+        """Once all is encoded."""
+        self.rows = self.admission.trajectories(self.job_id, self.admission.encoding.assemble(self.encoded))
+
+    @property
+    def steps(self) -> int:
+        """Of each image, in all legs."""
+        return sum(len(plan) for plan in self.admission.plans)
 
     @property
     def slowest_step(self) -> int:
         """Steps that the slowest image has behind it."""
-        return min(row.step for row in self.rows)
+        return min((row.steps_behind for row in self.rows), default=0)
 
     @property
-    def walked(self) -> bool:
-        """Whether no image has a step left to do."""
-        return all(row.finished for row in self.rows)
+    def can_be_saved(self) -> bool:
+        """Whether work is left that another engine would be spared."""
+        if not self.rows:
+            return False
+        return not (self.model.codec.in_step and all(row.finished for row in self.rows))
 
     @property
     def done(self) -> bool:
         """Whether all images are here."""
-        return len(self.images) == len(self.rows)
+        return len(self.images) == self.request.batch
 
     def progress(self, now: float, interval_s: float) -> Progressed | None:
-        """What there is to tell: the first step at once, later ones when `interval_s` has passed since."""
-        if now < self.told_at + interval_s or (step := self.slowest_step) == self.told_step:
+        """What there is to report: the first step at once, later ones when `interval_s` has passed since."""
+        if now < self.reported_at + interval_s or (step := self.slowest_step) == self.reported_step:
             return None
-        self.told_at, self.told_step = now, step
-        return Progressed(self.job_id, step, self.request.steps)
+        self.reported_at, self.reported_step = now, step
+        return Progressed(self.job_id, step, self.steps)
 
     def last_progress(self) -> Progressed:
-        """All steps done: for a request of one step, which has had no other progress to tell."""
-        return Progressed(self.job_id, self.request.steps, self.request.steps)
+        """All steps done: for a request of one step, which has had no other progress to report."""
+        return Progressed(self.job_id, self.steps, self.steps)
 
     def success(self) -> Succeeded:
-        images = tuple(self.images[index] for index in range(len(self.rows)))
+        images = tuple(self.images[index] for index in range(self.request.batch))
         model = self.model
         dtype = model.execution.dtype
-        return Succeeded(self.job_id, model.name, model.version, model.weights_sha256, dtype, images)
+        warnings = self.admission.encoding.warnings
+        return Succeeded(self.job_id, model.name, model.version, model.weights_sha256, dtype, images, warnings)

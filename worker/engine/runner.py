@@ -1,43 +1,61 @@
 """Runs one step of a batch of trajectories: gathers their tensors, calls the network, applies the update rule.
 
-Nothing here waits for a GPU: it is told what to do, and what comes of it is read back by others.
+Nothing here waits for a GPU: the work is queued on it, and others read back what comes of it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from worker.diffusion.noise import initial_noise, step_noise
+from worker.diffusion.pixels import to_pixels
 from worker.diffusion.update import apply_update
 from worker.engine.step_numbers import StepNumbers, send_numbers
-from worker.engine.trajectory import Trajectory
-from worker.models.loaded_model import LoadedModel
+from worker.engine.trajectory import BatchState, Leg, Trajectory
 from worker.networks.denoiser import in_parts
 from worker.networks.network_input import NetworkInput
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
-    """What one step made of a batch, on its device; nothing has changed before `commit`.
+class Outcome:
+    """What the engine must know of work that is queued on a device.
 
     Attributes:
-        x_t, x_0: [N, C, H, W] float32.
-        finite: [N] bool, whether the new state holds numbers only; it does not if the model's output did not.
-        pixels: [F, H, W, C] uint8, of the rows that this step finishes, in order; None when it finishes none.
+        finite: [N] bool, whether each row's new state or image holds numbers only.
+        pixels: [F, H, W, C] uint8 of the pictured rows, in order; None when there is none.
+        pictured: the rows whose image is here.
     """
 
     rows: Sequence[Trajectory]
-    x_t: Tensor
-    x_0: Tensor
     finite: Tensor
     pixels: Tensor | None
+    pictured: Sequence[Trajectory]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult(Outcome):
+    """What one step made of a batch, on its device; nothing has changed before `commit`.
+
+    Attributes:
+        state: of the rows after the step; x_0 of all of them.
+    """
+
+    state: BatchState
+
+    @property
+    def x_t(self) -> Tensor:
+        return self.state.x_t
+
+    @property
+    def x_0(self) -> Tensor:
+        return self.state.x_0
 
     def commit(self) -> None:
         """Move every row of the batch one step on."""
-        for row, x_t, x_0 in zip(self.rows, self.x_t.unbind(), self.x_0.unbind(), strict=True):
-            row.advance(x_t, x_0)
+        for place, (row, x_t, x_0) in enumerate(zip(self.rows, self.x_t.unbind(), self.x_0.unbind(), strict=True)):
+            row.advance(x_t, x_0, self.state, place)
 
 
 @torch.inference_mode()
@@ -48,57 +66,75 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     can be run again.
 
     Args:
-        rows: of one checkpoint, none of them finished.
+        rows: of one network and shape, none of them at the end of its leg.
         max_network_rows: most rows in one call of the network; a guided row takes two.
     """
-    model = rows[0].model
-    numbers = send_numbers(rows, model)
-    x_t = _states(rows, numbers, model)
-    output = _network_output(rows, numbers, model, x_t, max_network_rows)
-    x_0_previous = torch.stack(
-        [x if row.x_0_previous is None else row.x_0_previous for row, x in zip(rows, x_t, strict=True)]
+    leg, model = rows[0].leg, rows[0].model
+    before = _unchanged_batch(rows)
+    numbers = send_numbers(rows, model.device)
+    named = _named(rows) if before is None else before.named
+    x_t = _states(rows, numbers, leg) if before is None else before.x_t
+    output = _network_output(numbers, leg, x_t, named, max_network_rows)
+    z = _noise(numbers, leg, len(rows))
+    x_next, x_0 = apply_update(
+        x_t, output, _history(rows, x_t, before), z, numbers.coefficients, leg.network.chain.clip
     )
-    z = _noise(numbers, model, len(rows))
-    x_next, x_0 = apply_update(x_t, output, x_0_previous, z, numbers.coefficients, model.chain.clip)
     # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
     finite = torch.isfinite(x_next).flatten(1).all(dim=1)
-    finishing = len(numbers.finishing)
-    pixels = to_pixels(x_next if finishing == len(rows) else x_next[numbers.finishing]) if finishing else None
-    return StepResult(rows, x_next, x_0, finite, pixels)
+    pictured = [row for row in rows if row.finishes] if model.codec.in_step else []
+    pixels = None
+    if pictured:
+        finished = x_next if len(pictured) == len(rows) else x_next[numbers.finishing]
+        pixels = to_pixels(model.codec.decode(finished))
+    return StepResult(rows, finite, pixels, pictured, BatchState(x_next, x_0, named))
 
 
-def to_pixels(x_0: Tensor) -> Tensor:
-    """[..., C, H, W] in [-1, 1] → uint8 [..., H, W, C]: round((x + 1) · 127.5), halves to even, clamped to 0..255."""
-    levels = ((x_0.double() + 1) * 127.5).round().clamp(0, 255)
-    return levels.to(torch.uint8).movedim(-3, -1).contiguous()
+def _unchanged_batch(rows: Sequence[Trajectory]) -> BatchState | None:
+    """The batch that these rows, in this order, were in a step ago; None where they were not."""
+    batch = rows[0].batch
+    if batch is None or len(batch.x_t) != len(rows):
+        return None
+    same = all(row.batch is batch and row.place == place for place, row in enumerate(rows))
+    return batch if same else None
 
 
-def _states(rows: Sequence[Trajectory], numbers: StepNumbers, model: LoadedModel) -> Tensor:
+def _states(rows: Sequence[Trajectory], numbers: StepNumbers, leg: Leg) -> Tensor:
     """[N, C, H, W]: each row's x_t; x_T of the rows that begin."""
-    fresh = iter(initial_noise(numbers.fresh_seeds, model.shape) if len(numbers.fresh_seeds) else ())
-    return torch.stack([next(fresh) if row.x_t is None else row.x_t for row in rows])
+    if len(numbers.fresh_seeds):
+        fresh = iter(initial_noise(numbers.fresh_seeds, leg.shape, numbers.fresh_legs))
+        return torch.stack([next(fresh) if row.x_t is None else row.x_t for row in rows])
+    return torch.stack([row.x_t for row in rows if row.x_t is not None])
 
 
-def _noise(numbers: StepNumbers, model: LoadedModel, count: int) -> Tensor | None:
+def _history(rows: Sequence[Trajectory], x_t: Tensor, before: BatchState | None) -> Tensor | None:
+    """[N, C, H, W]: the last step's x_0 where a row reads it, anything elsewhere; None when no row does."""
+    if not any(row.needs_history for row in rows):
+        return None
+    if before is not None:
+        return before.x_0
+    return torch.stack([x if row.x_0_previous is None else row.x_0_previous for row, x in zip(rows, x_t, strict=True)])
+
+
+def _noise(numbers: StepNumbers, leg: Leg, count: int) -> Tensor | None:
     """[N, C, H, W]: z for the rows whose step reads it, zeros elsewhere; None when no row does."""
     if not len(numbers.noisy):
         return None
-    drawn = step_noise(numbers.noisy_seeds, numbers.noisy_steps, model.shape)
+    drawn = step_noise(numbers.noisy_seeds, numbers.noisy_steps, leg.shape, numbers.noisy_legs)
     if len(drawn) == count:
         return drawn
-    z = drawn.new_zeros(count, *model.shape)
+    z = drawn.new_zeros(count, *leg.shape)
     z[numbers.noisy] = drawn
     return z
 
 
-def _named(rows: Sequence[Trajectory]) -> dict[str, Tensor]:
+def _named(rows: Sequence[Trajectory]) -> Mapping[str, Tensor]:
     """The network's named inputs: those of each row's conditioning, one row after the other."""
     named = [row.conditioning.named for row in rows]
     return {name: torch.cat([tensors[name] for tensors in named]) for name in named[0]}
 
 
 def _network_output(
-    rows: Sequence[Trajectory], numbers: StepNumbers, model: LoadedModel, x_t: Tensor, max_network_rows: int
+    numbers: StepNumbers, leg: Leg, x_t: Tensor, named: Mapping[str, Tensor], max_network_rows: int
 ) -> Tensor:
     """[N, C, H, W]: the network's output for each row, guided where the row is.
 
@@ -106,7 +142,7 @@ def _network_output(
     output = unconditional + w (conditional - unconditional).
     """
     x = x_t[numbers.owners] if len(numbers.owners) else x_t
-    outputs = in_parts(model.denoise, NetworkInput(x, numbers.timesteps, _named(rows)), max_network_rows)
+    outputs = in_parts(leg.network.denoise, NetworkInput(x, numbers.timesteps, named), max_network_rows)
     if not len(numbers.owners):
         return outputs
     output = outputs[numbers.conditional]

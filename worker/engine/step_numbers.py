@@ -10,7 +10,6 @@ from torch import Tensor
 
 from worker.diffusion.update import Column
 from worker.engine.trajectory import Trajectory
-from worker.models.loaded_model import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +20,9 @@ class StepNumbers:
     A guided row takes two network rows, neighbours: the unconditional one first.
 
     Attributes:
-        fresh_seeds: of the rows that begin, in order.
-        noisy, noisy_seeds, noisy_steps: places, seeds and steps of the rows whose step adds noise.
+        fresh_seeds, fresh_legs: of the rows that begin at x_T, in order.
+        noisy, noisy_seeds, noisy_steps, noisy_legs: places, seeds, steps and legs of the rows whose step adds noise;
+            None for legs that are all the first.
         owners: place of the row that each network row belongs to; empty when each takes one.
         conditional: [N] each row's own network row; empty when each takes one.
         guided, unconditional: places of the guided rows, and their unconditional network rows.
@@ -33,9 +33,11 @@ class StepNumbers:
     """
 
     fresh_seeds: Tensor
+    fresh_legs: Tensor | None
     noisy: Tensor
     noisy_seeds: Tensor
     noisy_steps: Tensor
+    noisy_legs: Tensor | None
     owners: Tensor
     conditional: Tensor
     guided: Tensor
@@ -46,7 +48,7 @@ class StepNumbers:
     guidance_scales: Tensor
 
 
-def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
+def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumbers:
     """Gather the numbers of the rows' next step. On a GPU nobody waits until they are there.
 
     Two copies, one for each kind of number: a GPU takes as long over eight bytes as over thousands, and a copy from
@@ -64,7 +66,7 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
             fresh_seeds.append(row.seed)
         if row.needs_noise:
             noisy.append(place)
-        if row.remaining_steps == 1:
+        if row.finishes:
             finishing.append(place)
         if row.conditioning.guided:
             guided.append(place)
@@ -74,6 +76,10 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
     for place, row in enumerate(rows if guided else ()):
         owners += [place] * row.cost
         conditional.append(len(owners) - 1)
+    legs = {
+        "fresh_legs": [row.leg_index for row in rows if row.x_t is None],
+        "noisy_legs": [rows[place].leg_index for place in noisy],
+    }
     integers = {
         "fresh_seeds": fresh_seeds,
         "noisy": noisy,
@@ -84,15 +90,17 @@ def send_numbers(rows: Sequence[Trajectory], model: LoadedModel) -> StepNumbers:
         "guided": guided,
         "unconditional": [conditional[place] - 1 for place in guided],
         "finishing": finishing,
+        **{name: numbers for name, numbers in legs.items() if any(numbers)},
     }
     floats = {
         "timesteps": timesteps,
         "coefficients": coefficients,
         "guidance_scales": [rows[place].conditioning.guidance_scale for place in guided],
     }
-    weights = _sent(floats, "f", torch.float32, model.device)
+    weights = _sent(floats, "f", torch.float32, device)
+    whole: dict[str, Tensor | None] = {**dict.fromkeys(legs), **_sent(integers, "q", torch.int64, device)}
     return StepNumbers(
-        **_sent(integers, "q", torch.int64, model.device),
+        **whole,  # type: ignore[arg-type]  # the legs alone may be None
         timesteps=weights["timesteps"],
         coefficients=weights["coefficients"].view(len(rows), len(Column)),
         guidance_scales=weights["guidance_scales"].view(-1, 1, 1, 1),

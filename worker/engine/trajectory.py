@@ -1,13 +1,58 @@
-"""One image on its way through the reverse chain."""
+"""One image on its way through one or several chains."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import Tensor
 
 from worker.conditioning.conditioning import Conditioning
+from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
-from worker.diffusion.update import Column
-from worker.models.loaded_model import LoadedModel
+from worker.models.chain_config import ChainConfig
+from worker.models.loaded_model import Entry, LoadedModel
+from worker.networks.denoiser import Denoiser
+
+
+class ChainNetwork(Protocol):
+    """A network and the noise that it was trained on; told from others by identity."""
+
+    @property
+    def denoise(self) -> Denoiser: ...
+
+    @property
+    def chain(self) -> ChainConfig: ...
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Leg:
+    """One chain of a request: all its images walk it, each in its own time.
+
+    Attributes:
+        shape: (C, H, W) of the state.
+        enter: makes an image's beginning of the previous leg's result and its seed; None for the first leg, which
+            begins at x_T.
+    """
+
+    network: ChainNetwork
+    plan: SamplerPlan
+    shape: Shape
+    conditioning: Conditioning
+    enter: Callable[[Tensor, int], Entry] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class BatchState:
+    """The states that a step made of a batch: while the same rows run on, nothing need be gathered anew.
+
+    Attributes:
+        x_t, x_0: [N, C, H, W].
+        named: the network's named inputs for these rows.
+    """
+
+    x_t: Tensor
+    x_0: Tensor
+    named: Mapping[str, Tensor]
 
 
 @dataclass(slots=True, eq=False)
@@ -18,32 +63,67 @@ class Trajectory:
         job_id: the request that asked for the image.
         index: the image's number in that request.
         seed: of the image itself, request seed + index.
-        conditioning: the network's named inputs, shared by the images of a request.
-        x_t: [C, H, W] float32; None before the first step.
-        x_0_previous: [C, H, W] float32, the last step's x_0; None before the first step.
+        leg_index: the leg that it walks.
+        step: steps of that leg behind it.
+        x_t: [C, H, W] float32; None before the first step of the first leg.
+        x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
+        entry: what the previous leg ended on, from which this one was entered; None in the first.
+        batch, place: the batch whose memory the state lies in, and where; None when it has memory of its own.
+        conditioning: the network's named inputs in this leg.
+        steps: of all legs.
     """
 
     job_id: str
     index: int
     seed: int
     model: LoadedModel
-    plan: SamplerPlan
-    conditioning: Conditioning
-    step: int = 0
+    legs: Sequence[Leg]
+    leg_index: int = field(init=False, default=0)
+    step: int = field(init=False, default=0)
     x_t: Tensor | None = None
     x_0_previous: Tensor | None = None
+    entry: Tensor | None = None
+    batch: BatchState | None = None
+    place: int = 0
+    conditioning: Conditioning = field(init=False)
+    leg: Leg = field(init=False)
+    plan: SamplerPlan = field(init=False)
+    steps: int = field(init=False)
+    _steps_before: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.steps = sum(len(leg.plan) for leg in self.legs)
+        self._take_leg(0)
+
+    def _take_leg(self, leg_index: int) -> None:
+        self.leg_index, self.step = leg_index, 0
+        self.leg = self.legs[leg_index]
+        self.plan, self.conditioning = self.leg.plan, self.leg.conditioning
+        self._steps_before = sum(len(leg.plan) for leg in self.legs[:leg_index])
 
     @property
-    def steps(self) -> int:
-        return len(self.plan)
+    def steps_behind(self) -> int:
+        """Of all legs."""
+        return self.step + self._steps_before
 
     @property
     def remaining_steps(self) -> int:
-        return self.steps - self.step
+        """Of all legs."""
+        return self.steps - self._steps_before - self.step
+
+    @property
+    def leg_finished(self) -> bool:
+        return self.step == len(self.plan)
 
     @property
     def finished(self) -> bool:
-        return self.step == self.steps
+        """Whether no step of any leg is left."""
+        return self.leg_finished and self.leg_index == len(self.legs) - 1
+
+    @property
+    def finishes(self) -> bool:
+        """Whether the next step is the last of all."""
+        return self.step == len(self.plan) - 1 and self.leg_index == len(self.legs) - 1
 
     @property
     def cost(self) -> int:
@@ -51,11 +131,12 @@ class Trajectory:
         return self.conditioning.rows
 
     @property
-    def checkpoint(self) -> LoadedModel:
-        return self.model
+    def batch_key(self) -> tuple[ChainNetwork, Shape]:
+        """Rows of one batch have the same."""
+        return self.leg.network, self.leg.shape
 
     @property
-    def timestep(self) -> int:
+    def timestep(self) -> float:
         """Where on the noise schedule the next step begins."""
         return self.plan.timesteps[self.step]
 
@@ -72,14 +153,34 @@ class Trajectory:
     @property
     def needs_history(self) -> bool:
         """Whether the next step reads the last one's x_0."""
-        return not self.finished and self.needs_history_at(self.step)
+        return not self.leg_finished and self.plan.reads_history(self.step)
 
-    def needs_history_at(self, step: int) -> bool:
-        """Whether that step reads the x_0 of the one before it."""
-        return self.plan.numbers[step][Column.X_0_PREVIOUS] != 0
-
-    def advance(self, x_t: Tensor, x_0: Tensor) -> None:
+    def advance(self, x_t: Tensor, x_0: Tensor, batch: BatchState, place: int) -> None:
         """One more step is behind the image."""
-        self.x_t = x_t
-        self.x_0_previous = x_0
         self.step += 1
+        self.x_t = x_t
+        self.x_0_previous = x_0 if self.needs_history else None
+        self.batch, self.place = batch, place
+
+    def leave_batch(self) -> None:
+        """Copy the state out of its batch's memory, which would else live as long as this row waits."""
+        if self.batch is None:
+            return
+        x_t, x_0_previous = (None if x is None else x.clone() for x in (self.x_t, self.x_0_previous))
+        self.x_t, self.x_0_previous, self.batch = x_t, x_0_previous, None
+
+    def enter_next_leg(self) -> None:
+        """Begin the next leg from what this one ended on."""
+        if self.x_t is None or not self.leg_finished:
+            raise ValueError(f"image {self.index} is at step {self.step} of {len(self.plan)} of its leg")
+        self.enter_leg(self.leg_index + 1, self.x_t)
+
+    def enter_leg(self, leg_index: int, result: Tensor) -> None:
+        """Begin a leg from what the one before it ended on."""
+        leg = self.legs[leg_index]
+        if leg.enter is None:
+            raise ValueError(f"leg {leg_index} can't be entered")
+        entry = leg.enter(result, self.seed)
+        self._take_leg(leg_index)
+        self.x_t, self.x_0_previous, self.entry, self.batch = entry.x_t, None, result, None
+        self.conditioning = leg.conditioning.extended(entry.named)

@@ -5,10 +5,11 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from worker.contract import SamplingRequest
-from worker.diffusion.noise import initial_noise, step_noise
-from worker.diffusion.update import apply_update
+from worker.diffusion.chain import noise_of, run_chain
+from worker.diffusion.noise import initial_noise
 from worker.models.errors import BrokenModel
 from worker.models.loaded_model import LoadedModel
 from worker.networks.network_input import NetworkInput
@@ -40,17 +41,16 @@ def _draw(model: LoadedModel, golden: GoldenSample) -> "np.ndarray[tuple[int, ..
     has_label = model.num_classes > 0 and label is not None
     named = {CLASS_LABELS: torch.tensor([label], device=model.device)} if has_label else {}
     seeds = torch.tensor([golden.seed], device=model.device)
-    x_t = initial_noise(seeds, model.shape)
-    x_0 = x_t
-    for step, t in enumerate(plan.timesteps):
+
+    def evaluate(x_t: Tensor, t: float) -> Tensor:
         began = time.monotonic()
         output = model.denoise(NetworkInput(x_t, torch.tensor([t], device=model.device), named))
-        z = step_noise(seeds, torch.full_like(seeds, step), model.shape) if plan.is_noisy[step] else None
-        x_t, x_0 = apply_update(
-            x_t, output, x_0, z, plan.coefficients[step : step + 1].to(model.device), model.chain.clip
-        )
         # Rests as long as it works: the engine's steps share the processor with this one's and are much longer, so none
         # of them takes twice its time.
         time.sleep(time.monotonic() - began)
+        return output
+
+    x_T, z_at = initial_noise(seeds, model.shape), noise_of(seeds, model.shape)
+    x_t = run_chain(plan, evaluate, x_T, model.chain.clip, z_at)
     pixels = ((x_t[0].double() + 1) * 127.5).clamp(0, 255).permute(1, 2, 0)
     return np.asarray(pixels.cpu().numpy(), dtype=np.float64)

@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import torch
+from torch import Tensor
 
+from worker.codecs.codec import Codec
+from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
 from worker.contract import SamplerName, SamplingRequest, Spacing
+from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan, plan
 from worker.models.chain_config import ChainConfig
 from worker.networks.denoiser import Denoiser
@@ -36,12 +40,45 @@ class Execution:
     exact_cost: float | None = 0.0
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class Entry:
+    """Where an image begins a later leg.
+
+    Attributes:
+        x_t: [C, H, W] float32.
+        named: further inputs of the network that follow from the previous leg's result, those of one row.
+    """
+
+    x_t: Tensor
+    named: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class LaterLeg:
+    """A further chain that every image of a model walks: a refiner's, or of a network that makes images larger.
+
+    Attributes:
+        shape: (C, H, W) of its state.
+        plan: the table of a request's chain; raises PlanError.
+        enter: makes an image's beginning of the previous leg's result and the image's seed; a pure function, since a
+            request that is resumed enters the leg again.
+    """
+
+    denoise: Denoiser
+    chain: ChainConfig
+    shape: Shape
+    plan: Callable[[SamplingRequest], SamplerPlan]
+    enter: Callable[[Tensor, int], Entry]
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """One version of one model, ready to run; compared by identity.
 
     Attributes:
-        shape: (C, H, W).
+        shape: (C, H, W) of the state that the first leg denoises.
+        codec: makes images of the last leg's states.
+        later_legs: what follows the first leg, which is this model's own network.
         conditioner: turns a request's condition into tensors.
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
@@ -54,8 +91,10 @@ class LoadedModel:
     weights_sha256: str
     denoise: Denoiser
     chain: ChainConfig
-    shape: tuple[int, int, int]
+    shape: Shape
     conditioner: Conditioner
+    codec: Codec = field(default_factory=Pixels)
+    later_legs: tuple[LaterLeg, ...] = ()
     labels: tuple[str, ...] = ()
     num_classes: int = 0
     null_label: int | None = None

@@ -13,6 +13,7 @@ from torch import nn
 from worker.conditioning.conditioning import Conditioner
 from worker.conditioning.labels import Labels, Unconditional
 from worker.conditioning.text import Text
+from worker.diffusion.noise import Shape
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
@@ -28,7 +29,7 @@ from worker.networks.denoiser import Denoiser
 from worker.networks.device import dtype_name
 from worker.networks.exactness import gives_numbers
 from worker.networks.form import Form
-from worker.networks.network_input import InputSpec, Shape
+from worker.networks.network_input import InputSpec
 from worker.networks.padded import PadBatch, padded
 from worker.networks.registry import ARCHITECTURES
 from worker.networks.shared_choices import LocalChoices, SharedChoices

@@ -7,8 +7,9 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from worker.diffusion.noise import Shape
 from worker.networks.denoiser import Denoiser
-from worker.networks.network_input import InputSpec, Shape
+from worker.networks.network_input import InputSpec
 
 
 class UnsupportedNetworkError(ValueError):

@@ -6,10 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from worker.diffusion.noise import standard_normal
-
-Shape = tuple[int, int, int]
-"""(C, H, W)"""
+from worker.diffusion.noise import Shape, standard_normal
 
 PROBE_STREAM = 2**32 - 1
 """Of the random numbers that floating-point inputs are probed with; no image draws from it."""

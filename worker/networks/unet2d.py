@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from worker.diffusion.noise import Shape
 from worker.networks.architecture import UnsupportedNetworkError
-from worker.networks.network_input import InputSpec, NamedInput, NetworkInput, Shape
+from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 
 CLASS_LABELS = "class_labels"
 """Name of the input that holds a row of the class embedding."""

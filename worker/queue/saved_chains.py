@@ -1,21 +1,22 @@
 """The states of long jobs in Redis: their bytes, and the thread that writes them at a bounded share of the time.
 
-Layout: length of the header (4 bytes, little-endian), the header as JSON, then each image's x_t and, where the header
-says so, x_0_previous as raw little-endian float32, [C, H, W] in C order.
+Layout: length of the header (4 bytes, little-endian), the header as JSON, then those of each image's x_t, x_0_previous
+and entry whose shape stands in the header, as raw little-endian float32, [C, H, W] in C order.
 """
 
 import hashlib
 import json
 import logging
+import math
 import struct
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import redis
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from worker.contract import SamplingRequest, chain_key
 from worker.contract.redis_errors import REDIS_AWAY
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 1
+LAYOUT = 2
 SHARE = 0.02
 """Most of the time that packing and writing may take, together for all jobs of this worker."""
 _NUMBER = np.dtype("<f4")
@@ -40,6 +41,26 @@ class UnreadableChainError(ValueError):
     """The bytes are no saved state of this request; the message says why."""
 
 
+Shape = Annotated[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], Field(strict=False)]
+"""(C, H, W)"""
+
+
+class _ImageHeader(BaseModel):
+    """Shapes of the arrays that are there."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    leg: int
+    step: int
+    x_t: Shape | None
+    x_0_previous: Shape | None
+    entry: Shape | None
+
+    @property
+    def shapes(self) -> list[Shape]:
+        return [shape for shape in (self.x_t, self.x_0_previous, self.entry) if shape is not None]
+
+
 class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -48,11 +69,7 @@ class _Header(BaseModel):
     version: str
     weights_sha256: str
     request: str
-    shape: tuple[int, int, int] = Field(strict=False)
-    """(C, H, W)"""
-    steps: list[int]
-    """Of each image, behind it; an image at 0 has no bytes."""
-    history: list[bool]
+    images: list[_ImageHeader]
 
 
 def request_digest(request: SamplingRequest) -> str:
@@ -62,19 +79,20 @@ def request_digest(request: SamplingRequest) -> str:
 
 def pack(chain: SavedChain, request: SamplingRequest) -> bytes:
     """The state as bytes."""
-    shape = next((image.x_t.shape for image in chain.images if image.x_t is not None), (0, 0, 0))
     header = {
         "layout": LAYOUT,
         "model": chain.model,
         "version": chain.version,
         "weights_sha256": chain.weights_sha256,
         "request": request_digest(request),
-        "shape": shape,
-        "steps": [image.step for image in chain.images],
-        "history": [image.x_0_previous is not None for image in chain.images],
+        "images": [
+            {"leg": image.leg, "step": image.step}
+            | {name: None if x is None else x.shape for name, x in _arrays(image).items()}
+            for image in chain.images
+        ],
     }
     text = json.dumps(header).encode()
-    arrays = [x for image in chain.images for x in (image.x_t, image.x_0_previous) if x is not None]
+    arrays = [x for image in chain.images for x in _arrays(image).values() if x is not None]
     return b"".join([_LENGTH.pack(len(text)), text, *(x.astype(_NUMBER, copy=False).tobytes() for x in arrays)])
 
 
@@ -89,20 +107,35 @@ def unpack(data: bytes, request: SamplingRequest) -> SavedChain:
         raise UnreadableChainError(f"need layout {LAYOUT}, got {header.layout}")
     if header.request != request_digest(request):
         raise UnreadableChainError("it is of another request")
-    if len(header.steps) != len(header.history) or min(header.shape) < 0:
-        raise UnreadableChainError("its header contradicts itself")
-    size = int(np.prod(header.shape, dtype=object))
-    count = sum((step > 0) + history for step, history in zip(header.steps, header.history, strict=True))
-    if len(body) != count * size * _NUMBER.itemsize:
-        raise UnreadableChainError(f"need {count} arrays of {size} numbers, got {len(body)} bytes")
-    arrays = iter(np.frombuffer(body, _NUMBER).astype(np.float32, copy=False).reshape(count, *header.shape))
+    size = sum(math.prod(shape) for image in header.images for shape in image.shapes)
+    if len(body) != size * _NUMBER.itemsize:
+        raise UnreadableChainError(f"need {size} numbers of {_NUMBER.itemsize} bytes, got {len(body)} bytes")
+    numbers, begin = np.frombuffer(body, _NUMBER).astype(np.float32, copy=False), 0
 
-    def image(step: int, history: bool) -> SavedImage:
-        x_t: NDArray[np.float32] | None = next(arrays) if step > 0 else None
-        return SavedImage(step, x_t, next(arrays) if history else None)
+    def next_array(shape: Shape | None) -> "NDArray[np.float32] | None":
+        nonlocal begin
+        if shape is None:
+            return None
+        end = begin + math.prod(shape)
+        array, begin = numbers[begin:end].reshape(shape), end
+        return array
 
-    images = tuple(image(step, history) for step, history in zip(header.steps, header.history, strict=True))
+    images = tuple(
+        SavedImage(
+            step=image.step,
+            x_t=next_array(image.x_t),
+            x_0_previous=next_array(image.x_0_previous),
+            leg=image.leg,
+            entry=next_array(image.entry),
+        )
+        for image in header.images
+    )
     return SavedChain(header.model, header.version, header.weights_sha256, images)
+
+
+def _arrays(image: SavedImage) -> "dict[str, NDArray[np.float32] | None]":
+    """In the order in which they are written."""
+    return {"x_t": image.x_t, "x_0_previous": image.x_0_previous, "entry": image.entry}
 
 
 def _split(data: bytes) -> tuple[_Header, memoryview]:

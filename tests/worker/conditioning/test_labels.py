@@ -13,7 +13,8 @@ def conditioning(labels: Labels | Unconditional, label: int | None, w: float) ->
     condition = NoCondition() if label is None else LabelCondition(label=label)
     encoding = labels(condition, Guidance(scale=w))
     assert encoding.calls == (), "a label needs no encoder"
-    return encoding.assemble(())
+    (made,) = encoding.assemble(())
+    return made
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,8 @@ def text(folder: Path) -> Text:
 
 
 def made(encoding: Encoding) -> Conditioning:
-    return encoding.assemble([call() for call in encoding.calls])
+    (made,) = encoding.assemble([call() for call in encoding.calls])
+    return made
 
 
 def prompted(prompt: str, negative_prompt: str = "") -> Condition:

@@ -12,9 +12,12 @@ from torch import Tensor
 
 from tests.worker.tiny_models import TINY
 from worker.contract import Guidance, LabelCondition, NoCondition, SamplingRequest
+from worker.engine.admission import admit
 from worker.engine.engine import Engine
 from worker.engine.messages import EngineEvent, EngineRequest, Failed, Succeeded
 from worker.engine.readback import ReadBack, Transfer, read_back
+from worker.engine.request_state import RequestState
+from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
@@ -39,6 +42,15 @@ def ask(
     condition = NoCondition() if class_label is None else LabelCondition(label=class_label)
     fields = {"seed": seed, "steps": steps, "batch": batch, "condition": condition, **rest}
     return SamplingRequest.model_validate({"model": TINY, "guidance": Guidance(scale=guidance_scale), **fields})
+
+
+def trajectories(job_id: str, request: SamplingRequest, model: LoadedModel) -> list[Trajectory]:
+    """As an engine makes them, the condition encoded at once."""
+    state = RequestState(job_id, admit(request, model))
+    while not state.is_encoded:
+        state.encode_next()
+    state.make_rows()
+    return list(state.rows)
 
 
 class HandClock:

@@ -14,15 +14,15 @@ from worker.engine.batcher import TURN, Batcher
 class FakeRow:
     remaining_steps: int
     cost: int = 1
-    checkpoint: str = "a"
+    batch_key: str = "a"
     joined_at: int = 0
     steps: int = 0
     """What it asked for; `ran` must end there."""
     ran: int = 0
 
 
-def row(steps: int, cost: int = 1, checkpoint: str = "a", joined_at: int = 0) -> FakeRow:
-    return FakeRow(steps, cost, checkpoint, joined_at, steps)
+def row(steps: int, cost: int = 1, batch_key: str = "a", joined_at: int = 0) -> FakeRow:
+    return FakeRow(steps, cost, batch_key, joined_at, steps)
 
 
 class BatcherLife(RuleBasedStateMachine):
@@ -40,10 +40,10 @@ class BatcherLife(RuleBasedStateMachine):
         self.passed: dict[str, int] = {}
         self.rivals: dict[str, set[str]] = {}
 
-    @rule(steps=st.integers(1, 12), cost=st.integers(1, 2), checkpoint=st.sampled_from("abc"), images=st.integers(1, 6))
-    def join(self, steps: int, cost: int, checkpoint: str, images: int) -> None:
+    @rule(steps=st.integers(1, 12), cost=st.integers(1, 2), batch_key=st.sampled_from("abc"), images=st.integers(1, 6))
+    def join(self, steps: int, cost: int, batch_key: str, images: int) -> None:
         for _ in range(images):
-            newcomer = row(steps, cost, checkpoint, self.batches)
+            newcomer = row(steps, cost, batch_key, self.batches)
             self.alive.append(newcomer)
             self.batcher.add(newcomer)
 
@@ -60,7 +60,7 @@ class BatcherLife(RuleBasedStateMachine):
         assert bool(batch) == bool(self.alive), "a batch is empty only when nobody waits"
         assert len({id(r) for r in batch}) == len(batch), "a row is in a batch once"
         assert all(r in self.alive for r in batch), "only rows that joined and have not left run"
-        assert len({r.checkpoint for r in batch}) <= 1, "one batch, one checkpoint"
+        assert len({r.batch_key for r in batch}) <= 1, "one batch, one network and shape"
         assert sum(r.cost for r in batch) <= self.max_batch
         self.check_bounded_wait(batch)
         self.check_turns(batch)
@@ -76,35 +76,35 @@ class BatcherLife(RuleBasedStateMachine):
                 self.gone.append(r)
 
     def check_bounded_wait(self, batch: list[FakeRow]) -> None:
-        """Of a checkpoint the most urgent row runs, never one that came R / rate batches after one that waits."""
+        """Of a network the most urgent row runs, never one that came R / rate batches after one that waits."""
         if not batch:
             return
         first = batch[0]
         for waiting in self.alive:
-            if waiting not in batch and waiting.checkpoint == first.checkpoint:
+            if waiting not in batch and waiting.batch_key == first.batch_key:
                 assert first.joined_at < waiting.joined_at + waiting.remaining_steps / self.ageing_rate or (
                     first.joined_at == waiting.joined_at
                 )
 
     def check_turns(self, batch: list[FakeRow]) -> None:
-        """Each checkpoint that has rows runs soon; while none waits long, the most urgent row of all runs."""
+        """Each network that has rows runs soon; while none waits long, the most urgent row of all runs."""
         if not batch:
             return
-        waiting = {r.checkpoint for r in self.alive}
+        waiting = {r.batch_key for r in self.alive}
         most_urgent = min(r.remaining_steps + self.ageing_rate * r.joined_at for r in self.alive)
-        if max(self.passed.get(checkpoint, 0) for checkpoint in waiting) < TURN:
+        if max(self.passed.get(batch_key, 0) for batch_key in waiting) < TURN:
             assert batch[0].remaining_steps + self.ageing_rate * batch[0].joined_at == most_urgent
-        ran = batch[0].checkpoint
-        self.passed = {checkpoint: self.passed.get(checkpoint, 0) + 1 for checkpoint in waiting - {ran}}
-        for checkpoint, count in self.passed.items():
-            self.rivals[checkpoint] = self.rivals.get(checkpoint, set()) | (waiting - {checkpoint})
-            assert count < TURN + 1 + len(self.rivals[checkpoint])
-        for checkpoint in set(self.rivals) - set(self.passed):
-            del self.rivals[checkpoint]
+        ran = batch[0].batch_key
+        self.passed = {batch_key: self.passed.get(batch_key, 0) + 1 for batch_key in waiting - {ran}}
+        for batch_key, count in self.passed.items():
+            self.rivals[batch_key] = self.rivals.get(batch_key, set()) | (waiting - {batch_key})
+            assert count < TURN + 1 + len(self.rivals[batch_key])
+        for batch_key in set(self.rivals) - set(self.passed):
+            del self.rivals[batch_key]
 
     def check_no_room_is_wasted(self, batch: list[FakeRow]) -> None:
         room = self.max_batch - sum(r.cost for r in batch)
-        waiting = [r for r in self.alive if r not in batch and r.checkpoint == batch[0].checkpoint] if batch else []
+        waiting = [r for r in self.alive if r not in batch and r.batch_key == batch[0].batch_key] if batch else []
         assert all(r.cost > room for r in waiting)
 
     @invariant()
@@ -148,12 +148,12 @@ def test_a_long_row_is_passed_over_for_at_most_its_stated_bound(rate: float) -> 
     assert waited >= 40 / rate - 2, "ageing is a bound on waiting, not first come first served"
 
 
-def test_a_checkpoint_keeps_its_share_beside_a_stream_of_short_work_on_another() -> None:
+def test_a_batch_key_keeps_its_share_beside_a_stream_of_short_work_on_another() -> None:
     batcher: Batcher[FakeRow] = Batcher(4)
-    batcher.add(lonely := row(1000, checkpoint="long"))
+    batcher.add(lonely := row(1000, batch_key="long"))
     ran = 0
     for _ in range(100):
-        batcher.add(row(1, checkpoint="short"))
+        batcher.add(row(1, batch_key="short"))
         batch = batcher.choose()
         for r in batch:
             if r is lonely:

@@ -19,13 +19,14 @@ from tests.worker.engine.harness import (
     loading_with,
     plain,
     same_pixels,
+    trajectories,
 )
 from tests.worker.networks.prepared import inputs_of
 from tests.worker.tiny_models import CHAIN_CONFIG, LABELS, NULL_LABEL, TINY, publish_tiny
 from worker.contract import MAX_SEED, SamplerName, SamplingRequest
-from worker.engine.admission import trajectories
+from worker.diffusion.pixels import to_pixels
 from worker.engine.messages import Admitted, Canceled, EnginePort, Failed, Progressed, Succeeded
-from worker.engine.runner import run_step, to_pixels
+from worker.engine.runner import run_step
 from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
 from worker.networks.unet2d import CLASS_LABELS
@@ -101,11 +102,10 @@ def test_guidance_follows_its_formula(model: LoadedModel) -> None:
     x_t = run_step(trajectories("job", ask(), model), max_network_rows=8).x_t  # any state
     for label in (2, NULL_LABEL):
         said[label] = model.denoise(inputs_of(x_t, torch.tensor([500]), torch.tensor([label])))
-    guided = trajectories("job", ask(class_label=2, guidance_scale=w), model)
     mixed = said[NULL_LABEL] + w * (said[2] - said[NULL_LABEL])
     fixed = replace(model, denoise=lambda inputs: torch.cat([said[int(label)] for label in inputs.named[CLASS_LABELS]]))
     answer = replace(model, denoise=lambda inputs: mixed)
-    guided[0].model = fixed
+    guided = trajectories("job", ask(class_label=2, guidance_scale=w), fixed)
     plain_row = trajectories("job", ask(class_label=2), answer)
     assert torch.equal(run_step(guided, max_network_rows=8).x_t, run_step(plain_row, max_network_rows=8).x_t)
 

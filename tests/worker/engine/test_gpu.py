@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.worker.engine.harness import Driver, ask, draw, plain, same_pixels
+from tests.worker.engine.harness import Driver, ask, draw, plain, same_pixels, trajectories
 from tests.worker.tiny_models import TINY, publish_tiny
 from worker.contract import SamplerName, SamplingRequest
-from worker.engine.admission import trajectories
 from worker.engine.readback import read_back
 from worker.engine.runner import run_step
 from worker.models.loaded_model import LoadedModel

@@ -11,13 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, plain, same_pixels
+from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, plain, same_pixels, trajectories
 from tests.worker.networks.prepared import prepared
 from tests.worker.tiny_models import LABELS, cifar_10_unet
 from worker.conditioning.labels import Unconditional
 from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion.noise import initial_noise
-from worker.engine.admission import trajectories
 from worker.engine.messages import Canceled
 from worker.engine.runner import run_step
 from worker.engine.trajectory import Trajectory
@@ -124,6 +123,25 @@ def test_a_step_is_bitwise_the_same_alone_and_among_others(
         for other, place in ((together, i), (backwards, len(rows) - 1 - i)):
             assert torch.equal(by_itself.x_t[0], other.x_t[place]), (row.job_id, row.step)
             assert torch.equal(by_itself.x_0[0], other.x_0[place])
+
+
+@pytest.mark.parametrize("sampler", [SamplerName.DDIM, SamplerName.DPMPP_2M])
+def test_a_row_set_aside_keeps_its_own_state_alive_and_no_more(pool: ModelPool, sampler: SamplerName) -> None:
+    """Not its batch's, and the last x_0 only where the sampler reads it."""
+    driver = Driver(pool, max_batch=4)
+    driver.submit("long", ask(steps=50, batch=4, sampler=sampler))
+    driver.step()
+    driver.step()
+    driver.submit("short", ask(seed=7, steps=2, batch=3))
+    driver.step()
+    aside = [row for row in driver.engine._requests["long"].rows if row.step == 2]
+    assert len(aside) == 3
+    for row in aside:
+        assert row.x_t is not None
+        assert row.x_t.untyped_storage().nbytes() == row.x_t.nbytes == 8 * 8 * 4
+        assert (row.x_0_previous is not None) == (sampler == SamplerName.DPMPP_2M)
+        if row.x_0_previous is not None:
+            assert row.x_0_previous.untyped_storage().nbytes() == row.x_0_previous.nbytes
 
 
 @pytest.mark.parametrize("sampler", [SamplerName.DDPM, SamplerName.DPMPP_2M])

@@ -4,9 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from tests.worker.tiny_models import LABELS
+from worker.diffusion.noise import Shape
 from worker.networks.cpu.batch_invariant import make_batch_invariant
 from worker.networks.cpu.team import CpuTeam
-from worker.networks.network_input import InputSpec, NamedInput, NetworkInput, Shape
+from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 from worker.networks.unet2d import CLASS_LABELS, UNet2DDenoiser
 
 TINY_SPEC = InputSpec((1, 8, 8), (NamedInput(CLASS_LABELS, (), torch.int64, len(LABELS) + 1),))

@@ -58,7 +58,7 @@ class _Row:
     cost: int = 1
 
     @property
-    def checkpoint(self) -> str:
+    def batch_key(self) -> str:
         return self.job.request.model
 
 
@@ -156,7 +156,7 @@ class FakeEngine:
                 stop.wait(3600)
             if job.request.seed == BREAKS_THE_ENGINE:
                 raise RuntimeError("the fake engine was told to break")
-        self._costs.begun(rows[0].checkpoint, len(rows), self._now)
+        self._costs.begun(rows[0].batch_key, len(rows), self._now)
         time.sleep(self.step_s)
         self._now += self.step_s
         self._costs.ended(1, self._now)

@@ -9,11 +9,12 @@ from importlib.metadata import version
 
 import torch
 
+from worker.diffusion.noise import Shape
 from worker.networks.architecture import NetworkSource
 from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.denoiser import Denoiser
 from worker.networks.form import Form, PreparedNetwork
-from worker.networks.network_input import InputSpec, Shape
+from worker.networks.network_input import InputSpec
 from worker.networks.shared_choices import SharedChoices
 
 log = logging.getLogger(__name__)

@@ -1,0 +1,23 @@
+"""What an image is made of while it is denoised, and how it becomes an image again."""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Codec(Protocol):
+    """A model's way from images to what its network denoises, and back.
+
+    Attributes:
+        in_step: `decode` works on each number by itself and costs next to nothing, so that it is part of an image's
+            last step, for the whole batch. Else it is run for one image at a time, between two steps.
+    """
+
+    @property
+    def in_step(self) -> bool: ...
+
+    def encode(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] in [-1, 1] → [N, c, h, w] as it is denoised."""
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        """[N, c, h, w] as it was denoised → [N, C, H, W] images in [-1, 1], up to rounding."""

@@ -1,0 +1,18 @@
+"""Images denoised as they are."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """Implements `Codec`: the identity."""
+
+    in_step: bool = True
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images
+
+    def decode(self, x_0: Tensor) -> Tensor:
+        return x_0
