@@ -6,7 +6,19 @@ from dataclasses import dataclass
 from service.catalogue import Reading
 from service.errors import FieldProblem, InvalidRequest, Unavailable
 from service.schemas import GenerateRequest
-from worker.contract import MAX_SEED, Guidance, LabelCondition, ModelInfo, NoCondition, SamplerName, SamplingRequest
+from worker.contract import (
+    MAX_SEED,
+    PROMPT_GUIDANCE,
+    Condition,
+    Guidance,
+    LabelCondition,
+    ModelInfo,
+    NoCondition,
+    SamplerName,
+    SamplingRequest,
+    Takes,
+    TextCondition,
+)
 
 LISTED = 20
 """Most names that an error lists."""
@@ -29,8 +41,13 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
         broken.append(FieldProblem("seed", f"need seed + batch - 1 <= {MAX_SEED}", body.seed))
     if body.eta is not None and body.sampler is not SamplerName.DDIM:
         broken.append(FieldProblem("eta", f"goes with sampler ddim only, not {body.sampler.value}", body.eta))
-    if body.guidance_scale != 1.0 and body.class_label is None:
-        broken.append(FieldProblem("guidance_scale", "needs a class_label to guide towards", body.guidance_scale))
+    if body.guidance_scale not in (None, 1.0) and body.class_label is None and body.prompt is None:
+        rule = "needs a class_label or a prompt to guide towards"
+        broken.append(FieldProblem("guidance_scale", rule, body.guidance_scale))
+    if body.negative_prompt is not None and body.prompt is None:
+        broken.append(FieldProblem("negative_prompt", "needs a prompt", body.negative_prompt))
+    elif body.negative_prompt is not None and body.guidance_scale == 1.0:
+        broken.append(FieldProblem("negative_prompt", "has no effect at guidance_scale 1", body.negative_prompt))
 
     name = body.model or reading.default_model
     if name is None:
@@ -62,11 +79,23 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
         sampler=body.sampler,
         eta=body.eta or 0.0,
         spacing=body.spacing,
-        condition=NoCondition() if class_label is None else LabelCondition(label=class_label),
-        guidance=Guidance(scale=body.guidance_scale),
+        condition=_condition(body, class_label),
+        guidance=Guidance(scale=_guidance_scale(body)),
         format=body.format,
     )
     return Admitted(request, None if class_label is None else model.labels[class_label])
+
+
+def _condition(body: GenerateRequest, class_label: int | None) -> Condition:
+    if body.prompt is not None:
+        return TextCondition(prompt=body.prompt, negative_prompt=body.negative_prompt or "")
+    return NoCondition() if class_label is None else LabelCondition(label=class_label)
+
+
+def _guidance_scale(body: GenerateRequest) -> float:
+    if body.guidance_scale is not None:
+        return body.guidance_scale
+    return PROMPT_GUIDANCE if body.prompt is not None else 1.0
 
 
 def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProblem]:
@@ -75,6 +104,9 @@ def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProbl
     if body.version is not None and body.version not in versions:
         rule = f"unknown version of {model.name}; known: {_listed(versions)}"
         broken.append(FieldProblem("version", rule, body.version))
+    if body.prompt is not None and model.takes is not Takes.PROMPT:
+        rule = f"{model.name} takes {'a class_label' if model.labels else 'no condition'}, not a prompt"
+        broken.append(FieldProblem("prompt", rule, body.prompt))
     if body.steps > model.num_train_timesteps:
         rule = f"need steps <= {model.num_train_timesteps}, the training timesteps of {model.name}"
         broken.append(FieldProblem("steps", rule, body.steps))

@@ -10,7 +10,15 @@ from rq.job import JobStatus
 from service.job_queue import LABEL_META, JobRecord, UnreadableJob
 from service.queue_order import Turn
 from service.schemas import Image, Job, JobLinks, JobState, Progress
-from worker.contract import FUNCTION_NAME, JobError, JobOutcome, LabelCondition, ProgressSnapshot, SamplingRequest
+from worker.contract import (
+    FUNCTION_NAME,
+    JobError,
+    JobOutcome,
+    LabelCondition,
+    ProgressSnapshot,
+    SamplingRequest,
+    TextCondition,
+)
 
 STATES = {
     JobStatus.CREATED: JobState.QUEUED,
@@ -94,6 +102,8 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         eta=request.eta,
         spacing=request.spacing,
         class_label=request.condition.label if isinstance(request.condition, LabelCondition) else None,
+        prompt=request.condition.prompt if isinstance(request.condition, TextCondition) else None,
+        negative_prompt=request.condition.negative_prompt if isinstance(request.condition, TextCondition) else None,
         label=job.meta.get(LABEL_META),
         guidance_scale=request.guidance.scale,
         format=request.format,
@@ -105,6 +115,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         estimated_wait_s=round(turn.wait_s, 1) if turn and waiting and turn.wait_s is not None else None,
         progress=Progress(step=done, steps=request.steps),
         images=_images(job.id, outcome),
+        warnings=outcome.warnings if outcome else [],
         error=_error(record) if state is JobState.FAILED else None,
         links=JobLinks(
             self=job_url(job.id), events=events_url(job.id), cancel=None if state.is_terminal else job_url(job.id)

@@ -7,9 +7,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from worker.contract import (
+    MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
+    PROMPT_GUIDANCE,
     VERSION_PATTERN,
     ImageFormat,
     JobError,
@@ -31,6 +33,7 @@ class GenerateRequest(BaseModel):
             "examples": [
                 {"steps": 50, "batch": 4},
                 {"seed": 7, "steps": 50, "batch": 1, "class_label": 3, "sampler": "ddim", "eta": 0.0},
+                {"seed": 7, "steps": 50, "batch": 1, "prompt": "a red apple"},
             ]
         },
     )
@@ -54,8 +57,22 @@ class GenerateRequest(BaseModel):
     class_label: StrictInt | StrictStr | None = Field(
         default=None, description="A label's index or its name, see /models. Absent: without a condition."
     )
-    guidance_scale: Float = Field(
-        default=1.0, ge=0, le=100, description="Classifier-free guidance; 1 is the conditional model itself."
+    prompt: StrictStr | None = Field(
+        default=None,
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="What to draw, for a model that takes a prompt, see /models. Absent: without a condition.",
+    )
+    negative_prompt: StrictStr | None = Field(
+        default=None,
+        max_length=MAX_PROMPT_CHARACTERS,
+        description="What guidance leads away from. Absent: the empty prompt.",
+    )
+    guidance_scale: Float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="Classifier-free guidance; 1 is the conditional model itself. "
+        f"Absent: {PROMPT_GUIDANCE:g} with a prompt, else 1.",
     )
     format: ImageFormat = ImageFormat.PNG
 
@@ -111,6 +128,8 @@ class Job(BaseModel):
     spacing: Spacing | None
     class_label: int | None
     label: str | None = Field(description="The name of `class_label`.")
+    prompt: str | None
+    negative_prompt: str | None
     guidance_scale: float
     format: ImageFormat
     created_at: datetime
@@ -127,6 +146,10 @@ class Job(BaseModel):
     )
     progress: Progress
     images: list[Image]
+    warnings: list[str] = Field(
+        description="What was done otherwise than asked, once the job has succeeded: a prompt that was cut, with the "
+        "words that were lost."
+    )
     error: JobError | None
     links: JobLinks
 

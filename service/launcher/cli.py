@@ -11,7 +11,7 @@ from typing import Any
 from service.launcher.command_errors import CommandError
 from service.launcher.http_client import GatewayClient
 from service.launcher.up import PYTHON, UpSettings, up
-from worker.contract import SamplerName
+from worker.contract import PROMPT_GUIDANCE, SamplerName, Takes
 from worker.contract.environment import SettingsError
 
 STORE_COMMANDS = {
@@ -73,11 +73,17 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--model", help="default: the gateway's default model")
     draw.add_argument("--version", help="default: the model's current version; see `reverie models NAME`")
     draw.add_argument("--label", help="name or index of the class to draw (default: any)")
+    draw.add_argument("--prompt", help="what to draw, for a model that takes a prompt; see `reverie models`")
+    draw.add_argument("--negative-prompt", help="what guidance leads away from")
     draw.add_argument("--steps", type=int, default=50, help="U-Net runs for each image (default 50)")
     draw.add_argument("--seed", type=int, help="seed of the first image (default: the gateway draws one)")
     draw.add_argument("--batch", type=int, default=1, help="how many images (default 1)")
     draw.add_argument("--sampler", choices=[name.value for name in SamplerName], default=SamplerName.DDIM.value)
-    draw.add_argument("--guidance-scale", type=float, help="classifier-free guidance, with --label (default 1)")
+    draw.add_argument(
+        "--guidance-scale",
+        type=float,
+        help=f"classifier-free guidance (default {PROMPT_GUIDANCE:g} with --prompt, else 1)",
+    )
     draw.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the images go (default: here)")
     draw.set_defaults(run=_generate)
 
@@ -112,6 +118,8 @@ def _generate(options: argparse.Namespace) -> int:
         "version": options.version,
         # A label made of digits goes as an index, anything else as a name.
         "class_label": int(options.label) if (options.label or "").isdecimal() else options.label,
+        "prompt": options.prompt,
+        "negative_prompt": options.negative_prompt,
         "steps": options.steps,
         "seed": options.seed,
         "batch": options.batch,
@@ -127,6 +135,8 @@ def _generate(options: argparse.Namespace) -> int:
             raise
         finally:
             _end_progress()
+        for warning in done.get("warnings", ()):
+            print(f"warning: {warning}", file=sys.stderr)
         for path in gateway.save_images(done, options.out):
             print(path)
     return 0
@@ -152,7 +162,7 @@ def _models(options: argparse.Namespace) -> int:
     for model in catalogue["models"]:
         mark = "*" if model["name"] == catalogue.get("default") else " "
         size = f"{model['width']}x{model['height']}"
-        print(f"{mark} {model['name']}  {model['version'] or 'nothing loaded'}  {size}  {_labels(model['labels'])}")
+        print(f"{mark} {model['name']}  {model['version'] or 'nothing loaded'}  {size}  {_takes(model)}")
         if model.get("reload_error"):
             print(f"    not serving the current version: {model['reload_error']}")
     return 0
@@ -167,7 +177,10 @@ def _show_versions(model: Mapping[str, Any]) -> None:
         print(f"    not serving the current version: {model['reload_error']}")
 
 
-def _labels(labels: Sequence[str]) -> str:
+def _takes(model: Mapping[str, Any]) -> str:
+    if model.get("takes") == Takes.PROMPT:
+        return "prompt"
+    labels: Sequence[str] = model["labels"]
     shown = ", ".join(labels[:12])
     more = f", ... ({len(labels)})" if len(labels) > 12 else ""
     return f"labels: {shown}{more}" if labels else "no labels"

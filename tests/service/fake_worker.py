@@ -1,6 +1,7 @@
 """A worker that keeps the contract and draws nothing: it stands at the other end of Redis."""
 
 import hashlib
+from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import redis
@@ -20,6 +21,7 @@ from worker.contract import (
     ProgressSnapshot,
     SamplerName,
     SamplingRequest,
+    Takes,
     VersionInfo,
     WorkerStatus,
     events_channel,
@@ -46,13 +48,22 @@ DIGITS = ModelInfo(
     num_train_timesteps=1000,
     prediction_type="epsilon",
     samplers=list(SamplerName),
+    takes=Takes.CLASS_LABEL,
     dtype="bfloat16",
     exact=True,
     form="one_by_one",
 )
 CLOUDS = DIGITS.model_copy(
-    update={"name": "clouds", "labels": [], "num_train_timesteps": 100, "samplers": [SamplerName.DDPM]}
+    update={
+        "name": "clouds",
+        "labels": [],
+        "num_train_timesteps": 100,
+        "samplers": [SamplerName.DDPM],
+        "takes": Takes.NOTHING,
+    }
 )
+
+EMOJI = DIGITS.model_copy(update={"name": "emoji", "labels": [], "takes": Takes.PROMPT})
 
 
 class FakeWorker:
@@ -65,7 +76,7 @@ class FakeWorker:
 
     def announce(
         self,
-        models: tuple[ModelInfo, ...] = (DIGITS, CLOUDS),
+        models: tuple[ModelInfo, ...] = (DIGITS, CLOUDS, EMOJI),
         default_model: str | None = "digits",
         counters: EngineCounters | None = None,
         row_step_s: dict[str, float] | None = None,
@@ -115,7 +126,7 @@ class FakeWorker:
         self._client.set(progress_key(job.id), snapshot.model_dump_json(), ex=60)
         self._tell(job, snapshot.model_dump_json())
 
-    def succeed(self, job: Job) -> list[bytes]:
+    def succeed(self, job: Job, warnings: Sequence[str] = ()) -> list[bytes]:
         """Store the images, then end the job; answers the images' bytes."""
         request = request_of(job)
         assert job.result_ttl is not None
@@ -141,6 +152,7 @@ class FakeWorker:
             dtype="bfloat16",
             images=records,
             media_type=request.format.media_type,
+            warnings=list(warnings),
         )
         job._result = outcome.model_dump(mode="json")
         with self._client.pipeline() as pipe:

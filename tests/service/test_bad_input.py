@@ -38,7 +38,7 @@ REFUSED_FIELDS = [
     ("sampler", 1, "'ddim'"),
     ("spacing", "log", "'leading'"),
     ("format", "jpeg", "'png'"),
-    ("model", "nobody", "unknown; known: digits, clouds"),
+    ("model", "nobody", "unknown; known: digits, clouds, emoji"),
     ("model", "../digits", "match pattern"),
     ("model", 5, "valid string"),
     ("model", "\ud800", ""),
@@ -48,6 +48,11 @@ REFUSED_FIELDS = [
     ("class_label", -1, "0 <= class_label < 3"),
     ("class_label", "three", "unknown; known: zero, one, two"),
     ("class_label", True, ""),
+    ("prompt", "a cat", "digits takes a class_label, not a prompt"),
+    ("prompt", 5, "valid string"),
+    ("prompt", "\ud83d", ""),
+    ("prompt", "x" * 4001, "at most 4000 characters"),
+    ("negative_prompt", "blurry", "needs a prompt"),
     ("colour", "red", "unknown field"),
 ]
 
@@ -94,6 +99,11 @@ def test_a_missing_field_is_named(missing: str, http: httpx.Client, worker: Fake
         ({"model": "clouds", "sampler": "ddpm", "steps": 101}, "steps"),
         ({"model": "clouds", "sampler": "ddim"}, "sampler"),
         ({"model": "clouds", "sampler": "ddpm", "class_label": 0}, "class_label"),
+        ({"model": "clouds", "sampler": "ddpm", "prompt": "a cat"}, "prompt"),
+        ({"model": "emoji", "class_label": 0}, "class_label"),
+        ({"model": "emoji", "prompt": "a cat", "negative_prompt": "x", "guidance_scale": 1.0}, "negative_prompt"),
+        ({"model": "emoji", "negative_prompt": "x", "guidance_scale": 1.0}, "negative_prompt"),
+        ({"model": "emoji", "guidance_scale": 2.0}, "guidance_scale"),
     ],
 )
 def test_rules_between_fields_name_the_field(
@@ -101,6 +111,11 @@ def test_rules_between_fields_name_the_field(
 ) -> None:
     problem = assert_refused(http.post("/generate", json={**GOOD, **body}), 422, worker)
     assert [error["field"] for error in problem["errors"]] == [field]
+
+
+def test_a_megabyte_of_prompt_is_refused_before_it_is_read(http: httpx.Client, worker: FakeWorker) -> None:
+    body = {**GOOD, "model": "emoji", "prompt": "x" * 2**20}
+    assert_refused(http.post("/generate", json=body), 413, worker)
 
 
 def test_all_broken_fields_are_listed_at_once(http: httpx.Client, worker: FakeWorker) -> None:

@@ -127,6 +127,18 @@ def test_generate_asks_for_what_was_typed_and_prints_the_paths(tmp_path: Path) -
     assert done.stdout.split() == [str(path) for path in sorted(tmp_path.iterdir())]
 
 
+def test_generate_asks_with_a_prompt_and_tells_warnings(tmp_path: Path) -> None:
+    fake = FakeGateway({**DONE, "warnings": ["prompt: emoji reads 14 tokens of it, lost: dog"]})
+    options = ["--prompt", "a red apple", "--negative-prompt", "blurry", "--steps", "5"]
+    with listening(fake) as url:
+        done = reverie("generate", "--url", url, *options, "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    asked = fake.requests[0][2]
+    assert asked is not None
+    assert (asked["prompt"], asked["negative_prompt"]) == ("a red apple", "blurry")
+    assert done.stderr == "warning: prompt: emoji reads 14 tokens of it, lost: dog\n"
+
+
 def test_ctrl_c_cancels_the_job_that_generate_waits_for() -> None:
     fake = FakeGateway(*[JOB] * 10_000)
     with listening(fake) as url:
@@ -150,11 +162,13 @@ def test_models_lists_what_can_be_drawn_with_and_why_a_version_is_not_served() -
         "labels": ["0", "1"],
         "reload_error": "bad hash",
     }
-    with listening(FakeGateway({"default": "digits", "models": [model]})) as url:
+    drawer = {**model, "name": "emoji", "labels": [], "takes": "prompt", "reload_error": None}
+    with listening(FakeGateway({"default": "digits", "models": [model, drawer]})) as url:
         done = reverie("models", "--url", url)
     assert done.stdout.splitlines() == [
         "* digits  nothing loaded  8x8  labels: 0, 1",
         "    not serving the current version: bad hash",
+        "  emoji  nothing loaded  8x8  prompt",
     ]
 
 

@@ -12,12 +12,15 @@ from tests.service.fake_worker import DIGITS, VERSION, FakeWorker, request_of
 from worker.contract import (
     FUNCTION_NAME,
     MAX_SEED,
+    PROMPT_GUIDANCE,
     Guidance,
     ImageFormat,
     LabelCondition,
+    NoCondition,
     SamplerName,
     SamplingRequest,
     Spacing,
+    TextCondition,
 )
 
 
@@ -67,6 +70,28 @@ def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWo
     assert job.func_name == FUNCTION_NAME
     assert job.retries_left == 3
     assert (shown["class_label"], shown["label"]) == (2, "two")
+
+
+def test_the_worker_gets_prompt_negative_prompt_and_guidance(http: httpx.Client, worker: FakeWorker) -> None:
+    asked = {"steps": 20, "batch": 1, "model": "emoji", "prompt": "a cat\u200d 🐱 ", "negative_prompt": "blurry"}
+    shown = http.post("/generate", json=asked).json()
+    request = request_of(worker.take())
+    assert request.condition == TextCondition(prompt="a cat\u200d 🐱 ", negative_prompt="blurry")
+    assert request.guidance == Guidance(scale=PROMPT_GUIDANCE)
+    assert (shown["prompt"], shown["negative_prompt"]) == (asked["prompt"], "blurry")
+    assert (shown["guidance_scale"], shown["class_label"], shown["warnings"]) == (PROMPT_GUIDANCE, None, [])
+    http.post("/generate", json={"steps": 20, "batch": 1, "model": "emoji", "prompt": "", "guidance_scale": 0})
+    request = request_of(worker.take())
+    assert (request.condition, request.guidance.scale) == (TextCondition(prompt=""), 0)
+    http.post("/generate", json={"steps": 20, "batch": 1, "model": "emoji"})
+    request = request_of(worker.take())
+    assert (request.condition, request.guidance.scale) == (NoCondition(), 1)
+
+
+def test_the_job_tells_what_was_done_otherwise_than_asked(http: httpx.Client, worker: FakeWorker) -> None:
+    job = http.post("/generate", json={"steps": 1, "batch": 1, "model": "emoji", "prompt": "a"}).json()
+    worker.succeed(worker.take(), warnings=["prompt: emoji reads 14 tokens of it, lost: b"])
+    assert http.get(f"/jobs/{job['id']}").json()["warnings"] == ["prompt: emoji reads 14 tokens of it, lost: b"]
 
 
 def test_a_label_may_be_an_index_or_a_name(http: httpx.Client) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import httpx
 
-from tests.service.fake_worker import CLOUDS, DIGITS, VERSION, FakeWorker
+from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, VERSION, FakeWorker
 from worker.contract import ModelInfo
 
 
@@ -17,7 +17,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_ready_means_that_a_worker_is_alive_with_a_model_loaded(http: httpx.Client) -> None:
     answer = http.get("/readyz")
     assert answer.status_code == 200
-    assert answer.json() == {"status": "ready", "workers": 1, "models": ["clouds", "digits"]}
+    assert answer.json() == {"status": "ready", "workers": 1, "models": ["clouds", "digits", "emoji"]}
 
 
 def test_not_ready_says_what_is_missing(own_http: httpx.Client, worker: FakeWorker) -> None:
@@ -36,7 +36,7 @@ def test_models_stay_known_while_no_worker_is_up(own_http: httpx.Client, worker:
     worker.die()
     listed = own_http.get("/models").json()
     assert listed["default"] == "digits"
-    assert [ModelInfo.model_validate(model) for model in listed["models"]] == [DIGITS, CLOUDS]
+    assert [ModelInfo.model_validate(model) for model in listed["models"]] == [DIGITS, CLOUDS, EMOJI]
     assert own_http.post("/generate", json={"steps": 1, "batch": 1}).status_code == 202
 
 
@@ -45,6 +45,11 @@ def test_one_model_tells_versions_labels_and_size(http: httpx.Client) -> None:
     assert (model["dtype"], model["exact"], model["form"]) == ("bfloat16", True, "one_by_one")
     assert (model["version"], model["labels"], model["width"]) == (VERSION, ["zero", "one", "two"], 8)
     assert http.get("/models/nobody").status_code == 404
+    assert {each["name"]: each["takes"] for each in http.get("/models").json()["models"]} == {
+        "digits": "class_label",
+        "clouds": "nothing",
+        "emoji": "prompt",
+    }
 
 
 def test_a_reload_is_seen_soon(own_http: httpx.Client, worker: FakeWorker) -> None:

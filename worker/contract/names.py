@@ -16,6 +16,9 @@ MAX_STEPS = 1000
 MAX_PROMPT_CHARACTERS = 4000
 """Of a prompt, far more than any text encoder reads."""
 
+PROMPT_GUIDANCE = 3.0
+"""guidance_scale of a request with a prompt that names none."""
+
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{9}-[0-9a-f]{8}$"
 
