@@ -1,0 +1,54 @@
+"""What the documents name is there: files, Redis keys, settings, make targets."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from service.launcher.up import UpSettings
+from service.settings import Settings
+from worker.contract import keys
+from worker.settings import WorkerSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+ROOMS = ("service", "worker", "training", "tests")
+SOURCES = [path.as_posix() for room in ROOMS for path in (ROOT / room).rglob("*.py")]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "docs/architecture.md"]
+
+
+def text_of(document: str) -> str:
+    return (ROOT / document).read_text()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_file_that_a_document_names_is_there(document: str) -> None:
+    named = set(re.findall(r"`((?:[\w]+/)*\w+\.py)`", text_of(document)))
+    assert named or document == "README.md"
+    assert [name for name in named if not any(source.endswith(f"/{name}") for source in SOURCES)] == []
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text_of(document))
+    assert [link for link in links if not (ROOT / document).parent.joinpath(link).exists()] == []
+
+
+def test_every_redis_key_of_ours_has_its_row_in_the_table() -> None:
+    ours = {
+        value.format("<id>", "<i>").partition("<")[0].rstrip(":")
+        for name, value in vars(keys).items()
+        if isinstance(value, str) and value.startswith("reverie:") and not name.startswith("LUA")
+    }
+    assert len(ours) > 10
+    table = text_of("docs/architecture.md")
+    assert {key for key in ours if f"`{key}" not in table} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_setting_that_a_document_names_is_read_by_a_process(document: str) -> None:
+    fields = {field for settings in (Settings, WorkerSettings, UpSettings) for field in settings.model_fields}
+    others = {"REVERIE_URL"}  # of the command line alone
+    named = set(re.findall(r"REVERIE_[A-Z_]+", text_of(document)))
+    assert named - others - {f"REVERIE_{field.upper()}" for field in fields} - {"REVERIE_"} == set()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_make_target_that_a_document_names_is_there(document: str) -> None:
+    targets = set(re.findall(r"^([\w-]+):", text_of("Makefile"), re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)`", text_of(document))) <= targets
