@@ -1,6 +1,7 @@
 """The laws of equal pixels for prompts: alone, in company of any kind, taken up again, on another version."""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -16,15 +17,43 @@ from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, pla
 from tests.worker.engine.test_resume import resumed, saved_states
 from tests.worker.text_pipeline import TEXT, publish_text, text_encoder, write_text_pipeline
 from tests.worker.tiny_models import TINY, publish_tiny
-from worker.contract import LabelCondition, NoCondition, SamplerName, SamplingRequest, TextCondition
+from worker.conditioning.conditioning import Conditioner, Encoding
+from worker.contract import (
+    Condition,
+    Guidance,
+    LabelCondition,
+    NoCondition,
+    SamplerName,
+    SamplingRequest,
+    TextCondition,
+)
 from worker.diffusion.noise import initial_noise
-from worker.engine.messages import Canceled, Failed
+from worker.engine.messages import Canceled, Failed, Succeeded
 from worker.models.errors import BrokenModel
+from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
 from worker.networks.device import choose_dtype
 from worker.networks.form import Form
-from worker.store import ModelStore, Recipe
+from worker.store import Checkpoint, ModelStore, Recipe
+
+
+@dataclass(frozen=True)
+class FailingText:
+    """A text encoder that raises at the prompt "fail"."""
+
+    inner: Conditioner
+    error: Exception
+
+    def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
+        encoding = self.inner(condition, guidance)
+        if condition == TextCondition(prompt="fail"):
+            return replace(encoding, calls=[self._fail])
+        return encoding
+
+    def _fail(self) -> None:
+        raise self.error
+
 
 Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
 PROMPTS = ("a cat", "dog", "", "a cat and a dog and a cat and a dog and a cat", "猫🐱 ́")
@@ -136,6 +165,16 @@ def test_a_request_without_a_prompt_draws_the_unconditional_image(alone: Alone) 
     assert np.array_equal(alone(ask(model=TEXT, condition=NoCondition(), guidance_scale=3.0)), alone(prompted("", w=1)))
 
 
+def test_a_prompt_that_was_cut_is_told_with_the_result(pool: ModelPool) -> None:
+    driver = Driver(pool)
+    driver.submit("cut", prompted("cat " * 14 + "dog"))
+    driver.submit("whole", prompted("cat"))
+    driver.finish()
+    (cut,), (whole,) = driver.told(Succeeded, "cut"), driver.told(Succeeded, "whole")
+    assert cut.warnings == ("prompt: text reads 14 tokens of it, lost: dog",)
+    assert whole.warnings == ()
+
+
 @pytest.mark.parametrize(
     ("request_", "detail"),
     [
@@ -151,6 +190,25 @@ def test_what_cannot_be_drawn_fails_alone(pool: ModelPool, request_: SamplingReq
     driver.finish()
     assert driver.failure("bad") == Failed("bad", "bad_job", detail, retryable=False)
     assert len(driver.images("good")) == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "code"), [(RuntimeError("broken"), "engine_error"), (MemoryError(), "out_of_memory")]
+)
+def test_an_encoder_that_raises_fails_its_request_alone(store: ModelStore, error: Exception, code: str) -> None:
+    def load(checkpoint: Checkpoint) -> LoadedModel:
+        model = load_checkpoint(checkpoint, CPU, torch.float32)
+        return replace(model, conditioner=FailingText(model.conditioner, error)) if model.name == TEXT else model
+
+    driver = Driver(filled_pool(store, load))
+    driver.submit("good", prompted("a cat"))
+    driver.submit("bad", prompted("fail"))
+    driver.submit("labelled", ask(class_label=1))
+    driver.finish()
+    failed = driver.failure("bad")
+    assert (failed.code, failed.retryable) == (code, True)
+    assert len(driver.images("good")) == len(driver.images("labelled")) == 1
+    assert same_pixels(driver.images("good"), draw(filled_pool(store), prompted("a cat")))
 
 
 def test_versions_with_the_same_text_encoder_share_it(tmp_path: Path) -> None:
