@@ -4,44 +4,33 @@ import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from training.configuration import TrainingConfiguration, read_configuration
-from training.errors import SettingsError, TrainingError
+from training.errors import TrainingError
 from training.flags import given_settings, parse
+from training.opening import settings_like, store_at
 from training.processes import choose_device, joined_processes
 from training.run import Run, told
-from worker.store import ModelStore, StoreError
+from worker.store import StoreError
 
 EXIT_STOPPED = 130
-
-
-def settings_like(name: str, store: Path | None) -> dict[str, Any]:
-    """The settings that a published version was trained with. Raises StoreError or SettingsError."""
-    if store is None:
-        raise SettingsError("need --store, the folder of checkpoints in which to look for --like")
-    model, _, version = name.partition("@")
-    settings = ModelStore(store).checkpoint(model, version or None).manifest.recipe.settings
-    known = {key: value for key, value in settings.items() if key in TrainingConfiguration.model_fields}
-    if not known:
-        raise SettingsError(f"{name} does not tell the settings it was trained with")
-    return known
 
 
 def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[TrainingConfiguration, bool | None]:
     """(the configuration, whether to go on from a state: None goes on where there is one)."""
     arguments = parse(argv)
     flags = given_settings(arguments)
-    store = Path(flags["store"]) if "store" in flags else None
+    like = None
+    if "like" in arguments:
+        like = settings_like(arguments.like, store_at(flags.get("store"), environment.get("REVERIE_STORE")))
     configuration = read_configuration(
         preset=getattr(arguments, "preset", None),
         file=getattr(arguments, "config", None),
         environment=environment,
         flags=flags,
-        like=settings_like(arguments.like, store) if "like" in arguments else None,
+        like=like,
     )
     resume = True if "resume" in arguments else False if "fresh" in arguments else None
     return configuration, resume

@@ -21,9 +21,16 @@ GUIDANCE = 3.0
 def sample_sheet(
     denoiser: Denoiser, source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
 ) -> Tensor:
-    """[H, W, C] uint8: images from seeds 0 to 31, of labels or captions that go round."""
+    """[H, W, C] uint8: `sheet_images` in rows."""
+    return grid(sheet_images(denoiser, source, tokenizer, configuration), COLUMNS)
+
+
+def sheet_images(
+    denoiser: Denoiser, source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
+) -> Tensor:
+    """[N, H, W, C] uint8: images from seeds 0 to 31, of labels or captions that go round."""
     conditions, without = sheet_conditions(source, tokenizer)
-    pixels = draw_images(
+    return draw_images(
         denoiser,
         configuration.noise_schedule(),
         source.shape,
@@ -35,7 +42,6 @@ def sample_sheet(
         guidance_scale=GUIDANCE if without is not None else 1.0,
         without=without,
     )
-    return grid(pixels, COLUMNS)
 
 
 def sheet_conditions(source: ImageSource, tokenizer: CaptionTokenizer | None) -> tuple[Conditions, Conditions | None]:

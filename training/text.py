@@ -60,6 +60,15 @@ class CaptionTokenizer:
         vocabulary = {token: index for index, token in enumerate([*tokens, BEGIN, END])}
         return cls(vocabulary, merges, num_tokens)
 
+    @classmethod
+    def open(cls, folder: Path) -> "CaptionTokenizer":
+        """What `save` wrote."""
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()[1:]
+        pairs = [line.split(" ") for line in lines if line]
+        configuration = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        return cls(vocabulary, [(left, right) for left, right in pairs], configuration["model_max_length"])
+
     def __getstate__(self) -> dict[str, object]:
         return self.__dict__ | {"_tokenizer": None}
 

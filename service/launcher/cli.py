@@ -19,6 +19,12 @@ STORE_COMMANDS = {
     "promote": "make a version of the store current, an older one too",
     "verify": "check every byte of the store, of a model or of one version",
 }
+TRAINING_COMMANDS = {
+    "train": ("training", "train a model and publish it; see `reverie train --help`"),
+    "evaluate": ("training.evaluate", "measure how good a published version is"),
+    "compare": ("training.compare", "draw the same seeds from two versions, side by side"),
+}
+"""Command → its module and what it does."""
 EXIT_ERROR = 1
 EXIT_INTERRUPTED = 130
 
@@ -27,8 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A failure is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     # Before argparse: every option of these, --help too, belongs to the package that does the work.
-    if arguments[:1] == ["train"]:
-        os.execv(PYTHON, [PYTHON, "-m", "training", *arguments[1:]])
+    if arguments[:1] and arguments[0] in TRAINING_COMMANDS:
+        os.execv(PYTHON, [PYTHON, "-m", TRAINING_COMMANDS[arguments[0]][0], *arguments[1:]])
     if arguments[:1] and arguments[0] in STORE_COMMANDS:
         os.execv(PYTHON, [PYTHON, "-m", "worker.store", *arguments])
     options = _parser().parse_args(arguments)
@@ -92,7 +98,8 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("name", nargs="?", help="list this model's versions, oldest first; * serves")
     models.set_defaults(run=_models)
 
-    commands.add_parser("train", add_help=False, help="train a model and publish it; see `reverie train --help`")
+    for name, (_, text) in TRAINING_COMMANDS.items():
+        commands.add_parser(name, add_help=False, help=text)
     for name, what in STORE_COMMANDS.items():
         commands.add_parser(name, add_help=False, help=what)
     return parser

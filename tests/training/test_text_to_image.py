@@ -1,0 +1,110 @@
+"""From captioned pictures to a published text-to-image model that other libraries open."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from training import evaluate
+from training.__main__ import main
+from training.data.emoji import load_emoji
+from training.network import Conditions
+from training.opening import OpenedVersion, open_version
+from training.text import CaptionTokenizer
+from worker.store import ModelStore
+
+TINY = [
+    *("--channels", "8,16", "--layers", "1", "--text-width", "32", "--text-layers", "1", "--vocabulary", "700"),
+    *("--batch", "4", "--steps", "2", "--contrastive-steps", "1", "--held-out-rows", "4", "--threads", "1"),
+]
+PROMPTS = ["a red square", "", "a blue square on the left of much else that is cut off"]
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenedVersion:
+    """Two steps on twelve captioned squares."""
+    root = tmp_path_factory.mktemp("captioned")
+    lines = []
+    for index in range(12):
+        name, colour = [("red", (255, 0, 0)), ("blue", (0, 0, 255))][index % 2]
+        (root / "pictures").mkdir(exist_ok=True)
+        Image.new("RGB", (20, 20), colour).save(root / "pictures" / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": f"a {name} square"}))
+    (root / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    arguments = ["--data", str(root / "pictures"), "--size", "8", "--prediction", "v_prediction", "--tokens", "8"]
+    places = ["--store", str(root / "store"), "--state", str(root / "state")]
+    assert main([*arguments, *places, *TINY, "--schedule", "cosine", "--zero-terminal-snr"], {}) == 0
+    return open_version("pictures", ModelStore(root / "store"))
+
+
+def test_the_manifest_names_the_components(opened: OpenedVersion) -> None:
+    manifest = opened.checkpoint.manifest
+    assert {name: component.class_name for name, component in manifest.components.items()} == {
+        "unet": "UNet2DConditionModel",
+        "text_encoder": "CLIPTextModel",
+        "tokenizer": "CLIPTokenizer",
+        "scheduler": "DDPMScheduler",
+    }
+    assert "vae" in manifest.absent
+    assert manifest.recipe.settings["prediction"] == "v_prediction"
+
+
+def test_other_libraries_open_each_component_and_say_the_same(opened: OpenedVersion) -> None:
+    folder = opened.checkpoint.path
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(folder / "text_encoder")
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet")
+    assert opened.tokenizer is not None
+    tokens = tokenizer(PROMPTS, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    assert torch.equal(tokens, opened.tokenizer(PROMPTS))
+    x_t, t = torch.randn(3, 3, 8, 8), torch.tensor([0, 500, 999])
+    with torch.no_grad():
+        states = encoder(tokens).last_hidden_state
+        output = unet(x_t, t, encoder_hidden_states=states, return_dict=False)[0]
+        ours = opened.denoiser(x_t, t, Conditions(tokens=tokens))
+    torch.testing.assert_close(output, ours, rtol=1e-5, atol=1e-6)
+
+
+# It sets steps_offset and clip_sample as Stable Diffusion has them, and says so.
+@pytest.mark.filterwarnings("ignore:The configuration file of this scheduler")
+def test_diffusers_draws_from_the_directory(opened: OpenedVersion) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(opened.checkpoint.path, vae=None)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.config.rescale_betas_zero_snr
+    assert pipeline.scheduler.config.timestep_spacing == "trailing"
+    x_0 = pipeline("a red square", num_inference_steps=2, output_type="latent").images
+    assert x_0.shape == (1, 3, 8, 8)
+    assert bool(torch.isfinite(x_0).all())
+
+
+def test_a_tokenizer_is_the_same_after_it_was_saved(tmp_path: Path) -> None:
+    tokenizer = CaptionTokenizer.learn(load_emoji(32).caption_corpus(), 1200, 16)
+    tokenizer.save(tmp_path / "tokenizer")
+    again = CaptionTokenizer.open(tmp_path / "tokenizer")
+    texts = ["purple rocket on a yellow background", "", "Été 東京 🚀 <|endoftext|>", "word " * 10_000]
+    tokens = tokenizer(texts)
+    assert torch.equal(tokens, again(texts))
+    assert tokens.shape == (4, 16)
+    begin, end = len(tokenizer.vocabulary) - 2, len(tokenizer.vocabulary) - 1
+    assert (tokens[:, 0] == begin).all()
+    assert tokens[1].tolist() == [begin] + [end] * 15
+    assert (tokens[2] == begin).sum() == 1, "a mark in a prompt is text"
+    assert tokens[3, 15] == end
+
+
+def test_emoji_are_measured_by_what_their_prompts_say(tmp_path: Path) -> None:
+    places = ["--store", str(tmp_path / "store"), "--state", str(tmp_path / "state")]
+    assert main(["--preset", "emoji", *places, *TINY], {}) == 0
+    version = open_version("emoji", ModelStore(tmp_path / "store"))
+    assert version.checkpoint.manifest.recipe.settings["publish_dtype"] == "float16"
+    numbers = evaluate.evaluate(version, evaluate.Options(samples=10, steps=1, guidance_scale=3.0, judge_steps=2))
+    for kind in ("plain", "held_out_pairs", "seen_pairs"):
+        assert numbers[f"{kind}_samples"] == 10
+        assert 0 <= numbers[f"{kind}_r_at_1_low"] <= numbers[f"{kind}_r_at_1"] <= numbers[f"{kind}_r_at_5"] <= 1
+        assert numbers[f"{kind}_background_right_real"] == 1
+    assert numbers["held_out_pairs_colour_right_real"] >= 0.8
+    assert "plain_colour_right" not in numbers

@@ -1,0 +1,73 @@
+"""A published version as the network that was trained, with the settings it was trained by."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel, UNet2DModel
+from safetensors import SafetensorError
+from transformers import CLIPTextModel
+
+from training.configuration import TrainingConfiguration, read_configuration
+from training.errors import SettingsError
+from training.network import Denoiser
+from training.text import CaptionTokenizer
+from worker.store import Checkpoint, ModelStore
+
+
+@dataclass(frozen=True, eq=False)
+class OpenedVersion:
+    """Attributes:
+    checkpoint: where it is, with its manifest.
+    configuration: of its training.
+    denoiser: in float32.
+    tokenizer: None without captions.
+    """
+
+    checkpoint: Checkpoint
+    configuration: TrainingConfiguration
+    denoiser: Denoiser
+    tokenizer: CaptionTokenizer | None
+
+
+def settings_like(name: str, store: ModelStore) -> Mapping[str, object]:
+    """The settings that `MODEL[@VERSION]` was trained with. Raises StoreError or SettingsError."""
+    checkpoint = named_checkpoint(name, store)
+    settings = checkpoint.manifest.recipe.settings
+    known = {key: value for key, value in settings.items() if key in TrainingConfiguration.model_fields}
+    if "data" not in known:
+        raise SettingsError(f"{name} does not tell the settings it was trained with")
+    return known
+
+
+def named_checkpoint(name: str, store: ModelStore) -> Checkpoint:
+    model, _, version = name.partition("@")
+    return store.checkpoint(model, version or None)
+
+
+def open_version(name: str, store: ModelStore) -> OpenedVersion:
+    """Open `MODEL[@VERSION]`. Raises StoreError or SettingsError."""
+    checkpoint = named_checkpoint(name, store)
+    store.verify(checkpoint.model, checkpoint.version)
+    configuration = read_configuration(like=settings_like(name, store))
+    folder = checkpoint.path
+    text_encoder, tokenizer = None, None
+    try:
+        if (folder / "text_encoder").is_dir():
+            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
+            tokenizer = CaptionTokenizer.open(folder / "tokenizer")
+        else:
+            unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise SettingsError(f"can't open {name}: {error}") from error
+    return OpenedVersion(checkpoint, configuration, Denoiser(unet, text_encoder).eval(), tokenizer)
+
+
+def store_at(path: str | None, environment: str | None) -> ModelStore:
+    """The store that a command means. Raises SettingsError."""
+    chosen = path or environment
+    if not chosen:
+        raise SettingsError("need a folder of checkpoints: --store or REVERIE_STORE")
+    return ModelStore(Path(chosen))
