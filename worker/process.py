@@ -29,12 +29,13 @@ from worker.queue.finisher import Finisher
 from worker.queue.give_back import GiveBack
 from worker.queue.heartbeat import Heartbeat
 from worker.queue.held_job import HeldJobs
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import Leases
 from worker.queue.live_workers import LiveWorkers
 from worker.queue.maintenance import Maintenance
 from worker.queue.redis_health import RedisHealth
 from worker.queue.rq_overrides import RqWorker
 from worker.queue.saved_chains import SavedChains
+from worker.queue.server_clock import ServerClock
 from worker.queue.status import Catalogue, ProgressReporter, StatusPublisher
 from worker.settings import WorkerSettings
 

@@ -67,7 +67,7 @@ READS_TWICE = """
 import sys
 from datetime import UTC, datetime
 from redis import Redis
-from worker.queue.leases import ServerClock
+from worker.queue.server_clock import ServerClock
 clock = ServerClock()
 clock.adjust(Redis.from_url(sys.argv[1]))
 for _ in range(2):

@@ -1,4 +1,4 @@
-"""Takes jobs off the queue and gives them to the engine: as many as fill its batch, a few to follow, and short ones."""
+"""Claims jobs and submits them to the engine: enough to keep its batch full, and short ones that need not wait."""
 
 import logging
 import time
@@ -61,7 +61,7 @@ class Claimer:
         self._looked_for_short_at = -PASSING_S
         self._alone: HeldJob | None = None
         """Claimed, and waiting for all others to leave."""
-        self._told_suspended = False
+        self._logged_suspended = False
         self._offered: tuple[list[ModelInfo], Mapping[str, float], Offer] | None = None
 
     def run(self) -> None:
@@ -115,14 +115,14 @@ class Claimer:
             self._offered = (models, row_step_s, Offer.of(models, row_step_s))
         return self._offered[2]
 
-    def _tell_suspended(self, suspended: bool) -> None:
-        if suspended != self._told_suspended:
+    def _log_suspended(self, suspended: bool) -> None:
+        if suspended != self._logged_suspended:
             logger.warning("claiming is %s", "suspended by `rq suspend`" if suspended else "resumed")
-            self._told_suspended = suspended
+            self._logged_suspended = suspended
 
     def _take(self, moved: str | None, terms: ClaimTerms) -> Claim:
         claim = self._leases.claim(moved, terms)
-        self._tell_suspended(claim.suspended)
+        self._log_suspended(claim.suspended)
         if claim.suspended:
             self._sleep(WAIT_FOR_ROOM_S)
         for job_id, reason in claim.dropped:

@@ -48,7 +48,7 @@ def wait_until_ready(
         redis.exceptions.RedisError: it did not answer in time, or answered with an error that waiting won't mend.
     """
     deadline = clock() + wait_s
-    told = False
+    logged = False
     while not stop():
         try:
             client.ping()
@@ -57,10 +57,10 @@ def wait_until_ready(
             # A wrong password is a ConnectionError too, and stays wrong.
             if isinstance(error, redis.exceptions.AuthenticationError) or clock() >= deadline:
                 raise
-            if not told:
+            if not logged:
                 logger.warning(
                     "Redis at %s does not answer (%s): waiting up to %g s", without_password(url), error, wait_s
                 )
-                told = True
+                logged = True
             sleep(0.2)
     return False

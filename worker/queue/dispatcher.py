@@ -1,4 +1,4 @@
-"""Reads what the engine tells and hands it on: progress into the table of held jobs, endings to the finisher."""
+"""Routes the engine's events: progress to the table of held jobs, results and failures to the finisher."""
 
 import logging
 import queue
@@ -12,7 +12,7 @@ from worker.queue.saved_chains import SavedChains
 logger = logging.getLogger(__name__)
 
 POLL_S = 0.2
-"""How soon the thread notices that it shall stop."""
+"""How soon the thread notices a request to stop."""
 
 
 class Dispatcher:
@@ -37,7 +37,7 @@ class Dispatcher:
                 continue
             job = self._held.get(event.job_id)
             if job is None:
-                # Put back or lost meanwhile: somebody else tells its end.
+                # Put back or lost meanwhile: its end is reported by whoever has it now.
                 logger.debug("job %s: %s of a job that is no longer held", event.job_id, type(event).__name__)
                 continue
             self._route(job, event)

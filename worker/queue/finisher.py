@@ -1,4 +1,4 @@
-"""Ends jobs: encodes what the engine drew, stores it, and writes the one terminal status, until Redis has it."""
+"""Ends jobs: encodes images, stores them and writes the terminal status, retrying until Redis has it."""
 
 import logging
 import queue
@@ -40,7 +40,7 @@ _Ended = tuple[HeldJob, _End]
 
 
 class Finisher:
-    """One thread delivers, a few encode. `run` returns when told to stop and nothing is left to deliver.
+    """One thread delivers, a few encode. `run` returns after `stop` when nothing is left to deliver.
 
     Jobs that have ended by the time the thread looks are delivered together, but each has its own fate: its images are
     stored, and its status is written if they were.
@@ -154,7 +154,7 @@ class Finisher:
             got = [next(answers) for _ in of_job]
             error = next((answer for answer in got if isinstance(answer, Exception)), None)
             if error is None:
-                self._tell(job, end, str(got[-1]) if got else "")
+                self._log(job, end, str(got[-1]) if got else "")
             else:
                 again += self._after(job, end, error)
         return again
@@ -172,7 +172,7 @@ class Finisher:
         return [(job, _undeliverable(error))]
 
     def _calls(self, job: HeldJob, end: _End) -> list[Call]:
-        """What tells Redis of it, the status last; nothing of a job that another worker has."""
+        """The scripts that store the end, the status last; none for a job that another worker has."""
         if job.ending is not None and not job.ending.is_ours:
             return []
         if isinstance(end, _Drawn):
@@ -209,15 +209,15 @@ class Finisher:
         )
         return self._leases.finish(job, outcome, ProgressSnapshot(**made_by, step=request.steps, steps=request.steps))
 
-    def _tell(self, job: HeldJob, end: _End, answer: str) -> None:
-        """The end of a job, in the log."""
+    def _log(self, job: HeldJob, end: _End, answer: str) -> None:
+        """Log the end of a job."""
         took_ms = (self._clock() - job.claimed_clock) * 1e3
         if job.ending is Ending.GIVEN_BACK:
             logger.info("job %s: given back to the queue, another worker had nothing to do", job.job_id)
         elif job.ending is Ending.LOST:
             logger.warning("job %s: its lease ran out, another worker has it; result thrown away", job.job_id)
         elif isinstance(end, _Drawn):
-            self._tell_drawn(job, end, answer, took_ms)
+            self._log_drawn(job, end, answer, took_ms)
         elif answer in ("canceled", "stopped"):
             logger.info("job %s %s after %.0f ms", job.job_id, answer, took_ms)
         elif answer == "failed":
@@ -227,7 +227,7 @@ class Finisher:
         else:
             logger.warning("job %s: %s, but the job is %s", job.job_id, _error(job, end).code, answer)
 
-    def _tell_drawn(self, job: HeldJob, drawn: _Drawn, answer: str, took_ms: float) -> None:
+    def _log_drawn(self, job: HeldJob, drawn: _Drawn, answer: str, took_ms: float) -> None:
         event, request = drawn.event, job.request
         assert request is not None
         if answer == "finished":

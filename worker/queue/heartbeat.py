@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from worker.engine.messages import EnginePort
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import Leases
 from worker.queue.redis_health import Attempt, RedisHealth
 from worker.queue.rq_overrides import RqWorker
+from worker.queue.server_clock import ServerClock
 from worker.queue.status import StatusPublisher
 
 if TYPE_CHECKING:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -15,8 +14,9 @@ from worker.contract.redis_errors import REDIS_AWAY
 from worker.queue import rq_overrides
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJob, read_claimed_row
-from worker.queue.lua import claim_scripts, lease_scripts, unserved_scripts
+from worker.queue.lua import claim_scripts, lease_scripts, recovery_scripts, unserved_scripts
 from worker.queue.offer import Offer
+from worker.queue.server_clock import ServerClock
 
 if TYPE_CHECKING:
     from redis.commands.core import Script
@@ -25,29 +25,6 @@ LOOKED_AT_UNSERVED = 1000
 """Jobs of the queue that one script looks at for a model that nobody has: about two milliseconds."""
 MOST_BYTES = 8 * 2**20
 """Most bytes of one pipeline of calls: it is held whole in memory, here and by Redis. One larger call goes alone."""
-
-
-class ServerClock:
-    """The server's time of day, so that what one worker writes agrees with what another reads."""
-
-    def __init__(self, local: Callable[[], datetime] | None = None) -> None:
-        self._local = local or steady_time_of_day()
-        self._offset = timedelta()
-
-    def adjust(self, client: "redis.Redis") -> None:
-        seconds, microseconds = client.time()
-        self._offset = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC) - self._local()
-
-    def now(self) -> datetime:
-        return self._local() + self._offset
-
-
-def steady_time_of_day(
-    monotonic: Callable[[], float] = time.monotonic, today: Callable[[], datetime] = lambda: datetime.now(UTC)
-) -> Callable[[], datetime]:
-    """The time of day as it was set when this was called: who sets the machine's clock later changes nothing here."""
-    began, began_at = monotonic(), today()
-    return lambda: began_at + timedelta(seconds=monotonic() - began)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +116,7 @@ class Leases:
         self._fail = client.register_script(lease_scripts.FAIL)
         self._release = client.register_script(lease_scripts.RELEASE)
         self._end_unserved = client.register_script(unserved_scripts.END_UNSERVED)
-        self._recover = client.register_script(lease_scripts.RECOVER)
+        self._recover = client.register_script(recovery_scripts.RECOVER)
         self._unheard: list[str] = []
 
     def wait_for_job(self, timeout_s: int) -> str | None:
@@ -189,8 +166,8 @@ class Leases:
             )
             for row in rows
         ]
-        told = [(id_.decode(errors="replace"), reason.decode()) for id_, reason in dropped]
-        return Claim(jobs, told, bool(suspended), of_others)
+        unfit = [(id_.decode(errors="replace"), reason.decode()) for id_, reason in dropped]
+        return Claim(jobs, unfit, bool(suspended), of_others)
 
     def idle_workers(self) -> list[str]:
         """Names of the workers that have nothing to do."""

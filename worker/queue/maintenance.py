@@ -1,4 +1,4 @@
-"""Looks after the queue for all workers: gives back the jobs of the dead and lets nothing outlive its time."""
+"""Maintains the queue for all workers: requeues the jobs of dead ones and trims what has expired."""
 
 import logging
 import threading
@@ -68,7 +68,7 @@ class Maintenance:
         return True
 
     def _end_unserved(self) -> None:
-        """A job waits for a worker that has its model, which may be starting; but not for ever, untold."""
+        """Fail jobs whose model no live worker has had for a while. Until then one may be starting."""
         own = self._catalogue.describe()
         others = [model for status in self._live.statuses() for model in status.models]
         unserved = self._leases.end_unserved(Offer.of([*own, *others]), self._model_wait_s)

@@ -31,7 +31,7 @@ class RedisHealth:
         self._last_failure: float | None = None
 
     def attempt(self, what: str, act: Callable[[], object]) -> Attempt:
-        """Do it; an error of Redis is told here and ends no thread.
+        """Call `act`; an error of Redis is logged and ends no thread.
 
         Args:
             what: a noun for the log, like `a heartbeat`.

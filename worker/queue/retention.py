@@ -47,7 +47,7 @@ class Retention:
         self._keys = keys
         self._pool = pool
         self._max_job_images = max_job_images
-        self._told = ""
+        self._logged = ""
 
     def run(self, stop: threading.Event) -> None:
         while not stop.wait(LOOK_S):
@@ -63,9 +63,9 @@ class Retention:
         except REDIS_AWAY as error:
             logger.debug("old versions stay: who needs them is not known (%s)", error)
         except (StoreError, redis.exceptions.RedisError) as error:
-            if str(error) != self._told:
+            if str(error) != self._logged:
                 logger.error("old versions can't be deleted: %s", error)
-            self._told = str(error)
+            self._logged = str(error)
 
     def named_versions(self) -> set[Version]:
         """What the jobs in the queue and on all workers are bound to, and what live workers serve."""

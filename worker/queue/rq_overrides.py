@@ -195,7 +195,7 @@ class RqWorker(BaseWorker):
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
         # RQ lets the thread die on a timeout; the channel must outlive every outage.
         if not pubsub_thread._running.is_set():
-            return  # it was told to stop and its socket was closed under it
+            return  # stopped, and its socket was closed under it
         if not isinstance(exc, redis.exceptions.RedisError | OSError):
             raise exc
         logger.warning("the command channel lost Redis (%s): trying again in 1 s", exc)

@@ -26,9 +26,10 @@ from worker.contract import (
 from worker.contract.keys import QueueKeys
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
 from worker.queue.claim_terms import ClaimTerms
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import Leases
 from worker.queue.offer import ModelOffer, Offer
 from worker.queue.retention import Retention, Version
+from worker.queue.server_clock import ServerClock
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=1)
 PROGRESS = ProgressSnapshot(step=10, steps=10, model="digits", version="000000001-00000000", weights_sha256="ab" * 32)

@@ -20,7 +20,8 @@ from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.fake_engine import MODEL
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, JobError, JobOutcome, SamplingRequest
 from worker.contract.keys import MODEL_FIELD, QUEUED_AT_FIELD, ROWS_FIELD, VERSION_FIELD, WORK_FIELD
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import Leases
+from worker.queue.server_clock import ServerClock
 
 REPOSITORY = Path(__file__).resolve().parents[3]
 TERMINAL = {"finished", "failed", "canceled", "stopped"}

@@ -17,8 +17,9 @@ from worker.engine.messages import Failed, Succeeded
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
-from worker.queue.leases import MOST_BYTES, Leases, ServerClock
+from worker.queue.leases import MOST_BYTES, Leases
 from worker.queue.redis_health import RedisHealth
+from worker.queue.server_clock import ServerClock
 
 
 class ObservedRedis(redis.Redis):

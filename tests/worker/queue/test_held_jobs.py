@@ -10,8 +10,8 @@ from tests.conftest import ValkeyHandle
 from tests.worker.queue.test_wire_safety import REQUEST, packed
 from worker.contract import FUNCTION_NAME, ProgressSnapshot
 from worker.queue.held_job import Ending, HeldJob, HeldJobs, read_claimed_row
-from worker.queue.leases import ServerClock, steady_time_of_day
 from worker.queue.redis_health import RedisHealth
+from worker.queue.server_clock import ServerClock, steady_time_of_day
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 GOOD = packed([FUNCTION_NAME, None, [REQUEST], {}])

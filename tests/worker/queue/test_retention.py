@@ -21,8 +21,9 @@ from worker.contract.keys import QueueKeys
 from worker.contract.live_workers import ANNOUNCE
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJob
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import Leases
 from worker.queue.retention import Retention
+from worker.queue.server_clock import ServerClock
 from worker.store.errors import StoreError
 
 OLD, OLDER = "000000002-22222222", "000000001-11111111"

@@ -13,9 +13,10 @@ from worker.contract import QUEUE_NAME, ImageFormat, SamplingRequest, chain_key
 from worker.engine.messages import SavedChain, SavedImage
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJobs
-from worker.queue.leases import Leases, ServerClock
+from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
 from worker.queue.saved_chains import SavedChains, UnreadableChainError, pack, unpack
+from worker.queue.server_clock import ServerClock
 
 REQUEST = SamplingRequest(model="digits", seed=3, steps=50, batch=2)
 VERSION = "000012000-3f2a9c1b"

@@ -1,7 +1,7 @@
-"""The Lua scripts by which a worker becomes the owner of jobs, and their order; see `lease_scripts` for owning."""
+"""The Lua scripts by which a worker becomes the owner of jobs, and their order; see `prelude`."""
 
 from worker.contract.queue_order import LUA_WAITING
-from worker.queue.lua.lease_scripts import PRELUDE
+from worker.queue.lua.prelude import PRELUDE
 
 IDLE_S = 3
 """How long a worker that found no job counts as idle: a little longer than it takes to look again."""

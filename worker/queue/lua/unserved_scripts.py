@@ -1,7 +1,7 @@
 """The Lua script that ends jobs which no live worker can draw, after they have waited for one."""
 
 from worker.contract.queue_order import LUA_WAITING
-from worker.queue.lua.lease_scripts import PRELUDE
+from worker.queue.lua.prelude import PRELUDE
 
 END_UNSERVED = (
     PRELUDE
