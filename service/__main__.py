@@ -21,7 +21,7 @@ class CannotListen(Exception):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A bound socket: bound here, because uvicorn reports a taken port with a traceback's worth of log."""
+    """A bound socket. Bound here because uvicorn would report a taken port with a traceback."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

@@ -21,7 +21,7 @@ from worker.contract import (
 )
 
 LISTED = 20
-"""Most names that an error lists."""
+"""Names listed in an error at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,12 @@ class Admitted:
 
 
 def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
-    """The job's argument, every default filled in. InvalidRequest names all broken rules; Unavailable."""
+    """The job's argument, with every default filled in.
+
+    Raises:
+        InvalidRequest: with every rule that is broken.
+        Unavailable: no worker has announced models, or none could load the model that is asked for.
+    """
     models = reading.require_models()
     broken: list[FieldProblem] = []
     if body.batch > max_images:
@@ -68,7 +73,7 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
     if body.version is None and model.version is None:
         raise Unavailable("model_not_loaded", f"no version of {model.name} could be loaded yet: {model.reload_error}")
 
-    # Below 2^53 - 1 by a batch, so that the last image's seed still fits.
+    # Leaves room for the batch: the last image's seed must not exceed the limit either.
     seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED - body.batch + 2)
     request = SamplingRequest(
         model=model.name,

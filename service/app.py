@@ -27,8 +27,8 @@ MAX_CONNECTIONS = 64
 
 
 def connect(settings: Settings) -> Redis:
-    """A client for use within `redis_deadline`s."""
-    # Only a backstop: timers of the client that run out together with the deadline keep it from ending the use.
+    """A Redis client whose every use is inside a `redis_deadline`."""
+    # Only a backstop: a client timer that fires with the deadline would keep the deadline from ending the call.
     timeout_s = 2 * settings.redis_timeout_s
     return Redis.from_pool(
         BlockingConnectionPool.from_url(
@@ -37,7 +37,7 @@ def connect(settings: Settings) -> Redis:
             timeout=timeout_s,
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
-            # One more try for a connection that Redis closed while it lay idle; a timeout is not tried again.
+            # One retry, for a connection that Redis closed while it was idle; timeouts are not retried.
             retry=Retry(NoBackoff(), 1, supported_errors=(RedisConnectionError,)),
         )
     )
@@ -75,7 +75,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
 
 
 def _describe_exactly(app: FastAPI, settings: Settings) -> None:
-    """Put into the OpenAPI document what the framework can't know: our problem document and this server's limits."""
+    """Add to the OpenAPI document what the framework can't know: our problem document and this server's limits."""
     document: dict[str, Any] = app.openapi()
     schemas = document["components"]["schemas"]
     schemas["Problem"] = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")

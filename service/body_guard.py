@@ -1,4 +1,4 @@
-"""ASGI middleware that refuses a body by its type or its size before anything parses it."""
+"""ASGI middleware that rejects a body by its type or size before anything parses it."""
 
 from email.message import Message as MediaType
 

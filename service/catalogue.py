@@ -1,4 +1,4 @@
-"""What the workers say of themselves, read from Redis: which models there are, who is alive, how fast they are."""
+"""What the workers report, read from Redis: which models there are, who is alive, how fast they are."""
 
 import asyncio
 import logging
@@ -18,7 +18,7 @@ from worker.contract.live_workers import READ_LIVE
 log = logging.getLogger(__name__)
 
 FRESH_S = 1.0
-"""How long one reading serves."""
+"""How long a reading is reused."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Catalogue:
         reading = self._reading
         if reading is not None and self._clock() - reading.read_at <= FRESH_S:
             return reading
-        # All requests that find it stale wait for one refresh; shielded, so that none of them cancels the others'.
+        # Requests that find it stale share one refresh; shielded, so that a canceled request doesn't end it for all.
         if self._refresh is None or self._refresh.done():
             self._refresh = asyncio.create_task(self._read())
         self._reading = await asyncio.shield(self._refresh)
@@ -87,7 +87,7 @@ class Catalogue:
 
 
 def _together(one: ModelInfo, other: ModelInfo) -> ModelInfo:
-    """A model as two workers have it: described as by the one that can draw it, with the versions of both."""
+    """A model that two workers have: described by the one that can draw it, with the versions of both."""
     first, second = (other, one) if one.version is None else (one, other)
     known = {info.version for info in first.versions}
     added = [info for info in second.versions if info.version not in known]

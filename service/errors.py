@@ -1,4 +1,4 @@
-"""What can go wrong, and how HTTP says it: the one module that knows a status for each of our errors.
+"""The gateway's errors and their HTTP statuses; no other module knows both.
 
 GatewayError
 ├── InvalidRequest        422  one or more fields break a rule
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 REDIS_RETRY_AFTER_S = 2
 LONGEST_ECHO = 200
-"""Characters of a refused value that an answer repeats."""
+"""Characters of a rejected value that the response repeats at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class FieldProblem:
 
 
 class GatewayError(Exception):
-    """What every error of the gateway shares."""
+    """Base of all errors of the gateway."""
 
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "internal"
@@ -139,7 +139,7 @@ class Problem(BaseModel):
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The OpenAPI declaration of these problem answers, and of the two that every route can give."""
+    """The OpenAPI declaration of these problem responses, and of the two that every route may give."""
     content = {PROBLEM_MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}}
     return {
         status: {"description": HTTPStatus(status).phrase, "content": content}
@@ -160,13 +160,13 @@ def problem_response(
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)
     headers.setdefault("Cache-Control", "no-store")
-    # ASCII: a lone surrogate in a refused value has no UTF-8 form.
+    # ASCII: a lone surrogate in a rejected value has no UTF-8 form.
     body = json.dumps(_document(status, code, detail, fields))
     return Response(body, status_code=status, headers=headers, media_type=PROBLEM_MEDIA_TYPE)
 
 
 def problem_document(error: GatewayError) -> dict[str, Any]:
-    """For where there is no status to set any more: within a stream."""
+    """The document alone, for a stream whose status has been sent already."""
     return _document(error.status, error.code, error.detail, error.fields)
 
 
@@ -184,7 +184,7 @@ def _document(status: int, code: str, detail: str, fields: Sequence[FieldProblem
 
 
 def _echo(value: object) -> object:
-    """The value as JSON when it is short and finite, else the beginning of its text."""
+    """The value itself if it is short, valid JSON, else the beginning of its text."""
     try:
         text = json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError):
@@ -200,7 +200,7 @@ async def on_gateway_error(request: Request, error: Exception) -> Response:
 
 
 async def on_redis_error(request: Request, error: Exception) -> Response:
-    """Redis is away or refuses for now; any other error of it is a defect of ours."""
+    """503 while Redis is away or refuses for now; any other error of Redis is a defect of ours."""
     if not may_pass(error):
         raise error
     log.warning("%s %s: Redis is away or refuses: %s", request.method, request.url.path, error)
@@ -225,7 +225,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
 
 
 def _field_path(loc: Sequence[int | str]) -> str:
-    """`("body", "steps")` → `steps`; a header or path parameter keeps where it stands."""
+    """`("body", "steps")` → `steps`; headers and path parameters keep their location."""
     place = loc[0]
     path = [str(part) for part in loc[1:] if part not in ("int", "str", "constrained-int", "constrained-str")]
     return ".".join(path) or "body" if place == "body" else ".".join([str(place), *path])
@@ -241,7 +241,7 @@ def _rule(error: Any) -> str:
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
-    """What the framework refuses by itself: no such path, wrong method, body too large, ..."""
+    """What the framework rejects by itself: unknown path, wrong method, body too large, ..."""
     assert isinstance(error, HTTPException)
     phrase = HTTPStatus(error.status_code).phrase
     return problem_response(
@@ -255,7 +255,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
-    """A defect of ours. The server logs the traceback; the answer tells nothing of the inside."""
+    """A defect of ours. The server logs the traceback; the response reveals nothing internal."""
     return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the gateway failed to answer; it is logged")
 
 

@@ -16,7 +16,7 @@ from service.schemas import Job, JobState
 from worker.contract.redis_errors import may_pass
 
 RETRY_S = 2
-"""After which a browser connects again by itself."""
+"""Delay before a browser reconnects."""
 
 EVENT_NAMES = {state: "progress" if state is JobState.RUNNING else state.value for state in JobState}
 
@@ -24,7 +24,7 @@ ERROR_NAME = "error"
 
 
 def event_id(job: Job) -> str:
-    """Names the state that an event shows: two events have the same id when a client that saw one misses nothing."""
+    """Identifies the state that an event shows: a client that has seen this id has seen the state."""
     if job.status is JobState.QUEUED:
         return f"queued-{job.position}"
     if job.status is JobState.RUNNING:
@@ -34,10 +34,10 @@ def event_id(job: Job) -> str:
 
 
 class EventStream(Response):
-    """Sends an event whenever the job's state is another one than the client has seen, and ends with the job.
+    """Sends an event whenever the job's state differs from the last one sent, and ends with the job.
 
-    What is sent is read after the client has taken what was sent before: a slow client skips states, and no state but
-    the newest is ever kept for it.
+    The job is read only after the client has taken the previous event: a slow client skips states, and nothing is
+    buffered for it.
 
     Args:
         job: as it is now.
@@ -52,13 +52,13 @@ class EventStream(Response):
         self._seen = last_event_id
         self.status_code = 200
         self.background = None
-        # nginx would hold events back until its buffer is full.
+        # nginx would otherwise buffer events.
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._gateway.events.watch(self._job.id) as watch:
             gone = asyncio.create_task(_disconnected(receive))
-            # A task of its own: it may hang in `send` when the client has gone, or does not read.
+            # A separate task: `send` may hang when the client is gone or does not read.
             sending = asyncio.create_task(self._send(watch, send, gone))
             try:
                 await asyncio.wait({gone, sending}, return_when=asyncio.FIRST_COMPLETED)
@@ -130,6 +130,6 @@ def _event(name: str, data: str, event_id: str) -> str:
 
 
 def _error(error: GatewayError) -> str:
-    """Without an id: the client goes on from the last state that it has seen."""
+    """Without an id, so that the client resumes from the last state it has seen."""
     retry_s = RETRY_S if error.retry_after_s is None else error.retry_after_s
     return f"event: {ERROR_NAME}\nretry: {retry_s * 1000}\ndata: {json.dumps(problem_document(error))}\n\n"

@@ -1,4 +1,4 @@
-"""What the routes share for the life of one app, and how a route gets it."""
+"""The objects that all routes of one app share, and the dependency that gives them to a route."""
 
 from dataclasses import dataclass
 from typing import Annotated, cast

@@ -1,4 +1,4 @@
-"""Who watches which job, and who tells them that it has changed: one subscription to Redis, and a look every second."""
+"""Wakes the event streams of a job when it changes: one subscription to Redis, and a poll every second."""
 
 import asyncio
 import logging
@@ -16,12 +16,12 @@ from worker.contract import events_channel
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""The longest that a change goes unseen whose message was lost, or that nobody tells of: a moved queue, a start."""
+"""Poll interval: the longest that a change goes unnoticed whose message is lost, or that has none: a queue that moves."""
 TURN_S = 0.1
-"""How soon a new watch is subscribed to."""
+"""How soon a new watch is subscribed."""
 RECONNECT_S = 0.5
 READS_AT_ONCE = 8
-"""A queue that moves wakes all who wait in it: they read one after the other, and requests get their turn between."""
+"""When the queue moves, all streams of waiting jobs wake: so many read at once, and requests are served between."""
 
 
 class Watch:
@@ -30,7 +30,7 @@ class Watch:
     def __init__(self) -> None:
         self._news = asyncio.Event()
         self.behind = False
-        """Set by who could not read the job: the next look wakes it even if the job is as it was."""
+        """Set when the job could not be read: the next poll wakes it even if the job has not changed."""
 
     def wake(self) -> None:
         self._news.set()
@@ -48,10 +48,10 @@ class Watch:
 
 
 class JobEvents:
-    """Wakes the watches of a job when a worker, or a gateway that cancels it, says that it has changed.
+    """Wakes the watches of a job when a worker, or a gateway that cancels it, publishes that it has changed.
 
-    A message says only that: whoever is woken reads the job itself. So a message that is lost costs nothing but the
-    time until the next look, and any number of messages that come while a client is slow are one.
+    A message carries nothing else: whoever is woken reads the job. So a lost message only costs the time until the next
+    poll, and any number of messages that arrive while a client is slow count as one.
     """
 
     def __init__(self, redis: Redis, queue: JobQueue) -> None:
@@ -63,7 +63,7 @@ class JobEvents:
         self._away_since: float | None = None
         self._ending = False
         self.reading = asyncio.Semaphore(READS_AT_ONCE)
-        """To be held while reading a job that has news."""
+        """Held while reading a job that has changed."""
 
     @property
     def watched(self) -> int:
@@ -72,7 +72,7 @@ class JobEvents:
 
     @property
     def ending(self) -> bool:
-        """This gateway is shutting down: whoever watches should come to an end."""
+        """This gateway is shutting down: streams should end."""
         return self._ending
 
     @property
@@ -115,14 +115,14 @@ class JobEvents:
             self._wake(job_id)
 
     async def _look(self) -> None:
-        """As long as anybody watches."""
+        """Poll as long as there is a watch."""
         while self._watches:
             job_ids = list(self._watches)
             try:
                 seen = dict(zip(job_ids, await self._queue.look(job_ids), strict=True))
             except RedisError as error:
                 if self._away_since is None:
-                    log.warning("%d watched job(s) can't be looked at: %s", len(job_ids), error)
+                    log.warning("can't poll %d watched job(s): %s", len(job_ids), error)
                     self._away_since = time.monotonic()
                 self._wake_all()
             else:
@@ -135,14 +135,14 @@ class JobEvents:
         self._away_since, self._seen = None, {}
 
     async def _listen(self) -> None:
-        """Holds a connection of its own for as long as anybody watches."""
+        """Listen on a connection of its own as long as there is a watch."""
         while self._watches:
             try:
-                # One task alone subscribes, reads and connects again: the client is not made for two.
+                # A single task subscribes, reads and reconnects: the client does not support two.
                 async with self._redis.pubsub() as pubsub:
                     await self._hear(pubsub)
             except RedisError as error:
-                log.warning("no news of %d job(s) from Redis, looking at them instead: %s", len(self._watches), error)
+                log.warning("lost the subscription for %d job(s), polling instead: %s", len(self._watches), error)
                 await asyncio.sleep(RECONNECT_S)
 
     async def _hear(self, pubsub: PubSub) -> None:
@@ -156,5 +156,5 @@ class JobEvents:
             subscribed = wanted
             message = await pubsub.get_message(timeout=TURN_S)
             if message is not None:
-                # The confirmation of a subscription is news too: what was said before it was not heard.
+                # A subscription confirmation wakes too: earlier messages were not received.
                 self._wake(subscribed.get(message["channel"].decode(), ""))

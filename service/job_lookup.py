@@ -1,4 +1,4 @@
-"""Reading one job for an answer: its document, or the error that says why there is none."""
+"""Reads one job for a response: its document, or the error that says why there is none."""
 
 import asyncio
 import logging
@@ -17,7 +17,7 @@ LAST_POLL_S = 0.5
 
 
 async def require_record(gateway: Gateway, job_id: str) -> JobRecord:
-    """The job as Redis holds it. NotFound also for what is not a job of ours."""
+    """The job as Redis holds it. NotFound also for jobs that no gateway wrote."""
     try:
         record = await gateway.queue.read(job_id)
         if record is not None:

@@ -1,4 +1,4 @@
-"""The gateway's hold on RQ's queue: submit, read, cancel. RQ's own classes write and read the job's hash.
+"""The gateway's access to RQ's queue: submit, read, cancel. RQ's own classes encode and decode the job's hash.
 
 The network is asynchronous and RQ is not, so RQ's `Job` serves as the codec of its hash and our scripts do the calls.
 """
@@ -43,10 +43,10 @@ log = logging.getLogger(__name__)
 JOB_ID = re.compile(r"[0-9a-f]{32}")
 RETRIES = 3
 LOOKED_AT = 1000
-"""Jobs that a look at the whole queue reads one by one, which takes Redis about a millisecond."""
+"""Jobs that `state` reads one by one, which takes Redis about a millisecond."""
 RECORD_S = 30 * 24 * 3600
-"""How long an Idempotency-Key is remembered whose job never ends, as when RQ's own tools delete it. A job that ends
-sets the record's expiry to its own."""
+"""How long an Idempotency-Key is remembered whose job never ends, because RQ's own tools deleted it for example. When a
+job ends, the record gets the job's expiry."""
 LABEL_META = "label"
 
 
@@ -60,7 +60,7 @@ class Idempotency:
 
     @property
     def digest(self) -> str:
-        """Names its record: the client chooses the key, so its length and characters must not become ours."""
+        """Names its record in Redis: the client chooses the key, so its length and characters are unknown."""
         return hashlib.sha256(self.key.encode()).hexdigest()
 
 
@@ -85,7 +85,7 @@ class QueueState:
     jobs: int
     work: int
     oldest_s: float
-    """Since the first of them was queued; 0 while none waits."""
+    """Seconds since the oldest of them was queued; 0 while none waits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +104,14 @@ class JobRecord:
 
 
 class UnreadableJob(Exception):
-    """The hash under this id is no job that a gateway wrote."""
+    """The hash under this id was not written by a gateway."""
 
 
 class JobQueue:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
-        # Never connected: RQ's classes insist on a client even where they only format and parse.
+        # Never connected: RQ's classes need a client even where they only format and parse.
         offline = SyncRedis()
         self._queue = Queue(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
         self._offline = offline
@@ -123,7 +123,7 @@ class JobQueue:
         self._line = redis.register_script(LINE)
 
     def new_job(self, job_id: str, request: SamplingRequest, label: str | None) -> RqJob:
-        """A job ready to be submitted; it is nowhere yet."""
+        """A job ready to be submitted; nothing is written yet."""
         settings = self._settings
         job = self._queue.create_job(
             FUNCTION_NAME,
@@ -215,7 +215,7 @@ class JobQueue:
         return JobStatus(status.decode()) if status else None
 
     async def look(self, job_ids: Sequence[str]) -> list[bytes]:
-        """Of each a text that is another one whenever the job has changed: far cheaper than reading them."""
+        """A text for each job that differs whenever the job has changed: far cheaper than reading the jobs."""
         async with self._deadline():
             seen: list[bytes] = await self._look(keys=[self._keys.queue], args=list(job_ids))
         return seen
@@ -232,7 +232,7 @@ class JobQueue:
         return length, waiting_jobs(rows)
 
     async def cancel(self, job_id: str) -> None:
-        """Cancel a job that waits or runs; one that has ended, or is unknown, stays as it is."""
+        """Cancel a job that waits or runs; one that has ended or is unknown is left as it is."""
         async with self._deadline():
             before = await self._cancel(
                 keys=[self._keys.queue, self._keys.started, self._keys.canceled],

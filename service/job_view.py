@@ -1,4 +1,4 @@
-"""From what Redis holds about an RQ job to the public job document."""
+"""Makes the public job document of what Redis holds about an RQ job."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -77,7 +77,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
     job, request = record.job, request_of(record.job)
     state = STATES[job.get_status(refresh=False)]
     outcome = outcome_of(record)
-    # A snapshot may outlive its run: a job that waits again, or was canceled, is on no checkpoint.
+    # A snapshot may outlive its run: a job that waits again or was canceled is bound to no checkpoint.
     snapshot = (
         ProgressSnapshot.model_validate_json(record.progress)
         if record.progress and state is not JobState.QUEUED

@@ -1,4 +1,4 @@
-"""When waiting jobs will be taken up: the order of service, walked ahead of time."""
+"""When waiting jobs will be claimed: the order of service, simulated ahead."""
 
 import asyncio
 import heapq
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from service.job_queue import JobQueue
 
 MOST_WALKED = 2048
-"""Jobs whose turns are found one by one: Redis reads them in 2 ms and we order them in about 5. Those behind them are
-placed by their place in the queue, which short jobs change little so far back."""
+"""Jobs whose turns are computed one by one: Redis reads them in 2 ms and ordering takes about 5. Jobs behind them are
+estimated by their place in the queue, which short jobs change little so far back."""
 FRESH_S = 1.0
-"""How long a walk serves when the queue is so long that it costs something."""
+"""How long a walk is reused when the queue is so long that walking it is not free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Waiting:
 
     id: str
     model: str
-    """Empty for one that no gateway queued."""
+    """Empty for a job that no gateway queued."""
     row_steps: float
     queued_at: float | None
     put_back: bool
@@ -36,12 +36,12 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """When it is a job's turn."""
+    """A job's place in the order of service."""
 
     position: int
-    """Jobs that will be served before it, as far as they wait already."""
+    """Jobs waiting now that will be served before it."""
     wait_s: float | None
-    """What those take; None while no cost is known, or nobody alive can draw the job."""
+    """Seconds that those take; None while no cost is known, or no live worker can draw the job."""
 
 
 def waiting_jobs(rows: Iterable[Sequence[bytes]]) -> list[Waiting]:
@@ -91,7 +91,7 @@ def turns(line: Sequence[Waiting], workers: Sequence[WorkerStatus], row_step_s: 
 
 
 def _served(line: Sequence[tuple[float, int, Waiting]]) -> Iterable[tuple[float, int, Waiting]]:
-    """In the order in which claims take them, one after the other among the oldest."""
+    """In the order in which claims take them: one at a time, among the oldest."""
     window = list(line[:LOOKED_AT])
     heapq.heapify(window)  # by due, then place
     for job in line[LOOKED_AT:]:
@@ -102,7 +102,7 @@ def _served(line: Sequence[tuple[float, int, Waiting]]) -> Iterable[tuple[float,
 
 
 def _mean_costs(workers: Sequence[WorkerStatus]) -> dict[str, float]:
-    """What a worker's claim reckons with."""
+    """Mean cost of a row-step over the workers, by model: what a claim would use."""
     costs: dict[str, list[float]] = {}
     for worker in workers:
         for model, seconds in worker.row_step_s.items():
@@ -111,7 +111,7 @@ def _mean_costs(workers: Sequence[WorkerStatus]) -> dict[str, float]:
 
 
 def row_step_s_of(row_step_s: Mapping[str, float], model: str) -> float:
-    """A model that has not run yet is supposed to cost what the others do on average."""
+    """The cost of a model; one that has not run yet is assumed to cost the mean of the others."""
     known = row_step_s.get(model)
     if known is not None:
         return known
@@ -119,7 +119,7 @@ def row_step_s_of(row_step_s: Mapping[str, float], model: str) -> float:
 
 
 def _groups(workers: Sequence[WorkerStatus]) -> dict[str, str]:
-    """By model, a name for all models that are connected with it by workers that have several of them."""
+    """By model, a name of its group: models are in one group if workers that have several of them connect them."""
     group: dict[str, str] = {}
     for worker in workers:
         names = [model.name for model in worker.models]
@@ -140,12 +140,12 @@ class QueueOrder:
         self._refresh: asyncio.Task[_Walk] | None = None
 
     async def turn(self, job_id: str, place: int, reading: Reading) -> Turn:
-        """Of a job that stands at this place. Exact within a short queue, a second old in a long one."""
+        """The turn of the job at this place: exact in a short queue, up to a second old in a long one."""
         walk = self._walk
         if walk.length <= LOOKED_AT:
             walk = self._walk = await self._walked(reading)
         elif self._clock() - walk.walked_at > FRESH_S:
-            # All that find it old wait for one walk; shielded, so that none of them cancels the others'.
+            # Requests that find it stale share one walk; shielded, so that a canceled request doesn't end it for all.
             if self._refresh is None or self._refresh.done():
                 self._refresh = asyncio.create_task(self._walked(reading))
             walk = self._walk = await asyncio.shield(self._refresh)
@@ -167,5 +167,5 @@ class _Walk:
     turns: Mapping[str, Turn]
     length: int
     mean_s: float | None
-    """Of one job."""
+    """Mean seconds of a job."""
     walked_at: float

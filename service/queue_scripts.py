@@ -27,7 +27,7 @@ end
 # ARGV: job id, model, its work, most work, most seconds of work or '', most jobs, seconds per row-step by model and for
 # all others (or false) as JSON, digest of the idempotency key or '', fingerprint of the request, seconds for which a
 # record is kept while its job has not ended, then the pairs of the hash
-# Answers {outcome, job id, jobs ahead, their work, their seconds, when it was queued}; outcome is queued, known,
+# Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued}; outcome is queued, known,
 # mismatch or full.
 SUBMIT = (
     LUA_NAMES
@@ -106,7 +106,7 @@ return {'queued', job_id, jobs, waiting, tostring(waiting_s), time_text()}
 
 # KEYS: queue, started registry, canceled registry
 # ARGV: job id, seconds to keep it
-# Answers the status that the job had: nil when there is no such job.
+# Returns the status that the job had: nil when there is no such job.
 CANCEL = (
     LUA_NAMES
     + _SERVER_TIME
@@ -146,7 +146,7 @@ return status
 
 # KEYS: queue
 # ARGV: job ids
-# Answers a text for each, another one whenever the job is seen to have changed.
+# Returns a text for each, another one whenever the job is seen to have changed.
 LOOK = (
     LUA_NAMES
     + """
@@ -180,7 +180,7 @@ return seen
 
 # KEYS: queue
 # ARGV: how many of the jobs that wait to look at, from the front
-# Answers {jobs, their work, seconds since the first of them was queued}; what is not looked at counts as the mean.
+# Returns {jobs, their work, seconds since the first of them was queued}; what is not looked at counts as the mean.
 QUEUE_STATE = (
     LUA_NAMES
     + """
@@ -201,7 +201,7 @@ return {jobs, work, string.format('%.3f', waited)}
 
 # KEYS: queue
 # ARGV: most jobs
-# Answers {length of the queue, {{id, model, work, when it was queued, whether it was put back}...}}: the first of them.
+# Returns {length of the queue, {{id, model, work, when it was queued, whether it was put back}...}}: the first of them.
 LINE = (
     LUA_NAMES
     + """

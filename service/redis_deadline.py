@@ -1,4 +1,4 @@
-"""One time limit around everything that one use of Redis may need: a free connection, connecting, asking, retrying."""
+"""One time limit for everything that a use of Redis needs: a free connection, connecting, the command, retries."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 INSIST_AFTER_S = 0.25
-"""Far longer than giving a connection back takes, which must not be cut short."""
+"""Far longer than returning a connection takes, which must not be interrupted."""
 
 
 @asynccontextmanager

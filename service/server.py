@@ -1,4 +1,4 @@
-"""uvicorn, with one thing added: it tells the open event streams to end before it waits for them."""
+"""uvicorn, except that shutdown ends the open event streams before it waits for them."""
 
 import socket
 

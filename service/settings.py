@@ -17,7 +17,7 @@ class Settings(EnvironmentSettings):
     """Most image-steps (batch x steps, guided images twice, summed over the waiting jobs); above it new jobs are
     answered 429."""
     max_queue_s: float | None = Field(default=None, gt=0)
-    """Most seconds that the waiting jobs take the live workers, as measured; above it 429 too. None: any number."""
+    """Most seconds that the waiting jobs may take the live workers, as measured; above it 429 too. None: no limit."""
     max_queue_jobs: int = Field(default=20_000, ge=1)
     """Most waiting jobs, so that a flood of tiny ones can't fill Redis."""
     max_images: int = Field(default=64, ge=1, le=4096)
@@ -26,14 +26,14 @@ class Settings(EnvironmentSettings):
     result_ttl_s: int = Field(default=3600, ge=1)
     """How long an ended job and its images are kept."""
     job_timeout_s: int = Field(default=3600, ge=1)
-    """Longest that a worker may compute one job; what it waits, also between two of its steps, does not count."""
+    """Longest that a worker may compute one job; waiting, also between two of its steps, does not count."""
     redis_timeout_s: float = Field(default=1.2, gt=0, le=30)
     """Longest that one use of Redis may take, connecting included. A request answers 503 after about as long."""
     max_streams: int = Field(default=512, ge=1)
     """Most open event streams of this gateway; above it a new one is answered 503."""
     stream_heartbeat_s: float = Field(default=15, gt=0)
-    """An event stream that has nothing to say sends a comment this often, or proxies would take it for dead."""
+    """An idle event stream sends a comment this often, so that proxies don't close it."""
     stream_s: float = Field(default=3600, gt=0)
-    """After this long an event stream is ended; its client connects again and goes on where it was."""
+    """An event stream ends after this long; its client reconnects and resumes."""
     stream_outage_s: float = Field(default=60, gt=0)
-    """How long an event stream waits for a Redis that does not answer before it ends with an `error` event."""
+    """How long an event stream waits while Redis does not answer before it ends with an `error` event."""

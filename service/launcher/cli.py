@@ -32,7 +32,7 @@ EXIT_INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. A failure is one line on standard error."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    # Before argparse: every option of these, --help too, belongs to the package that does the work.
+    # Before argparse: all options of these commands, --help included, belong to the package that runs them.
     if arguments[:1] and arguments[0] in TRAINING_COMMANDS:
         os.execv(PYTHON, [PYTHON, "-m", TRAINING_COMMANDS[arguments[0]][0], *arguments[1:]])
     if arguments[:1] and arguments[0] in STORE_COMMANDS:

@@ -1,17 +1,17 @@
-"""When a child process that died is started again, and when that is given up."""
+"""When to restart a child process that died, and when to give up."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class RestartPolicy:
-    """Delays that double from death to death; forgets the past once a run was long enough to count as healthy."""
+    """Delays that double with each death and start over once a run was long enough to count as healthy."""
 
     first_delay_s: float = 0.2
     max_delay_s: float = 10.0
     healthy_after_s: float = 30.0
     max_fast_deaths: int = 5
-    """So many runs in a row may end before `healthy_after_s`; one more and the child is given up."""
+    """Runs in a row that may end before `healthy_after_s`; after one more the child is given up."""
     fast_deaths: int = 0
 
     def delay_s(self, ran_s: float) -> float | None:

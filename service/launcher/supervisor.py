@@ -1,4 +1,4 @@
-"""Runs child processes as one: starts them in order, starts again the one that dies, ends them in reverse order."""
+"""Runs child processes as one: starts them in order, restarts the one that dies, stops them in reverse order."""
 
 import ctypes
 import os
@@ -18,10 +18,10 @@ from service.launcher.restart_policy import RestartPolicy
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EXIT_SETTINGS_WRONG = 2
-"""A child that ends with this code has said that its settings are wrong; starting it again would change nothing."""
+"""Exit code of a child whose settings are wrong; restarting it would change nothing."""
 EXIT_FORCED = 130
 ONE_PRESS_S = 0.5
-"""Stop signals this close together are one wish: `timeout` and other wrappers pass on what the terminal sent to all."""
+"""Stop signals this close together are one: `timeout` and other wrappers forward what the terminal sent to all."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -97,11 +97,11 @@ class Supervisor:
         ready_timeout_s: float = 180.0,
         on_ready: Callable[[], Service | None] = lambda: None,
     ) -> int:
-        """Start everything, wait until `what_is_missing` has nothing to say, call `on_ready` and run what it returns
-        beside the rest; then keep all of it running until a stop signal.
+        """Start everything, wait until `what_is_missing` returns None, call `on_ready` and run what it returns beside
+        the rest; then keep all of it running until a stop signal.
 
-        Until then a child that ends by itself is an error: what can't start once can't start again. Later it is started
-        again, as is one that is killed, at any time.
+        Before that a child that exits by itself is an error: it would fail to start again. Later it is restarted; one
+        that is killed is restarted at any time.
 
         Returns the exit code: 0 after an ordinary stop, 130 when a second signal cut it short. Raises `ChildError`
         when a child is given up. Either way no child is left.
@@ -196,7 +196,7 @@ class Supervisor:
         child.start_due_s = self._clock() + delay_s
 
     def _stop(self) -> int:
-        """End the children one by one, the last started first; on another signal all at once."""
+        """Stop the children one by one, the last started first; on another signal all at once."""
         forced = False
         asked_s = self._clock()
         self._stopped = True

@@ -40,12 +40,12 @@ class UpSettings(EnvironmentSettings):
     """How many; `auto`: one for each GPU."""
     ready_timeout_s: float = Field(default=180.0, gt=0)
     grace_s: float = Field(default=25.0, ge=0)
-    """How long the worker may go on with running jobs after a stop; what doesn't fit goes back into the queue."""
+    """How long the worker may finish running jobs after a stop; the rest goes back into the queue."""
 
 
 @dataclass(frozen=True)
 class Commands:
-    """What runs as worker, as gateway and for the first image, and what tells the devices for several workers."""
+    """The commands of the worker, the gateway and the first image, and the one that lists the devices."""
 
     worker: tuple[str, ...] = (PYTHON, "-m", "worker")
     devices: tuple[str, ...] = (PYTHON, "-m", "worker.devices")
@@ -106,12 +106,12 @@ def _workers(wanted: str, commands: Commands, env: dict[str, str]) -> list[tuple
 
 
 def say(line: str) -> None:
-    """One line of the supervisor's own, apart from what the children write."""
+    """Print a line of the supervisor itself, apart from the children's output."""
     print(f"reverie: {line}", file=sys.stderr, flush=True)
 
 
 def announce(url: str, redis_url: str) -> None:
-    """Tell the user where it is and what to type."""
+    """Print the address and a first command."""
     body = '{"seed": 7, "steps": 50, "batch": 1}'
     wait = "Prefer: wait=30"  # the answer then is the finished job, with the address of its image
     curl = ["curl", "-s", f"{url}/generate", "-H", "Content-Type: application/json", "-H", wait, "-d", body]
@@ -128,7 +128,7 @@ def announce(url: str, redis_url: str) -> None:
 def what_is_missing(url: str) -> str | None:
     """Why the gateway at `url` can't serve yet; None once it can."""
     try:
-        # trust_env: a proxy of the environment knows nothing of this machine's loopback address
+        # trust_env: a proxy from the environment can't reach this machine's loopback address
         answer = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
     except httpx.TransportError as error:
         return f"the gateway does not answer ({error})"
@@ -146,7 +146,7 @@ def free_port(host: str, port: int) -> int:
             f"REVERIE_HOST must be an address of this machine, got {host!r}: {error.strerror}"
         ) from error
     with socket.socket(family, kind, protocol) as probe:
-        # As the gateway will: connections of an earlier run that still linger don't count.
+        # As the gateway will: lingering connections of an earlier run don't count.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(address)
@@ -160,7 +160,7 @@ def free_port(host: str, port: int) -> int:
 
 
 def check_store(store: Path) -> None:
-    """A quick look before anything is started; the worker checks the checkpoints themselves."""
+    """A quick check before anything is started; the worker checks the checkpoints themselves."""
     if not store.is_dir():
         raise StoreError(
             f"the model store {store} is not a directory; set REVERIE_STORE or leave it out for the bundled model"

@@ -16,11 +16,11 @@ def worker_environments(
 ) -> list[dict[str, str]]:
     """The environment of each worker.
 
-    Several workers share out the GPUs, or the cores of the CPU; what the environment says itself holds for all of them.
+    Several workers divide the GPUs, or the cores of the CPU, among them; what the environment sets applies to all.
 
     Args:
         wanted: `auto` for one on each device, or how many.
-        devices: of this machine, as `worker.devices` tells them.
+        devices: of this machine, as `worker.devices` lists them.
         cores: that this process may use.
     """
     chosen = env.get("REVERIE_DEVICE", "") not in ("", "auto", "cuda")
@@ -35,7 +35,7 @@ def worker_environments(
 
 
 def ask_for_devices(command: Sequence[str], env: Mapping[str, str]) -> list[str]:
-    """What `worker.devices` tells. In a process of its own: this one loads no torch."""
+    """The output of `worker.devices`, run as a separate process because this one loads no torch."""
     try:
         answer = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=True).stdout
         devices = json.loads(answer)

@@ -50,7 +50,7 @@ data: {"id":"6e9ff213fd044a69b4108f4db39943f4","status":"succeeded","progress":{
 
 
 def _event_schema(names: list[str], data: str, required: list[str]) -> dict[str, Any]:
-    """As OpenAPI 3.2 describes an event, which the readers of 3.1 pass over or know already."""
+    """An event as OpenAPI 3.2 describes it; readers of 3.1 ignore it or know it already."""
     content = {
         "type": "string",
         "contentMediaType": "application/json",

@@ -116,7 +116,7 @@ async def _submit(
 
 
 def _queue_full(gateway: Gateway, submitted: Submitted, request: SamplingRequest, reading: Reading) -> QueueFull:
-    """Retry when enough of the waiting work is done that this request would fit."""
+    """Retry-After: when enough of the waiting work is done for this request to fit."""
     settings = gateway.settings
     ahead_s = submitted.seconds_ahead
     own_s = request.row_steps * row_step_s_of(reading.row_step_s, request.model)

@@ -1,4 +1,4 @@
-"""GET /: says what this is and where to go on."""
+"""GET /: what this is, and links to the rest."""
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
