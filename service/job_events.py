@@ -16,7 +16,7 @@ from worker.contract import events_channel
 log = logging.getLogger(__name__)
 
 LOOK_S = 1.0
-"""Poll interval: the longest that a change goes unnoticed whose message is lost, or that has none: a queue that moves."""
+"""Poll interval: the longest that a change goes unnoticed whose message was lost, or that has none (a moved queue)."""
 TURN_S = 0.1
 """How soon a new watch is subscribed."""
 RECONNECT_S = 0.5
