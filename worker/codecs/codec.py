@@ -9,8 +9,8 @@ class Codec(Protocol):
     """A model's way from images to what its network denoises, and back.
 
     Attributes:
-        in_step: `decode` works on each number by itself and costs next to nothing, so that it is part of an image's
-            last step, for the whole batch. Else it is run for one image at a time, between two steps.
+        in_step: what is denoised is the image itself, and an image's last step makes its pixels, for the whole batch.
+            Else `decode` is run for one image at a time, between two steps.
     """
 
     @property

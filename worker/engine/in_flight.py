@@ -91,7 +91,11 @@ class InFlight:
             except Exception as error:  # of a kernel long ago: answered by the engine
                 completed = Completed(requests, (), is_step, error)
             else:
-                completed = Completed(requests, list(_outcomes(pending, finite.tolist(), images)), is_step)
+                completed = Completed(
+                    requests,
+                    list(_outcomes(pending, finite.view(len(finite), -1).all(dim=1).tolist(), images)),
+                    is_step,
+                )
             self._pending.popleft()
             yield completed
 

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from worker.diffusion.noise import initial_noise, step_noise
-from worker.diffusion.pixels import to_pixels
-from worker.diffusion.update import apply_update
+from worker.diffusion.noise import initial_noise
+from worker.diffusion.step_end import StepEnd, Stepped
 from worker.engine.step_numbers import StepNumbers, send_numbers
 from worker.engine.trajectory import BatchState, Leg, Trajectory
-from worker.networks.denoiser import in_parts
+from worker.networks.denoiser import use_output
 from worker.networks.network_input import NetworkInput
 
 
@@ -23,7 +22,7 @@ class Outcome:
     """What the engine must know of work that is queued on a device.
 
     Attributes:
-        finite: [N] bool, whether each row's new state or image holds numbers only.
+        finite: [N] or [N, parts] bool, whether each row's new state or image, or each part of it, holds numbers only.
         pixels: [F, H, W, C] uint8 of the pictured rows, in order; None when there is none.
         pictured: the rows whose image is here.
     """
@@ -74,19 +73,18 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     numbers = send_numbers(rows, model.device)
     named = _named(rows) if before is None else before.named
     x_t = _states(rows, numbers, leg) if before is None else before.x_t
-    output = _network_output(numbers, leg, x_t, named, max_network_rows)
-    z = _noise(numbers, leg, len(rows))
-    x_next, x_0 = apply_update(
-        x_t, output, _history(rows, x_t, before), z, numbers.coefficients, leg.network.chain.clip
-    )
-    # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
-    finite = torch.isfinite(x_next).flatten(1).all(dim=1)
+    history = _history(rows, x_t, before)
+    inputs = NetworkInput(x_t[numbers.owners] if len(numbers.owners) else x_t, numbers.timesteps, named)
+
+    def end(outputs: Tensor) -> Stepped:
+        coefficients, scales = numbers.coefficients, numbers.guidance_scales
+        places = {"noisy": numbers.noisy, "guided": numbers.guided, "finishing": numbers.finishing}
+        step_end = StepEnd(x_t, outputs, history, coefficients, numbers.row_numbers, scales, **places)
+        return model.end_step(step_end, leg.network.chain.clip)
+
+    stepped = use_output(leg.network.denoise, inputs, max_network_rows, end)
     pictured = [row for row in rows if row.finishes] if model.codec.in_step else []
-    pixels = None
-    if pictured:
-        finished = x_next if len(pictured) == len(rows) else x_next[numbers.finishing]
-        pixels = to_pixels(model.codec.decode(finished))
-    return StepResult(rows, finite, pixels, pictured, BatchState(x_next, x_0, named))
+    return StepResult(rows, stepped.finite, stepped.pixels, pictured, BatchState(stepped.x_t, stepped.x_0, named))
 
 
 def _unchanged_batch(rows: Sequence[Trajectory]) -> BatchState | None:
@@ -115,38 +113,7 @@ def _history(rows: Sequence[Trajectory], x_t: Tensor, before: BatchState | None)
     return torch.stack([x if row.x_0_previous is None else row.x_0_previous for row, x in zip(rows, x_t, strict=True)])
 
 
-def _noise(numbers: StepNumbers, leg: Leg, count: int) -> Tensor | None:
-    """[N, C, H, W]: z for the rows whose step reads it, zeros elsewhere; None when no row does."""
-    if not len(numbers.noisy):
-        return None
-    drawn = step_noise(numbers.noisy_seeds, numbers.noisy_steps, leg.shape, numbers.noisy_legs)
-    if len(drawn) == count:
-        return drawn
-    z = drawn.new_zeros(count, *leg.shape)
-    z[numbers.noisy] = drawn
-    return z
-
-
 def _named(rows: Sequence[Trajectory]) -> Mapping[str, Tensor]:
     """The network's named inputs: those of each row's conditioning, one row after the other."""
     named = [row.conditioning.named for row in rows]
     return {name: torch.cat([tensors[name] for tensors in named]) for name in named[0]}
-
-
-def _network_output(
-    numbers: StepNumbers, leg: Leg, x_t: Tensor, named: Mapping[str, Tensor], max_network_rows: int
-) -> Tensor:
-    """[N, C, H, W]: the network's output for each row, guided where the row is.
-
-    Classifier-free guidance (Ho & Salimans 2022) with w = 1 for the conditional model:
-    output = unconditional + w (conditional - unconditional).
-    """
-    x = x_t[numbers.owners] if len(numbers.owners) else x_t
-    outputs = in_parts(leg.network.denoise, NetworkInput(x, numbers.timesteps, named), max_network_rows)
-    if not len(numbers.owners):
-        return outputs
-    output = outputs[numbers.conditional]
-    unconditional = outputs[numbers.unconditional]
-    w, guided = numbers.guidance_scales, numbers.guided
-    output[guided] = unconditional + w * (output[guided] - unconditional)
-    return output

@@ -1,13 +1,14 @@
 """The numbers that one step of a batch needs beside the images: gathered in Python, sent to the device in one go."""
 
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from worker.diffusion.step_end import RowColumn
 from worker.diffusion.update import Column
 from worker.engine.trajectory import Trajectory
 
@@ -21,28 +22,21 @@ class StepNumbers:
 
     Attributes:
         fresh_seeds, fresh_legs: of the rows that begin at x_T, in order.
-        noisy, noisy_seeds, noisy_steps, noisy_legs: places, seeds, steps and legs of the rows whose step adds noise;
-            None for legs that are all the first.
         owners: place of the row that each network row belongs to; empty when each takes one.
-        conditional: [N] each row's own network row; empty when each takes one.
-        guided, unconditional: places of the guided rows, and their unconditional network rows.
-        finishing: places of the rows that have no step after this one.
+        noisy, guided, finishing: places of the rows whose step adds noise, that are guided, whose image the step makes.
+        row_numbers: [N, 6], by `RowColumn`.
         timesteps: float32, of each network row; float32 holds every training timestep exactly.
         coefficients: [N, 7] float32, rows of `SamplerPlan.coefficients`.
-        guidance_scales: [guided, 1, 1, 1] float32.
+        guidance_scales: [N] float32.
     """
 
     fresh_seeds: Tensor
-    fresh_legs: Tensor | None
-    noisy: Tensor
-    noisy_seeds: Tensor
-    noisy_steps: Tensor
-    noisy_legs: Tensor | None
+    fresh_legs: Tensor
     owners: Tensor
-    conditional: Tensor
+    noisy: Tensor
     guided: Tensor
-    unconditional: Tensor
     finishing: Tensor
+    row_numbers: Tensor
     timesteps: Tensor
     coefficients: Tensor
     guidance_scales: Tensor
@@ -51,73 +45,59 @@ class StepNumbers:
 def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumbers:
     """Gather the numbers of the rows' next step. On a GPU nobody waits until they are there.
 
-    Two copies, one for each kind of number: a GPU takes as long over eight bytes as over thousands, and a copy from
-    memory that is not pinned stops the caller until it is done.
+    One copy for all: a GPU takes as long over eight bytes as over thousands, and a copy from memory that is not pinned
+    stops the caller until it is done.
     """
-    fresh_seeds: list[int] = []
-    noisy: list[int] = []
-    timesteps: list[float] = []
-    guided: list[int] = []
-    finishing: list[int] = []
-    coefficients: list[float] = []
+    fresh_seeds, fresh_legs, noisy, guided, finishing, owners, row_numbers = (array("q") for _ in range(7))
+    timesteps, coefficients, guidance_scales = (array("f") for _ in range(3))
+    network_rows = 0
     for place, row in enumerate(rows):
-        coefficients += row.coefficients
+        network_rows += row.cost
+        timesteps.extend([row.timestep] * row.cost)
+        owners.extend([place] * row.cost)
+        coefficients.extend(row.coefficients)
+        guidance_scales.append(row.conditioning.guidance_scale)
         if row.x_t is None:
             fresh_seeds.append(row.seed)
+            fresh_legs.append(row.leg_index)
         if row.needs_noise:
             noisy.append(place)
-        if row.finishes:
-            finishing.append(place)
+        unconditional = image = -1
         if row.conditioning.guided:
             guided.append(place)
-        timesteps += [row.timestep] * row.cost
-    owners: list[int] = []
-    conditional: list[int] = []
-    for place, row in enumerate(rows if guided else ()):
-        owners += [place] * row.cost
-        conditional.append(len(owners) - 1)
-    legs = {
-        "fresh_legs": [row.leg_index for row in rows if row.x_t is None],
-        "noisy_legs": [rows[place].leg_index for place in noisy],
-    }
-    integers = {
-        "fresh_seeds": fresh_seeds,
-        "noisy": noisy,
-        "noisy_seeds": [rows[place].seed for place in noisy],
-        "noisy_steps": [rows[place].step for place in noisy],
-        "owners": owners,
-        "conditional": conditional,
-        "guided": guided,
-        "unconditional": [conditional[place] - 1 for place in guided],
-        "finishing": finishing,
-        **{name: numbers for name, numbers in legs.items() if any(numbers)},
-    }
-    floats = {
-        "timesteps": timesteps,
-        "coefficients": coefficients,
-        "guidance_scales": [rows[place].conditioning.guidance_scale for place in guided],
-    }
-    weights = _sent(floats, "f", torch.float32, device)
-    whole: dict[str, Tensor | None] = {**dict.fromkeys(legs), **_sent(integers, "q", torch.int64, device)}
+            unconditional = network_rows - 2
+        if row.finishes and row.model.codec.in_step:
+            image = len(finishing)
+            finishing.append(place)
+        row_numbers.extend((row.seed, row.step, row.leg_index, network_rows - 1, unconditional, image))
+    if not guided:
+        owners = array("q")
+    integers = [fresh_seeds, fresh_legs, owners, noisy, guided, finishing, row_numbers]
+    sent = iter(_send(integers, [timesteps, coefficients, guidance_scales], device))
     return StepNumbers(
-        **whole,  # type: ignore[arg-type]  # the legs alone may be None
-        timesteps=weights["timesteps"],
-        coefficients=weights["coefficients"].view(len(rows), len(Column)),
-        guidance_scales=weights["guidance_scales"].view(-1, 1, 1, 1),
+        fresh_seeds=next(sent),
+        fresh_legs=next(sent),
+        owners=next(sent),
+        noisy=next(sent),
+        guided=next(sent),
+        finishing=next(sent),
+        row_numbers=next(sent).view(len(rows), len(RowColumn)),
+        timesteps=next(sent),
+        coefficients=next(sent).view(len(rows), len(Column)),
+        guidance_scales=next(sent),
     )
 
 
-def _sent(lists: Mapping[str, list[Any]], code: str, dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
-    """The lists as slices of one tensor on the device; `code` is the array module's for `dtype`."""
-    packed = array(code)
-    for numbers in lists.values():
-        packed.extend(numbers)
-    there = torch.frombuffer(packed, dtype=dtype) if packed else torch.empty(0, dtype=dtype)
+def _send(integers: Sequence["array[int]"], floats: Sequence["array[float]"], device: torch.device) -> list[Tensor]:
+    """Each list as a slice of one tensor on the device; the wider numbers stand first, where they are aligned."""
+    lists: list[array[Any]] = [*integers, *floats]
+    there = torch.frombuffer(bytearray(b"".join(numbers.tobytes() for numbers in lists)), dtype=torch.uint8)
     if device.type == "cuda":
         there = there.pin_memory().to(device, non_blocking=True)
-    slices, begin = dict.fromkeys(lists, there[:0]), 0
-    for name, numbers in lists.items():
-        if numbers:
-            slices[name] = there[begin : begin + len(numbers)]
-            begin += len(numbers)
-    return slices
+    dtypes = [torch.int64] * len(integers) + [torch.float32] * len(floats)
+    parts, begin = [], 0
+    for numbers, dtype in zip(lists, dtypes, strict=True):
+        end = begin + numbers.itemsize * len(numbers)
+        parts.append(there[begin:end].view(dtype))
+        begin = end
+    return parts

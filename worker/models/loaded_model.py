@@ -13,6 +13,7 @@ from worker.conditioning.conditioning import Conditioner
 from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan, plan
+from worker.diffusion.step_end import EndStep, end_step
 from worker.models.chain_config import ChainConfig
 from worker.networks.denoiser import Denoiser
 from worker.networks.form import Form
@@ -82,6 +83,7 @@ class LoadedModel:
         conditioner: turns a request's condition into tensors.
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
+        end_step: what follows the network in a step; one kernel where the device can build it.
         weight_bytes: memory that the weights take on the device.
         on_evict: called once when it is evicted; nothing runs on it, and its memory may be overwritten from then on.
     """
@@ -100,6 +102,7 @@ class LoadedModel:
     null_label: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     execution: Execution = field(default_factory=Execution)
+    end_step: EndStep = end_step
     weight_bytes: int = 0
     step: int = 0
     created_at: datetime | None = None

@@ -24,6 +24,7 @@ from worker.networks.batch_form import InexactNetworkError
 from worker.networks.cpu.dtype_choice import choice_key, prepare_in_chosen_dtype
 from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import cpu_threads
+from worker.networks.cuda.fused_step import choose_end_step
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
 from worker.networks.denoiser import Denoiser
 from worker.networks.device import dtype_name
@@ -114,6 +115,7 @@ def load_checkpoint(
             null_label=manifest.null_label,
             device=device,
             execution=execution,
+            end_step=choose_end_step(device),
             weight_bytes=bytes_of(network) + (text.encoder.weight_bytes if text else 0),
             step=manifest.step,
             created_at=manifest.created_at,

@@ -1,11 +1,14 @@
 """A network as the engine calls it."""
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from worker.networks.network_input import NetworkInput
+
+ResultT = TypeVar("ResultT")
 
 
 class Denoiser(Protocol):
@@ -14,6 +17,24 @@ class Denoiser(Protocol):
     def __call__(self, inputs: NetworkInput) -> Tensor:
         """[N, C', H, W] float32 on the device of the inputs. A row's result is bitwise the same whatever the other
         rows are."""
+
+
+@runtime_checkable
+class InPlaceDenoiser(Denoiser, Protocol):
+    """Has its output always in the same place, to be used there before anything else is evaluated."""
+
+    most_rows: int
+    """Of one evaluation."""
+
+    def use_output(self, inputs: NetworkInput, use: Callable[[Tensor], ResultT]) -> ResultT:
+        """What `use` makes of the output, which is gone afterwards. At most `most_rows` rows."""
+
+
+def use_output(denoise: Denoiser, inputs: NetworkInput, most: int, use: Callable[[Tensor], ResultT]) -> ResultT:
+    """What `use` makes of the output for all rows, evaluated at most `most` at a time; it keeps nothing of that."""
+    if isinstance(denoise, InPlaceDenoiser) and len(inputs) <= min(most, denoise.most_rows):
+        return denoise.use_output(inputs, use)
+    return use(in_parts(denoise, inputs, most))
 
 
 def in_parts(denoise: Denoiser, inputs: NetworkInput, most: int) -> Tensor:

@@ -1,12 +1,12 @@
 """A denoiser that runs recorded calls of a few batch sizes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from worker.networks.cuda.graph_capture import Capture
-from worker.networks.denoiser import Denoiser, in_parts
+from worker.networks.denoiser import Denoiser, ResultT, in_parts
 from worker.networks.network_input import InputSpec, NetworkInput
 
 
@@ -39,6 +39,7 @@ class GraphedDenoiser:
         most = self._sizes[-1]
         with torch.inference_mode(False):  # they are written in either mode
             self._inputs = spec.zeros(most, device)
+        self._named: Mapping[str, Tensor] | None = None  # whose values the inputs hold: they stay from step to step
         self._replays: dict[int, Callable[[], Tensor]] = {}
         for size in reversed(self._sizes):
             self._replays[size] = capture(self._call_of(inner, size))
@@ -52,12 +53,21 @@ class GraphedDenoiser:
         inputs = self._inputs[:size]
         return lambda: inner(inputs)
 
-    def __call__(self, inputs: NetworkInput) -> Tensor:
-        return in_parts(self._replay, inputs, self._sizes[-1])
+    @property
+    def most_rows(self) -> int:
+        return self._sizes[-1]
 
-    def _replay(self, inputs: NetworkInput) -> Tensor:
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        return in_parts(lambda part: self.use_output(part, Tensor.clone), inputs, self._sizes[-1])
+
+    def use_output(self, inputs: NetworkInput, use: Callable[[Tensor], ResultT]) -> ResultT:
         rows = len(inputs)
         replay = self._replays[next(size for size in self._sizes if size >= rows)]
         with self._lock:
-            self._inputs[:rows].copy_(inputs)
-            return replay()[:rows].clone()
+            held = self._inputs[:rows]
+            torch._foreach_copy_([held.x, held.t], [inputs.x, inputs.t])  # one kernel
+            if self._named is not inputs.named:
+                for name, value in held.named.items():
+                    value.copy_(inputs.named[name])
+                self._named = inputs.named
+            return use(replay()[:rows])

@@ -1,0 +1,117 @@
+"""What follows the network in a step of a batch: guidance, noise, the update rule, finiteness and pixels."""
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from worker.diffusion.noise import step_noise
+from worker.diffusion.pixels import to_pixels
+from worker.diffusion.update import Clip, apply_update
+
+
+class RowColumn(IntEnum):
+    """Where each whole number of a row stands in `StepEnd.row_numbers`."""
+
+    SEED = 0
+    STEP = 1
+    """The draw number of the row's noise."""
+    LEG = 2
+    """Of its trajectory."""
+    OUTPUT = 3
+    """The row's own row of the network's outputs."""
+    UNCONDITIONAL = 4
+    """The one without its condition; -1 where the row is not guided."""
+    IMAGE = 5
+    """Its number among those whose image is made; -1 where none is."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StepEnd:
+    """N rows after the network was evaluated, all on one device.
+
+    Attributes:
+        x_t: [N, C, H, W] float32, contiguous.
+        outputs: [Q, C, H, W] float32, contiguous: the network's, one or two for each row.
+        x_0_previous: [N, C, H, W], read where a row's c is not 0; None when that is nowhere.
+        coefficients: [N, 7] float32, see `worker.diffusion.update`.
+        row_numbers: [N, 6] int64, by `RowColumn`.
+        guidance_scales: [N] float32, w of classifier-free guidance.
+        noisy, guided, finishing: places of the rows whose step adds noise, that are guided, whose image is made.
+    """
+
+    x_t: Tensor
+    outputs: Tensor
+    x_0_previous: Tensor | None
+    coefficients: Tensor
+    row_numbers: Tensor
+    guidance_scales: Tensor
+    noisy: Tensor
+    guided: Tensor
+    finishing: Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Stepped:
+    """The rows after the step.
+
+    Attributes:
+        x_t, x_0: [N, C, H, W] float32.
+        finite: [N, parts] bool: whether each part of the new state holds numbers only.
+        pixels: [F, H, W, C] uint8 of the rows whose image is made, in order; None when there is none.
+    """
+
+    x_t: Tensor
+    x_0: Tensor
+    finite: Tensor
+    pixels: Tensor | None
+
+
+class EndStep(Protocol):
+    """A row's result is bitwise the same whatever the other rows are, and that of `end_step`."""
+
+    def __call__(self, end: StepEnd, clip: Clip) -> Stepped: ...
+
+
+def end_step(end: StepEnd, clip: Clip) -> Stepped:
+    """In torch's operations, on any device."""
+    z = _noise(end)
+    x_next, x_0 = apply_update(end.x_t, _guided(end), end.x_0_previous, z, end.coefficients, clip)
+    # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
+    finite = torch.isfinite(x_next).flatten(1).all(dim=1, keepdim=True)
+    finishing = len(end.finishing)
+    pixels = to_pixels(x_next if finishing == len(x_next) else x_next[end.finishing]) if finishing else None
+    return Stepped(x_next, x_0, finite, pixels)
+
+
+def _guided(end: StepEnd) -> Tensor:
+    """[N, C, H, W]: the network's output for each row, guided where the row is.
+
+    Classifier-free guidance (Ho & Salimans 2022) with w = 1 for the conditional model:
+    output = unconditional + w (conditional - unconditional).
+    """
+    if not len(end.guided):
+        return end.outputs
+    output = end.outputs[end.row_numbers[:, RowColumn.OUTPUT]]
+    unconditional = end.outputs[end.row_numbers[end.guided, RowColumn.UNCONDITIONAL]]
+    w = end.guidance_scales[end.guided].view(-1, 1, 1, 1)
+    output[end.guided] = unconditional + w * (output[end.guided] - unconditional)
+    return output
+
+
+def _noise(end: StepEnd) -> Tensor | None:
+    """[N, C, H, W]: z for the rows whose step reads it, zeros elsewhere; None when no row does."""
+    if not len(end.noisy):
+        return None
+    _, C, H, W = end.x_t.shape
+    everywhere = len(end.noisy) == len(end.x_t)
+    numbers = end.row_numbers if everywhere else end.row_numbers[end.noisy]
+    seeds, steps, legs = (numbers[:, column] for column in (RowColumn.SEED, RowColumn.STEP, RowColumn.LEG))
+    drawn = step_noise(seeds, steps, (C, H, W), legs)
+    if everywhere:
+        return drawn
+    z = torch.zeros_like(end.x_t)
+    z[end.noisy] = drawn
+    return z
