@@ -1,9 +1,4 @@
-"""The worker's threads, its signals, and how it ends.
-
-main: claims · engine: steps, and never touches Redis · dispatcher: reads the engine's outbox · finisher and encoders:
-results · heartbeat · maintenance · progress · saved chains · RQ's
-command channel.
-"""
+"""The worker's threads, its signals, and how it ends. `docs/architecture.md` says what each thread owns."""
 
 import logging
 import os

@@ -1,7 +1,8 @@
 """Every Redis key and channel that we use, and the fields that we add to RQ's job hash: each is named here alone.
 
-Lua scripts begin with `LUA_NAMES`, so a name that changes here changes in Python and in Lua alike. The names that begin
-with `rq:` are RQ's; `tests/worker/queue/test_rq_contract.py` pins them to the installed RQ.
+`docs/architecture.md` says who writes each and when it goes. Lua scripts begin with `LUA_NAMES`, so a name that changes
+here changes in Python and in Lua alike. The names that begin with `rq:` are RQ's;
+`tests/worker/queue/test_rq_contract.py` pins them to the installed RQ.
 """
 
 from dataclasses import dataclass

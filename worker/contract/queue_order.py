@@ -1,7 +1,6 @@
 """The order in which waiting jobs are served, for those who serve them and for those who tell how long it takes.
 
-The next job is the one with the least `queued_at + min(PATIENCE * seconds, LONGEST_PATIENCE_S)` among the oldest
-`LOOKED_AT` that a worker can draw: short jobs pass long ones, and none waits for ever. What was put back comes first.
+`docs/architecture.md` says what the order is for; here it is computed, in Lua for claims and in Python for estimates.
 """
 
 PATIENCE = 8.0
