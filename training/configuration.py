@@ -38,6 +38,8 @@ class TrainingConfiguration(BaseModel):
     """cut and scale the pictures to squares of this many pixels"""
     concepts: Literal["starter", "all"] = "starter"
     """of emoji: the 149 drawings to begin with, or all 771"""
+    flips: bool = False
+    """mirror every other picture, left to right"""
     broken_share: Share = 0.01
     """share of a folder's files that may be unreadable; they are named and left out"""
     memory_mib: Positive = 1024
@@ -52,6 +54,10 @@ class TrainingConfiguration(BaseModel):
     """channels at each resolution, the highest first, instead of what width gives"""
     layers: Positive = 2
     """residual blocks per resolution"""
+    attention: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    """heights in pixels at which the U-Net attends; the lowest if none are given, with captions 8 and less"""
+    norm_groups: Positive = 8
+    """groups of the group norms; a divisor of all channels"""
     dropout: Share = 0.0
     """in the residual blocks"""
     text_width: int = 192
@@ -238,7 +244,7 @@ def read_configuration(
         if not {"steps", "epochs", "minutes"}.isdisjoint(source):
             values = {key: value for key, value in values.items() if key not in {"steps", "epochs", "minutes"}}
         values |= source
-    for name in ("channels", "betas"):
+    for name in ("channels", "attention", "betas"):
         if isinstance(values.get(name), str):
             values[name] = values[name].replace(",", " ").split()
     try:

@@ -22,7 +22,7 @@ from training.loss import DrawnRows, Tokenize, add_noise, diffusion_loss, draw_r
 from training.network import Conditions, Denoiser
 from training.optimizers import build_optimizer, rate_factor
 from training.precision import autocast, gradient_scaler
-from training.processes import Processes
+from training.processes import Processes, lost_process
 from training.randomness import generator
 from training.state import RunState
 from worker.diffusion import NoiseSchedule
@@ -144,6 +144,17 @@ class Trainer:
 
         Raises TrainingError when the loss stops being a number, before it is reported, and DataError.
         """
+        try:
+            return self._run(budget, after_step, stopped)
+        except RuntimeError as error:
+            if self._processes.count == 1 or not lost_process(error):
+                raise
+            raise TrainingError(
+                f"another process of the run is gone ({str(error).splitlines()[0]}); start all of them again to go on "
+                "from the last state"
+            ) from error
+
+    def _run(self, budget: Budget, after_step: Callable[[StepReport], None], stopped: Callable[[], bool]) -> bool:
         began, before_s = self._clock(), self.elapsed_s
         progress = budget.progress(self.step, self.elapsed_s)
         for drawn in self._drawn():
@@ -290,6 +301,7 @@ def draw_parts(
             step,
             part=processes.rank + index * processes.count,
             parts=parts,
+            flips=configuration.flips,
         )
         for index in range(configuration.accumulate)
     ]

@@ -92,6 +92,7 @@ def draw_rows(
     step: int,
     part: int = 0,
     parts: int = 1,
+    flips: bool = False,
 ) -> DrawnRows:
     """Every `parts`-th row of a training step's batch, from row `part` on: a function of its arguments alone.
 
@@ -111,7 +112,11 @@ def draw_rows(
     if tokenize is not None and examples.captions is not None:
         kept = zip(examples.captions, dropped.tolist(), strict=True)
         tokens = tokenize(tuple("" if drop else caption for caption, drop in kept))
-    return DrawnRows(rows, indices, examples.levels, timesteps, Conditions(labels, tokens), examples.unreadable)
+    levels = examples.levels
+    if flips:
+        mirrored = torch.rand(batch_size, generator=draw)[rows] < 0.5
+        levels = torch.where(mirrored.view(-1, 1, 1, 1), levels.flip(-1), levels)
+    return DrawnRows(rows, indices, levels, timesteps, Conditions(labels, tokens), examples.unreadable)
 
 
 def add_noise(

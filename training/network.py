@@ -79,10 +79,12 @@ def build_unet(
     layers_per_block: int,
     seed: int,
     channels_by_level: tuple[int, ...] = (),
+    attention_px: tuple[int, ...] = (),
+    norm_groups: int = 8,
     dropout: float = 0.0,
     text_width: int | None = None,
 ) -> UNet2DModel | UNet2DConditionModel:
-    """A U-Net with attention at its lowest resolution, freshly initialized from `seed`.
+    """A U-Net with attention at its lower resolutions, freshly initialized from `seed`.
 
     Args:
         shape: (C, H, W) of the images.
@@ -91,6 +93,8 @@ def build_unet(
         layers_per_block: residual blocks at each resolution.
         seed: of the initial weights.
         channels_by_level: channels at each resolution instead of what `width` gives, the highest first.
+        attention_px: heights at which it attends; () for the lowest, with text for 8 and less.
+        norm_groups: of the group norms.
         dropout: in the residual blocks, in [0, 1).
         text_width: of the text encoder's states; None without captions.
     """
@@ -105,30 +109,37 @@ def build_unet(
     factor = 2 ** (levels - 1)
     if height % factor or image_width % factor or min(height, image_width) < factor:
         raise SettingsError(f"need images whose sides are multiples of {factor}, got {height}x{image_width}")
+    out_channels = channels_by_level or (width, *[2 * width] * (levels - 1))
+    if any(each % norm_groups for each in out_channels):
+        raise SettingsError(f"need channels that {norm_groups} norm groups divide, got {out_channels}")
+    heights = [height >> level for level in range(levels)]
+    if strangers := set(attention_px) - set(heights):
+        raise SettingsError(f"need attention at some of the heights {heights}, got {sorted(strangers)}")
     sizes: dict[str, Any] = {
         "sample_size": height if height == image_width else (height, image_width),
         "in_channels": channels,
         "out_channels": channels,
-        "block_out_channels": channels_by_level or (width, *[2 * width] * (levels - 1)),
+        "block_out_channels": out_channels,
         "layers_per_block": layers_per_block,
-        "norm_num_groups": 8,
+        "norm_num_groups": norm_groups,
         "num_class_embeds": num_classes + 1 if num_classes else None,
         "dropout": dropout,
     }
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if text_width is not None:
-            return _text_unet(sizes, text_width, min(height, image_width))
+            attends = [each in attention_px if attention_px else each <= ATTENTION_SIZE for each in heights]
+            return _text_unet(sizes, text_width, attends)
+        attends = [each in (attention_px or heights[-1:]) for each in heights]
         return UNet2DModel(
-            down_block_types=("DownBlock2D",) * (levels - 1) + ("AttnDownBlock2D",),
-            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (levels - 1),
+            down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+            up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
             attention_head_dim=None,
             **sizes,
         )
 
 
-def _text_unet(sizes: dict[str, Any], text_width: int, side_px: int) -> UNet2DConditionModel:
-    attends = [side_px >> level <= ATTENTION_SIZE for level in range(len(sizes["block_out_channels"]))]
+def _text_unet(sizes: dict[str, Any], text_width: int, attends: list[bool]) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         down_block_types=tuple("CrossAttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
         mid_block_type="UNetMidBlock2DCrossAttn",

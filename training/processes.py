@@ -56,6 +56,11 @@ class Processes:
         return bool(tensor.item())
 
 
+def lost_process(error: RuntimeError) -> bool:
+    """Whether an error says that another process is gone. gloo's errors have no class of their own."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error) or "onnection closed" in str(error)
+
+
 @contextmanager
 def joined_processes(environment: Mapping[str, str], device: torch.device) -> Iterator[Processes]:
     """Meets the other processes that a launcher started with this one (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""

@@ -10,8 +10,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from PIL import Image
 from safetensors import SafetensorError
+from torch import Tensor
 
+from training.card import SAMPLES_NAME, model_card
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource
 from training.data.examples import null_label
@@ -48,15 +51,22 @@ class Publication:
     tokenizer: CaptionTokenizer | None
     recipe: Recipe
 
-    def publish(self, denoiser: Denoiser, *, step: int, metrics: Mapping[str, float], card: str = "") -> Checkpoint:
-        """Publish `denoiser` (the averaged weights) as the current version. `card` becomes its README.md."""
+    def publish(
+        self, denoiser: Denoiser, *, step: int, metrics: Mapping[str, float], samples: Tensor | None = None
+    ) -> Checkpoint:
+        """Publish `denoiser` (the averaged weights) as the current version.
+
+        With a sheet of samples ([H, W, C] uint8) it gets a card, README.md, that shows them.
+        """
         dtype = getattr(torch, self.configuration.publish_dtype)
         published = copy.deepcopy(denoiser).cpu().to(dtype)
 
         def write(folder: Path) -> None:
             write_pipeline(folder, published.to(dtype), self.configuration, self.tokenizer)
-            if card:
+            if samples is not None:
+                card = model_card(self.model, self.configuration, self.source, metrics, self.recipe.command)
                 (folder / "README.md").write_text(card, encoding="utf-8")
+                Image.fromarray(samples.squeeze(-1).numpy()).save(folder / SAMPLES_NAME)
 
         golden = None
         if self.tokenizer is None:

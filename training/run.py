@@ -5,6 +5,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -184,16 +185,22 @@ class Run:
             numbers["held_out_loss_unconditional"] = self.held_out.unconditional().loss(network, prediction)
         return numbers
 
+    @cached_property
+    def baselines(self) -> dict[str, float]:
+        """Losses of predictors without a network: the same for the whole run."""
+        return baselines(self.held_out, self.source, self.schedule)
+
     def publish(self) -> Checkpoint | None:
         """Publish the averaged weights; None when another process does, or when what is current is better."""
         if not self.processes.first:
             return None
         step = self.trainer.step
-        metrics = self.measure() | baselines(self.held_out, self.source, self.schedule)
+        metrics = self.measure() | self.baselines
         if (reason := self._not_better(metrics)) is not None:
             self.say(f"not published at step {step}: {reason}")
             return None
-        checkpoint = self.publication.publish(self.trainer.ema.network, step=step, metrics=metrics)
+        network = self.trainer.ema.network
+        checkpoint = self.publication.publish(network, step=step, metrics=metrics, samples=self._sheet().cpu())
         self.say(f"published {self.model}/{checkpoint.version}  held-out loss {metrics['held_out_loss']:.4f}")
         return checkpoint
 
@@ -241,7 +248,9 @@ class Run:
             return False
         if resume is None and state.finished:
             return False
-        check_identity(state.identity, self.identity, self.folder.folder)
+        # A state of an earlier release knows no settings that are newer; it was made with their defaults.
+        found = TrainingConfiguration().identity() | dict(state.identity)
+        check_identity(found, self.identity, self.folder.folder)
         self.trainer.restore(state)
         return True
 
@@ -310,6 +319,8 @@ def build_denoiser(
         layers_per_block=configuration.layers,
         seed=configuration.seed,
         channels_by_level=configuration.channels,
+        attention_px=configuration.attention,
+        norm_groups=configuration.norm_groups,
         dropout=configuration.dropout,
         text_width=configuration.text_width if text_encoder is not None else None,
     )

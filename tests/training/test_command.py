@@ -74,6 +74,16 @@ def test_the_averaged_weights_are_published_with_their_loss_on_images_never_trai
     assert checkpoint.manifest.metrics["held_out_loss"] == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_version_has_a_card_with_its_scores_and_samples(store: ModelStore) -> None:
+    checkpoint = store.checkpoint("digits")
+    card = (checkpoint.path / "README.md").read_text()
+    assert "![Samples from fixed seeds](samples.png)" in card
+    assert f"| held out loss | {checkpoint.manifest.metrics['held_out_loss']:.4f} |" in card
+    assert checkpoint.manifest.recipe.command in card
+    with Image.open(checkpoint.path / "samples.png") as samples:
+        assert samples.size == (8 * 8, 4 * 8)
+
+
 def test_diffusers_opens_what_is_published(store: ModelStore) -> None:
     checkpoint = store.checkpoint("digits")
     pipeline = DDPMPipeline.from_pretrained(checkpoint.path, use_safetensors=True)

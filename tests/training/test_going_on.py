@@ -109,3 +109,20 @@ def test_two_processes_equal_one_with_the_same_batch_to_rounding(tmp_path: Path)
     assert two is not None
     for name, weight in one.tensors["denoiser"].items():
         torch.testing.assert_close(two.tensors["denoiser"][name], weight, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_when_one_process_dies_the_others_end_and_say_so(tmp_path: Path) -> None:
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    settings = ["--minutes", "60", "--batch", "8"]
+    first, second = (start(tmp_path, *settings, environment=meeting | {"RANK": str(rank)}) for rank in range(2))
+    wait_for_state(tmp_path, 2)
+    second.kill()
+    second.communicate()
+    output = finish(first)
+    assert first.returncode == 1
+    assert "error: another process of the run is gone" in output
+    state = StateFolder(tmp_path / "state").load()
+    assert state is not None
+    assert state.step >= 2

@@ -8,16 +8,17 @@ import pytest
 import torch
 
 from tests.training.tiny import captioned_shades, quick, tiny_denoiser, tiny_text_denoiser
-from training.configuration import TrainingConfiguration
+from training.configuration import TrainingConfiguration, read_configuration
 from training.contrastive import train_dual_encoder
-from training.data import split
+from training.data import ImageData, split
 from training.data.digits import load_digits
 from training.ema import AveragedWeights, exponential_decay, power_decay
 from training.errors import SettingsError, StateError, TrainingError
 from training.loop import Budget, StepReport, Trainer, budget_of
 from training.metrics.held_out import HeldOut
-from training.network import Conditions, build_unet
+from training.network import Conditions, Denoiser, build_unet
 from training.optimizers import RateDecay, rate_factor
+from training.run import build_denoiser
 from training.state import StateFolder, check_identity
 from worker.diffusion import NoiseSchedule
 
@@ -141,6 +142,19 @@ def test_a_loss_that_is_not_a_number_stops_training_and_names_the_images() -> No
     assert trainer.step == 0
 
 
+class Exhausted(Denoiser):
+    """A network for which there is no memory."""
+
+    def forward(self, x_t: torch.Tensor, timesteps: torch.Tensor, conditions: Conditions) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_out_of_memory_tells_which_setting_to_lower() -> None:
+    trainer = Trainer(Exhausted(tiny_denoiser().unet), load_digits(), LINEAR, quick(batch=8, accumulate=2))
+    with pytest.raises(TrainingError, match="out of memory with 4 images at once: raise --accumulate, or lower"):
+        trainer.run(Budget(steps=1))
+
+
 def test_the_average_weights_each_step_by_its_power() -> None:
     """EDM2: step s of t weighs (s/t)^(gamma+1) - ((s-1)/t)^(gamma+1), the integral of the power law over the step."""
     network = torch.nn.Linear(1, 1, bias=False).double()
@@ -190,6 +204,15 @@ def test_a_unet_fits_the_images(shape: tuple[int, int, int], levels: int) -> Non
     assert eps.shape == (2, *shape)
 
 
+def test_the_preset_of_cifar10_is_the_network_of_the_paper() -> None:
+    """DDPM (Ho et al. 2020), appendix B: 35.7 M parameters."""
+    configuration = read_configuration(preset="cifar10")
+    blank = ImageData("blank", torch.zeros(1, 3, 32, 32, dtype=torch.uint8), 255, torch.zeros(1, dtype=torch.int64), ())
+    denoiser = build_denoiser(blank, None, configuration)
+    assert sum(parameter.numel() for parameter in denoiser.parameters()) == 35_746_307
+    assert (configuration.batch, configuration.steps, configuration.ema_decay) == (128, 800_000, 0.9999)
+
+
 def test_a_unet_without_classes_takes_no_labels() -> None:
     eps = tiny_denoiser(num_classes=0)(torch.randn(1, 1, 8, 8), torch.tensor([5]), Conditions())
     assert eps.shape == (1, 1, 8, 8)
@@ -200,6 +223,10 @@ def test_a_size_that_cannot_be_halved_is_refused() -> None:
         build_unet((1, 8, 8), 0, width=12, layers_per_block=1, seed=0)
     with pytest.raises(SettingsError, match="multiples of 4, got 30x30"):
         build_unet((1, 30, 30), 0, width=8, layers_per_block=1, seed=0)
+    with pytest.raises(SettingsError, match=r"heights \[8, 4\], got \[16\]"):
+        build_unet((1, 8, 8), 0, width=8, layers_per_block=1, seed=0, attention_px=(16,))
+    with pytest.raises(SettingsError, match="32 norm groups divide"):
+        build_unet((1, 8, 8), 0, width=8, layers_per_block=1, seed=0, norm_groups=32)
     with pytest.raises(SettingsError, match="multiples of 8, got 4x4"):
         build_unet((1, 4, 4), 0, width=8, layers_per_block=1, seed=0, channels_by_level=(8, 8, 8, 8))
 

@@ -96,6 +96,17 @@ def test_label_dropout_drops_its_share() -> None:
     assert abs(float(dropped) - 0.1) < 4 * (0.1 * 0.9 / 20_000) ** 0.5
 
 
+def test_flips_mirror_half_of_the_pictures_and_change_nothing_else() -> None:
+    digits = load_digits()
+    plain = draw_rows(digits, None, 1000, 2000, 0.1, seed=0, step=0)
+    flipped = draw_rows(digits, None, 1000, 2000, 0.1, seed=0, step=0, flips=True)
+    assert torch.equal(plain.timesteps, flipped.timesteps)
+    mirrored = (flipped.levels == plain.levels.flip(-1)).flatten(1).all(1)
+    same = (flipped.levels == plain.levels).flatten(1).all(1)
+    assert bool((mirrored | same).all())
+    assert abs(float(mirrored.double().mean()) - 0.5) < 4 * (0.25 / 2000) ** 0.5 + float((mirrored & same).sum()) / 2000
+
+
 def test_caption_dropout_leaves_the_tokens_of_an_empty_caption() -> None:
     source = captioned_shades(300)
     _, tokenizer = tiny_text_denoiser(source)
