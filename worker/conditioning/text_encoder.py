@@ -79,7 +79,9 @@ class TextEncoder:
 
     def __init__(self, folder: Path, device: torch.device) -> None:
         from transformers import CLIPTextModel  # here: it takes seconds to import
+        from transformers.utils.logging import disable_progress_bar
 
+        disable_progress_bar()  # the worker's standard error is a log
         try:
             model, info = CLIPTextModel.from_pretrained(
                 str(folder),
