@@ -6,10 +6,10 @@ READY  := $(VENV)/.ready
 TESTS  ?= tests
 JOBS   ?= 2
 
-# Everything that starts no process of its own beside Valkey and waits for nothing.
-FAST   := tests/diffusion tests/worker/conditioning tests/worker/contract tests/worker/engine tests/worker/outputs \
-          tests/worker/store tests/worker/queue/test_leases.py tests/worker/queue/test_order.py \
-          tests/service/test_generate.py tests/service/test_jobs.py tests/service/test_images.py
+FAST   := tests/diffusion tests/docs tests/worker/conditioning tests/worker/contract tests/worker/outputs tests/worker/store \
+          $(addprefix tests/worker/engine/test_, batcher.py engine.py readback.py same_pixels.py step_costs.py) \
+          $(addprefix tests/worker/queue/test_, leases.py order.py) \
+          $(addprefix tests/service/test_, generate.py jobs.py images.py)
 
 .PHONY: run test test-fast coverage check audit bench gpu-check bench-gpu soak clean
 
