@@ -244,6 +244,33 @@ def test_the_image_is_that_of_the_reference_pipeline(store: ModelStore) -> None:
     assert float(difference.max()) < 0.51
 
 
+def test_a_reload_that_changes_the_text_encoder_alone_leaves_running_chains_on_theirs(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    old = publish_text(store)
+    pool, request = filled_pool(store), prompted("a cat", "dog", steps=5)
+    driver = Driver(pool)
+    driver.submit("old", request)
+    for _ in range(4):
+        driver.step()
+
+    def write(folder: Path) -> None:
+        write_text_pipeline(folder)
+        text_encoder(1).save_pretrained(folder / "text_encoder")
+
+    new = store.publish(TEXT, write, step=1, recipe=Recipe(command="", data=""))
+    assert new.manifest.components["unet"] == old.manifest.components["unet"]
+    pool.poll()
+    pool.load_pending()
+    driver.submit("new", request)
+    driver.finish()
+    versions = {event.job_id: event.version for event in driver.told(Succeeded)}
+    assert versions == {"old": old.version, "new": new.version}
+    assert not same_pixels(driver.images("old"), driver.images("new"))
+    assert same_pixels(driver.images("new"), draw(filled_pool(store), request))
+    store.promote(TEXT, old.version)
+    assert same_pixels(driver.images("old"), draw(filled_pool(store), request))
+
+
 @pytest.mark.parametrize("broken", ["text_encoder/model.safetensors", "tokenizer/vocab.json"])
 def test_a_broken_text_part_keeps_the_version_from_serving(tmp_path: Path, broken: str) -> None:
     store = ModelStore(tmp_path)
