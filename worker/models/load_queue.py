@@ -12,8 +12,9 @@ log = logging.getLogger(__name__)
 LoadRequest = tuple[str, str | None]
 """(model, version); None stands for the version that is current when it is loaded."""
 
-ATTEMPTS = 4
-"""Loads that requests wait for when each fails for a temporary reason; after the last one they fail, as retryable."""
+ATTEMPTS = 40
+"""Loads that requests wait for when each fails for a temporary reason; after the last one they fail, as retryable. At the
+default interval that is ten minutes, as long as a job waits for a model that no worker has."""
 
 
 @dataclass(slots=True)
