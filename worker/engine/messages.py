@@ -42,6 +42,8 @@ class SavedChain:
     model: str
     version: str
     weights_sha256: str
+    dtype: str
+    """That the network computed in: another one goes on to other pixels."""
     images: tuple[SavedImage, ...]
 
 

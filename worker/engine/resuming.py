@@ -82,6 +82,8 @@ def misfit(chain: SavedChain, rows: Sequence[Trajectory], model: LoadedModel) ->
     """Why these rows can't go on from that state; None when they can."""
     if (chain.model, chain.version, chain.weights_sha256) != (model.name, model.version, model.weights_sha256):
         return f"it is of {chain.model}/{chain.version}, the request runs on {model.name}/{model.version}"
+    if chain.dtype != model.execution.dtype:
+        return f"it was computed in {chain.dtype}, the request runs in {model.execution.dtype}"
     if len(chain.images) != len(rows):
         return f"it has {len(chain.images)} images, the request {len(rows)}"
     for row, image in zip(rows, chain.images, strict=True):

@@ -47,7 +47,7 @@ class _Copy:
             SavedImage(step, arrays.get((i, "x_t")), arrays.get((i, "x_0_previous")), leg, arrays.get((i, "entry")))
             for i, (leg, step) in enumerate(self.progress)
         )
-        return SavedChain(model.name, model.version, model.weights_sha256, images)
+        return SavedChain(model.name, model.version, model.weights_sha256, model.execution.dtype, images)
 
 
 class ChainSaver:

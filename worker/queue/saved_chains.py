@@ -68,6 +68,7 @@ class _Header(BaseModel):
     model: str
     version: str
     weights_sha256: str
+    dtype: str
     request: str
     images: list[_ImageHeader]
 
@@ -84,6 +85,7 @@ def pack(chain: SavedChain, request: SamplingRequest) -> bytes:
         "model": chain.model,
         "version": chain.version,
         "weights_sha256": chain.weights_sha256,
+        "dtype": chain.dtype,
         "request": request_digest(request),
         "images": [
             {"leg": image.leg, "step": image.step}
@@ -130,7 +132,7 @@ def unpack(data: bytes, request: SamplingRequest) -> SavedChain:
         )
         for image in header.images
     )
-    return SavedChain(header.model, header.version, header.weights_sha256, images)
+    return SavedChain(header.model, header.version, header.weights_sha256, header.dtype, images)
 
 
 def _arrays(image: SavedImage) -> "dict[str, NDArray[np.float32] | None]":

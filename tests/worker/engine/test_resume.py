@@ -91,6 +91,7 @@ def test_a_state_of_another_request_or_model_is_ignored_and_the_pixels_are_right
     assert first.x_t is not None
     wrong = {
         "runs on": replace(chain, version="000000009-99999999"),
+        "in bfloat16, the request runs in float32": replace(chain, dtype="bfloat16"),
         "the request 2": replace(chain, images=(first,)),
         "step 6 of 5": replace(chain, images=(replace(first, step=6), second)),
         "step -1 of 5": replace(chain, images=(replace(first, step=-1), second)),

@@ -28,7 +28,11 @@ def state(seed: int, shape: tuple[int, int, int] = (1, 4, 4)) -> Any:
 
 def chain(*images: SavedImage) -> SavedChain:
     return SavedChain(
-        "digits", VERSION, "ab" * 32, images or (SavedImage(7, state(1), state(2)), SavedImage(0, None, None))
+        "digits",
+        VERSION,
+        "ab" * 32,
+        "float32",
+        images or (SavedImage(7, state(1), state(2)), SavedImage(0, None, None)),
     )
 
 
@@ -36,7 +40,7 @@ def same(one: SavedChain, other: SavedChain) -> bool:
     def bits(saved: SavedChain) -> list[object]:
         arrays = [x for image in saved.images for x in (image.x_t, image.x_0_previous, image.entry)]
         progress = [(image.leg, image.step) for image in saved.images]
-        return [saved.version, progress, *(None if x is None else (x.shape, x.tobytes()) for x in arrays)]
+        return [saved.version, saved.dtype, progress, *(None if x is None else (x.shape, x.tobytes()) for x in arrays)]
 
     return bits(one) == bits(other)
 
