@@ -23,10 +23,10 @@ from rq.job import JobStatus
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
-from service.queue_order import Waiting, waiting_jobs
 from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
+from service.waiting_job import Waiting, waiting_jobs
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
 from worker.contract.keys import (
     ROWS_FIELD,

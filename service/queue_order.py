@@ -6,32 +6,18 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from service.catalogue import Reading
+from service.job_queue import JobQueue
+from service.waiting_job import Waiting
 from worker.contract import WorkerStatus
 from worker.contract.queue_order import LOOKED_AT, due_at
-
-if TYPE_CHECKING:
-    from service.job_queue import JobQueue
 
 MOST_WALKED = 2048
 """Jobs whose turns are computed one by one: Redis reads them in 2 ms and ordering takes about 5. Jobs behind them are
 estimated by their place in the queue, which short jobs change little so far back."""
 FRESH_S = 1.0
 """How long a walk is reused when the queue is so long that walking it is not free."""
-
-
-@dataclass(frozen=True, slots=True)
-class Waiting:
-    """A job in the queue."""
-
-    id: str
-    model: str
-    """Empty for a job that no gateway queued."""
-    row_steps: float
-    queued_at: float | None
-    put_back: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,24 +28,6 @@ class Turn:
     """Jobs waiting now that will be served before it."""
     wait_s: float | None
     """Seconds that those take; None while no cost is known, or no live worker can draw the job."""
-
-
-def waiting_jobs(rows: Iterable[Sequence[bytes]]) -> list[Waiting]:
-    """The answer of the script `LINE`, read as the claim reads it: what can't be compared counts as absent."""
-    return [
-        Waiting(
-            id_.decode(errors="replace"), model.decode(errors="replace"), _amount(work) or 0.0, _amount(at), bool(put)
-        )
-        for id_, model, work, at, put in rows
-    ]
-
-
-def _amount(text: bytes) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if 0 <= number < 1e15 else None
 
 
 def turns(line: Sequence[Waiting], workers: Sequence[WorkerStatus], row_step_s: Mapping[str, float]) -> dict[str, Turn]:
@@ -133,7 +101,7 @@ def _groups(workers: Sequence[WorkerStatus]) -> dict[str, str]:
 class QueueOrder:
     """The turns of the jobs that wait now."""
 
-    def __init__(self, queue: "JobQueue", clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, queue: JobQueue, clock: Callable[[], float] = time.monotonic) -> None:
         self._queue = queue
         self._clock = clock
         self._walk = _Walk({}, 0, 0.0, float("-inf"))

@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-from numpy.typing import NDArray
-
 from worker.contract import EngineCounters
 from worker.engine.admission import RequestRefused, admit
 from worker.engine.batcher import Batcher
 from worker.engine.counters import Counters
+from worker.engine.endings import Endings
 from worker.engine.in_flight import MOST_AHEAD, Completed, InFlight
-from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest, Failed
+from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest
 from worker.engine.readback import ReadBack, Upload, read_back, upload
 from worker.engine.request_state import RequestState
 from worker.engine.resuming import resume
@@ -94,6 +92,7 @@ class Engine:
         self._upload = upload
         self._saver = ChainSaver(save_interval_s, save_max_bytes, read_back)
         self._counters = Counters()
+        self._endings = Endings(self._requests, self._batcher, pool, self._counters, self.outbox)
         self._costs = StepCosts()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
@@ -201,7 +200,7 @@ class Engine:
         try:
             model = self._pool.acquire(request.request.model, request.request.version)
         except ModelError as error:
-            self._report_failure(job_id, error.code, str(error), retryable=error.retryable)
+            self._endings.report_failure(job_id, error.code, str(error), retryable=error.retryable)
             return
         if model is None:
             self._waiting[job_id] = request
@@ -210,12 +209,12 @@ class Engine:
             admission = admit(request.request, model)
         except RequestRefused as error:
             self._pool.release(model)
-            self._report_failure(job_id, error.code, str(error), retryable=False)
+            self._endings.report_failure(job_id, error.code, str(error), retryable=False)
             return
         except Exception as error:  # one request's admission must not end everybody's engine
             log.exception("job %s: can't be admitted", job_id)
             self._pool.release(model)
-            self._report_failure(job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
+            self._endings.report_failure(job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
             return
         state = RequestState(job_id, admission, request.resume, saved_at=self._clock())
         self._requests[job_id] = state
@@ -231,7 +230,7 @@ class Engine:
             state.make_rows()
             resumed = resume(state, self._upload, self._pool.drop_spares) if state.resume is not None else None
         except Exception as error:  # of one request, which must not end everybody's engine
-            self._fail_stage(state, error)
+            self._endings.fail_with(state.job_id, error, "encoding or decoding failed")
             return
         if resumed is not None:
             self._counters.resumed(resumed.steps)
@@ -262,7 +261,7 @@ class Engine:
         known = self._waiting.pop(job_id, None) is not None
         if job_id in self._requests:
             known = True
-            self._end(self._requests[job_id])
+            self._endings.end(self._requests[job_id])
         if known:
             self._counters.canceled()
             self.outbox.put(Canceled(job_id))
@@ -278,7 +277,7 @@ class Engine:
             end_if_lost(rows[0].model.device, error)
             if len(rows) == 1:
                 log.exception("job %s: step %d failed", rows[0].job_id, rows[0].step)
-                self._fail(rows[0].job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
+                self._endings.fail(rows[0].job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
                 return []
             log.warning("a batch of %d rows failed, running them one by one: %s", len(rows), error)
             return self._run_each(rows)
@@ -310,7 +309,7 @@ class Engine:
             log.warning("out of memory with %d rows; batches hold %d now", tried, self._batcher.max_batch)
             return []
         for job_id in {row.job_id for row in rows}:
-            self._fail(job_id, "out_of_memory", f"not enough memory for one image: {error}", retryable=True)
+            self._endings.fail(job_id, "out_of_memory", f"not enough memory for one image: {error}", retryable=True)
         return []
 
     def _set_aside(self, rows: Sequence[Trajectory]) -> None:
@@ -343,7 +342,7 @@ class Engine:
                 log.warning("out of memory between two steps; the networks kept for the next reloads are gone")
                 self._stages.put_back(stage)
             else:
-                self._fail_stage(state, error)
+                self._endings.fail_with(state.job_id, error, "encoding or decoding failed")
             return True
         self._last_step_at = self._clock()
         state.ran_s += self._last_step_at - began
@@ -365,13 +364,6 @@ class Engine:
                 else:
                     self._stages.add(stage)
 
-    def _fail_stage(self, state: RequestState, error: Exception) -> None:
-        """What one request alone ran has failed."""
-        end_if_lost(state.model.device, error)
-        log.error("job %s: encoding or decoding failed", state.job_id, exc_info=error)
-        code = "out_of_memory" if out_of_memory(error) else "engine_error"
-        self._fail(state.job_id, code, f"{type(error).__name__}: {error}", retryable=True)
-
     def _count(self, rows: Sequence[Trajectory], busy_s: float) -> None:
         requests = {id_: self._requests[id_] for row in rows if (id_ := row.job_id) in self._requests}
         for state in requests.values():
@@ -389,53 +381,14 @@ class Engine:
                 where = f"the image of seed {row.seed} at step {outcome.step} of {row.steps}"
                 decoded = "" if work.is_step else ", decoded,"
                 hint = ": ask for REVERIE_DTYPE=float32" if row.model.execution.dtype == "float16" else ""
-                self._fail(row.job_id, "not_finite", f"{where}{decoded} is not a number{hint}", retryable=False)
+                self._endings.fail(row.job_id, "not_finite", f"{where}{decoded} is not a number{hint}", retryable=False)
             elif outcome.pixels is not None:
-                self._finish(outcome.request, row, outcome.pixels)
+                self._endings.keep_image(outcome.request, row, outcome.pixels)
         for state in work.requests:
             state.in_flight -= 1
             if state.ended:
-                self._release_unused(state)
+                self._endings.release_unused(state)
             elif work.error is not None:
-                self._fail_late(state.job_id, work.error)
+                self._endings.fail_with(state.job_id, work.error, "a step failed on the device")
             elif (progress := state.progress(self._last_step_at, self._progress_interval_s)) is not None:
                 self.outbox.put(progress)
-
-    def _finish(self, state: RequestState, row: Trajectory, pixels: NDArray[np.uint8]) -> None:
-        """Keep a finished image; the request's last one ends the request."""
-        state.images[row.index] = pixels
-        if state.done:
-            if state.reported_step == 0:
-                self.outbox.put(state.last_progress())
-            self._end(state)
-            self._counters.succeeded()
-            self.outbox.put(state.success())
-
-    def _fail_late(self, job_id: str, error: Exception) -> None:
-        """The device raised after the work had been queued: the rows' states are lost with it."""
-        end_if_lost(self._requests[job_id].model.device, error)
-        log.error("job %s: a step failed on the device", job_id, exc_info=error)
-        code = "out_of_memory" if out_of_memory(error) else "engine_error"
-        self._fail(job_id, code, f"{type(error).__name__}: {error}", retryable=True)
-
-    def _fail(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
-        self._end(self._requests[job_id])
-        self._report_failure(job_id, code, detail, retryable=retryable)
-
-    def _report_failure(self, job_id: str, code: str, detail: str, *, retryable: bool) -> None:
-        self._counters.failed()
-        self.outbox.put(Failed(job_id, code, detail, retryable))
-
-    def _end(self, state: RequestState) -> None:
-        """Remove the request's rows from the batcher, and unpin its model now or when its last work is complete."""
-        state.ended = True
-        del self._requests[state.job_id]
-        for row in state.rows:
-            if row in self._batcher:
-                self._batcher.remove(row)
-        self._release_unused(state)
-
-    def _release_unused(self, state: RequestState) -> None:
-        """Of an ended request."""
-        if state.in_flight == 0:
-            self._pool.release(state.model)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from service.app import connect
 from service.catalogue import Reading
 from service.job_queue import JobQueue
-from service.queue_order import MOST_WALKED, QueueOrder, Turn, Waiting, turns
+from service.queue_order import MOST_WALKED, QueueOrder, Turn, turns
 from service.settings import Settings
+from service.waiting_job import Waiting
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import CLOUDS, DIGITS
 from tests.worker.queue.conftest import Jobs
