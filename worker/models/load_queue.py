@@ -13,8 +13,8 @@ LoadRequest = tuple[str, str | None]
 """(model, version); None stands for the version that is current when it is loaded."""
 
 ATTEMPTS = 40
-"""Loads that requests wait for when each fails for a temporary reason; after the last one they fail, as retryable. At the
-default interval that is ten minutes, as long as a job waits for a model that no worker has."""
+"""Loads that requests wait for when each fails for a temporary reason; after the last one they fail, as retryable.
+At the default interval that is ten minutes, as long as a job waits for a model that no worker has."""
 
 
 @dataclass(slots=True)
