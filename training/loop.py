@@ -157,9 +157,9 @@ class Trainer:
     def _run(self, budget: Budget, after_step: Callable[[StepReport], None], stopped: Callable[[], bool]) -> bool:
         began, before_s = self._clock(), self.elapsed_s
         progress = budget.progress(self.step, self.elapsed_s)
-        for drawn in self._drawn():
-            if progress >= 1 or self._processes.any_true(stopped()):
-                break
+        steps = self._drawn()
+        while progress < 1 and not self._processes.any_true(stopped()):
+            drawn = next(steps)
             self._name_unreadable(drawn)
             rate = self._train_step(drawn, progress)
             (self.elapsed_s,) = self._processes.agreed(before_s + self._clock() - began)
