@@ -93,7 +93,7 @@ class InFlight:
             else:
                 completed = Completed(
                     requests,
-                    list(_outcomes(pending, finite.view(len(finite), -1).all(dim=1).tolist(), images)),
+                    list(_outcomes(pending, np.all(finite.view(len(finite), -1).numpy(), axis=1).tolist(), images)),
                     is_step,
                 )
             self._pending.popleft()

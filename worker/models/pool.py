@@ -67,6 +67,7 @@ class ModelPool:
         self._store = store
         self._load = load
         self._check_device = check_device
+        self._spares = spares
         self._poll_interval_s = poll_interval_s
         self._clock = clock
         self._changed = threading.Condition()
@@ -108,7 +109,9 @@ class ModelPool:
             self._drop_unneeded()
 
     def drop_spares(self) -> bool:
-        """Free memory that no model needs; False when there is none."""
+        """Free memory that no model needs, or wait until it can be freed; False when neither would help."""
+        if self._spares is not None and self._spares.wait_for_recording():
+            return True
         return self._residents.drop_spares()
 
     def on_change(self, listener: Callable[[], None]) -> None:

@@ -21,6 +21,12 @@ class Spares(Protocol):
     def drop_spares(self) -> bool:
         """Free it; False when there are none."""
 
+    def recording_bytes(self) -> int:
+        """Memory of all networks' recordings, which stays."""
+
+    def wait_for_recording(self) -> bool:
+        """Wait until the allocator can free memory; False when it could all the time."""
+
 
 @dataclass(slots=True)
 class _Resident:
@@ -47,7 +53,7 @@ class Residents:
     """Models in memory and their pins. Not thread-safe: the pool's lock guards it.
 
     Args:
-        budget_bytes: of weights, spares included; None: no limit.
+        budget_bytes: of weights, spares and recordings included; None: no limit.
         spares: what is kept of evicted models; the first to leave.
     """
 
@@ -154,4 +160,5 @@ class Residents:
         return needed <= self._budget
 
     def _used_bytes(self) -> int:
-        return sum(resident.model.weight_bytes for resident in self._residents.values())
+        recordings = 0 if self._spares is None else self._spares.recording_bytes()
+        return recordings + sum(resident.model.weight_bytes for resident in self._residents.values())

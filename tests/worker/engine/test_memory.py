@@ -116,6 +116,12 @@ def test_the_saved_state_is_taken_up_when_the_spares_make_room_for_it(tiny_store
         def spare_bytes(self) -> int:
             return int(card.full)
 
+        def recording_bytes(self) -> int:
+            return 0
+
+        def wait_for_recording(self) -> bool:
+            return False
+
         def drop_spares(self) -> bool:
             had_some, card.full = card.full, False
             return had_some

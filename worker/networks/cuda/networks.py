@@ -86,6 +86,7 @@ class GpuNetworks:
         self._spares: dict[str, Network] = {}  # by kind
         self._forms: dict[str, BatchForm] = {}  # by kind
         self._unrecordable: set[str] = set()
+        self._recording_bytes = 0
 
     def prepare(
         self,
@@ -140,12 +141,14 @@ class GpuNetworks:
         with self._recording:
             for last_try in (False, True):
                 try:
-                    return GraphedDenoiser(source.denoiser(module), self._capture, sizes, source.inputs, device)
+                    recorded = GraphedDenoiser(source.denoiser(module), self._capture, sizes, source.inputs, device)
+                    self._recording_bytes = self._capture.memory_bytes()
+                    return recorded
                 except RuntimeError as error:
                     full = out_of_memory(error)
                     if full and not last_try:
                         log.warning("%s: no memory to record its calls, giving back what is free", source.where)
-                        self._drop_spares()
+                        self.drop_spares()
                         self._capture.make_room()
                         continue
                     if not full:  # that may pass
@@ -185,17 +188,17 @@ class GpuNetworks:
 
     def recording_bytes(self) -> int:
         """Memory of all recordings, beside the weights that they read."""
-        return 0 if self._capture is None else self._capture.memory_bytes()
+        return self._recording_bytes
+
+    def wait_for_recording(self) -> bool:
+        """While calls are recorded the allocator can free nothing: wait for the end. False when none is recorded."""
+        if not self._recording.locked():
+            return False
+        with self._recording:
+            return True
 
     def drop_spares(self) -> bool:
-        """Give the spares' memory back, or wait for a recording's end, before which none can be; False when there was
-        neither."""
-        if self._recording.locked():
-            with self._recording:
-                return True
-        return self._drop_spares()
-
-    def _drop_spares(self) -> bool:
+        """Give the spares' memory back; False when there are none."""
         with self._lock:
             had_some = bool(self._spares)
             self._spares.clear()
