@@ -4,8 +4,10 @@ from collections.abc import Callable
 
 import httpx
 
+from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, VERSION, FakeWorker
 from worker.contract import ModelInfo
+from worker.contract.live_workers import ANNOUNCE
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -56,6 +58,15 @@ def test_a_reload_is_seen_soon(own_http: httpx.Client, worker: FakeWorker) -> No
     assert own_http.get("/models/digits").json()["reload_error"] is None
     worker.announce(models=(DIGITS.model_copy(update={"reload_error": "hash differs"}),))
     wait_until(lambda: own_http.get("/models/digits").json()["reload_error"] == "hash differs")
+
+
+def test_a_status_that_can_not_be_read_hides_no_other_worker(
+    own_http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
+) -> None:
+    valkey.client.register_script(ANNOUNCE)(args=["of-another-release", '{"unknown": 1}', 60, 60])
+    worker.announce()
+    assert own_http.get("/readyz").json()["workers"] == 1
+    assert own_http.get("/models/digits").status_code == 200
 
 
 def test_the_front_page_leads_to_the_documentation(http: httpx.Client) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
+from worker.contract.keys import WAITING_WORK_KEY
 
 BODY = {"steps": 10, "batch": 2}
 ANSWER_WITHIN_S = 2.0
@@ -101,6 +102,16 @@ def test_a_restarted_redis_that_forgot_its_scripts_still_takes_jobs(
     valkey.client.script_flush()
     assert http.post("/generate", json=BODY).status_code == 202
     assert worker.queue_length() == 2
+
+
+def test_an_error_of_redis_that_no_time_mends_is_a_defect_and_not_an_outage(
+    http: httpx.Client, valkey: ValkeyHandle
+) -> None:
+    valkey.client.lpush(WAITING_WORK_KEY, "of another type")
+    answer = http.post("/generate", json=BODY)
+    assert (answer.status_code, answer.json()["code"]) == (500, "internal")
+    assert "Retry-After" not in answer.headers
+    assert "WRONGTYPE" not in answer.text
 
 
 def test_a_redis_without_memory_is_503_and_reading_goes_on(
