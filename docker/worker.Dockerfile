@@ -22,6 +22,11 @@ RUN /opt/reverie/bin/pip install --no-cache-dir --no-deps .
 RUN cp -r "$(/opt/reverie/bin/python -c 'from worker.store.bundled import bundled_store_path as path; print(path())')" /store
 
 FROM ${BASE}
+# Debian packages. For a GPU a C compiler: Triton builds a stub with it that launches its kernels; without one a step's
+# arithmetic runs as torch's operations, with the same pixels.
+ARG SYSTEM_PACKAGES=""
+RUN if [ -n "${SYSTEM_PACKAGES}" ]; then \
+      apt-get update && apt-get install --yes --no-install-recommends ${SYSTEM_PACKAGES} && rm -rf /var/lib/apt/lists/*; fi
 RUN useradd --system --uid 10001 --create-home reverie
 COPY --from=build /opt/reverie /opt/reverie
 COPY --from=build --chown=10001 /store /var/lib/reverie/store

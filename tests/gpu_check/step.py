@@ -15,6 +15,9 @@ from tests.gpu_check.findings import Finding, figure
 from tests.gpu_check.part import Check
 from worker.contract import SamplerName
 from worker.engine.engine import Engine
+from worker.networks.cuda.forms import prepare_on_cuda
+from worker.networks.network_input import InputSpec
+from worker.networks.unet2d import UNet2DDenoiser
 from worker.store.model_store import ModelStore
 
 LAUNCHES = ("LaunchKernel", "MemcpyAsync", "MemsetAsync")
@@ -48,4 +51,21 @@ def launches(device: torch.device) -> Iterator[Finding]:
             yield Finding("step", f"{what}: launches beside it", expected, f"{told:.2f}", told <= MOST_LAUNCHES + 0.5)
 
 
-CHECKS: list[Check] = [launches]
+@torch.inference_mode()
+def copies(device: torch.device) -> Iterator[Finding]:
+    """The share of a network's time in which it only brings tensors from one memory format into the other."""
+    module = networks.build(networks.CIFAR_10).eval().requires_grad_(False).to(device, torch.bfloat16)
+    denoise = UNet2DDenoiser(prepare_on_cuda(module, BATCH), torch.bfloat16)
+    inputs = InputSpec(networks.SHAPES[networks.CIFAR_10]).probe(BATCH, device)
+    denoise(inputs)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        denoise(inputs)
+        torch.cuda.synchronize(device)
+    kernels = [e for e in profiled.events() or () if str(e.device_type).endswith("CUDA")]
+    whole = sum(e.device_time for e in kernels)
+    moved = sum(e.device_time for e in kernels if any(name in e.name.lower() for name in ("copy", "nhwc", "nchw")))
+    yield figure("step", f"kernels of a network's evaluation, batch {BATCH}", len(kernels))
+    yield figure("step", "share of its time in copies between memory formats", f"{moved / max(whole, 1e-9):.0%}")
+
+
+CHECKS: list[Check] = [launches, copies]

@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from tests.worker.engine.harness import filled_pool
 from tests.worker.networks.prepared import TINY_SPEC
 from tests.worker.tiny_models import TINY, publish_tiny
+from worker.diffusion.step_end import end_step
+from worker.diffusion.update import Clip
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.networks.batch_form import ExactMode, agreeing_sizes
+from worker.networks.cuda.fused_step import FusedEndStep, choose_end_step, every_kind_of_row
 from worker.networks.cuda.graph_capture import CudaGraphCapture
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32, KernelChoice
 from worker.networks.cuda.networks import GpuNetworks, gpu_networks
@@ -156,3 +159,17 @@ def test_two_threads_that_replay_two_networks_get_their_own_answers() -> None:
     for thread in threads:
         thread.join(60)
     assert wrong == []
+
+
+def test_the_end_of_a_step_is_one_kernel_with_the_bits_of_torchs_operations() -> None:
+    """On this card and on the host."""
+    fused = choose_end_step(CUDA)
+    assert isinstance(fused, FusedEndStep), "the log says why not"
+    for history in (False, True):
+        on_card = fused(every_kind_of_row(CUDA, (3, 32, 32), history=history), Clip())
+        on_host = end_step(every_kind_of_row(torch.device("cpu"), (3, 32, 32), history=history), Clip())
+        assert torch.equal(on_card.x_t.cpu(), on_host.x_t)
+        assert torch.equal(on_card.x_0.cpu(), on_host.x_0)
+        assert on_card.pixels is not None
+        assert on_host.pixels is not None
+        assert torch.equal(on_card.pixels.cpu(), on_host.pixels)
