@@ -95,6 +95,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         version=bound.version if bound else request.version,
         weights_sha256=bound.weights_sha256 if bound else None,
         dtype=outcome.dtype if outcome else None,
+        exact=outcome.exact if outcome else None,
         seed=request.seed,
         steps=request.steps,
         batch=request.batch,

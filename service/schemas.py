@@ -120,6 +120,9 @@ class Job(BaseModel):
     version: str | None = Field(description="The checkpoint; null until a worker has chosen it.")
     weights_sha256: str | None
     dtype: str | None = Field(description="Number format that the images were computed in; null until they are done.")
+    exact: bool | None = Field(
+        description="Whether the same request gives the same pixels whatever runs beside it; null until it is done."
+    )
     seed: int
     steps: int
     batch: int

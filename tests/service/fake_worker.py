@@ -150,6 +150,7 @@ class FakeWorker:
             version=VERSION,
             weights_sha256=WEIGHTS,
             dtype="bfloat16",
+            exact=False,
             images=records,
             media_type=request.format.media_type,
             warnings=list(warnings),

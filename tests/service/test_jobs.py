@@ -45,7 +45,7 @@ def test_a_succeeded_job_lists_its_images(http: httpx.Client, worker: FakeWorker
     assert [(image["index"], image["seed"]) for image in job["images"]] == [(0, 100), (1, 101)]
     assert [image["url"] for image in job["images"]] == [f"/jobs/{job_id}/images/{i}" for i in (0, 1)]
     assert (job["version"], job["weights_sha256"], job["label"]) == (VERSION, WEIGHTS, "two")
-    assert job["dtype"] == "bfloat16"
+    assert (job["dtype"], job["exact"]) == ("bfloat16", False)
     assert job["created_at"] <= job["started_at"] <= job["finished_at"] < job["expires_at"]
     assert job["links"] == {"self": f"/jobs/{job_id}", "events": f"/jobs/{job_id}/events", "cancel": None}
 

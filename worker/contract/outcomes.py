@@ -38,6 +38,8 @@ class JobOutcome(Message):
     weights_sha256: str
     dtype: str | None = None
     """Number format that the network computed in; None in outcomes that were written before it was recorded."""
+    exact: bool | None = None
+    """Whether the same request gives the same pixels in every batch; None as above."""
     images: list[ImageRecord]
     media_type: str
     warnings: list[str] = Field(default_factory=list)

@@ -96,6 +96,8 @@ class Succeeded:
     images: "tuple[NDArray[np.uint8], ...]"
     warnings: tuple[str, ...] = ()
     """What was done otherwise than asked."""
+    exact: bool = True
+    """Whether the images are those of any other batch, to the last bit."""
 
 
 @dataclass(frozen=True, slots=True)

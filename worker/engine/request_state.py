@@ -99,6 +99,7 @@ class RequestState:
     def success(self) -> Succeeded:
         images = tuple(self.images[index] for index in range(self.request.batch))
         model = self.model
-        dtype = model.execution.dtype
+        run = model.execution
         warnings = self.admission.encoding.warnings
-        return Succeeded(self.job_id, model.name, model.version, model.weights_sha256, dtype, images, warnings)
+        bound_to = (self.job_id, model.name, model.version, model.weights_sha256)
+        return Succeeded(*bound_to, run.dtype, images, warnings, exact=run.exact)

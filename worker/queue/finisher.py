@@ -203,6 +203,7 @@ class Finisher:
         outcome = JobOutcome(
             **made_by,
             dtype=event.dtype,
+            exact=event.exact,
             images=records,
             media_type=request.format.media_type,
             warnings=list(event.warnings),

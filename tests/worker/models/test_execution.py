@@ -46,7 +46,7 @@ def test_a_loaded_model_tells_how_it_runs(store: ModelStore, dtype: torch.dtype)
 def test_images_that_run_one_by_one_are_counted_and_told(store: ModelStore) -> None:
     """Not in the log alone: the same job takes as many times longer as there are images."""
     for form, counted in ((Form.ONE_BY_ONE, 6), (Form.FAST, 0)):
-        driver = Driver(filled_pool(store, partial(load_running, Execution("bfloat16", True, form))))
+        driver = Driver(filled_pool(store, partial(load_running, Execution("bfloat16", form is not Form.FAST, form))))
         driver.submit("job", ask(steps=3, batch=2))
         driver.finish()
         assert driver.engine.counters().image_steps_one_by_one == counted
@@ -54,6 +54,7 @@ def test_images_that_run_one_by_one_are_counted_and_told(store: ModelStore) -> N
         assert info.form == form
         (succeeded,) = driver.told(Succeeded)
         assert succeeded.dtype == "bfloat16"
+        assert succeeded.exact is (form is not Form.FAST)
 
 
 def test_a_new_version_that_runs_in_another_way_is_told(store: ModelStore) -> None:
