@@ -7,6 +7,7 @@ import pytest
 
 from service.launcher.up import UpSettings
 from service.settings import Settings
+from training.configuration import TrainingConfiguration
 from worker.contract import keys
 from worker.settings import WorkerSettings
 
@@ -43,6 +44,7 @@ def test_every_redis_key_of_ours_has_its_row_in_the_table() -> None:
 @pytest.mark.parametrize("document", DOCUMENTS)
 def test_every_setting_that_a_document_names_is_read_by_a_process(document: str) -> None:
     fields = {field for settings in (Settings, WorkerSettings, UpSettings) for field in settings.model_fields}
+    fields |= {f"train_{field}" for field in TrainingConfiguration.model_fields}
     others = {"REVERIE_URL"}  # of the command line alone
     named = set(re.findall(r"REVERIE_[A-Z_]+", text_of(document)))
     assert named - others - {f"REVERIE_{field.upper()}" for field in fields} - {"REVERIE_"} == set()
