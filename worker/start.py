@@ -103,6 +103,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
     from worker.networks.batch_form import ExactMode
+    from worker.networks.cuda.graph_capture import recording_is_safe
     from worker.networks.cuda.networks import gpu_networks
     from worker.networks.device import DeviceLost, choose_device, choose_dtype, dtype_name, end_if_lost
     from worker.networks.padded import PadBatch
@@ -119,10 +120,15 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     # each of the hundreds of operations of a step, and would wait this long to get it back every time.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     tf32 = settings.dtype == "tf32"
+    record = settings.cuda_graphs == "auto" and recording_is_safe()
+    if device.type == "cuda" and settings.cuda_graphs == "auto" and not record:
+        logging.getLogger(__name__).warning(
+            "no CUDA graphs: they are recorded with torch 2.13 and later, an older one may not survive it"
+        )
     networks = (
         None
         if device.type == "cpu"
-        else gpu_networks(device, record=settings.cuda_graphs == "auto", tf32=tf32, exact=ExactMode(settings.exact))
+        else gpu_networks(device, record=record, tf32=tf32, exact=ExactMode(settings.exact))
     )
     choices = RedisChoices(client)
     pool = ModelPool(

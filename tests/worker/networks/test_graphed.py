@@ -10,6 +10,7 @@ from tests.worker.engine.harness import CPU
 from tests.worker.networks.captures import RunAgain
 from tests.worker.networks.prepared import TINY_SPEC, row_by_row, tiny_inputs
 from tests.worker.tiny_models import tiny_unet
+from worker.networks.cuda.graph_capture import recording_is_safe
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec
@@ -94,3 +95,11 @@ def test_no_size_is_larger_than_the_engine_asks_for() -> None:
     assert sizes_of(PadBatch.ONE, 12, gpu) == (12,)
     assert sizes_of(PadBatch.OFF, 12, gpu) is None
     assert sizes_of(PadBatch.AUTO, 12, CPU) is None
+
+
+@pytest.mark.parametrize(
+    ("version", "safe"),
+    [("2.11.0+cu130", False), ("2.12.1", False), ("2.13.0+cpu", True), ("2.14.0a0+git1", True), ("3.0.0", True)],
+)
+def test_nothing_is_recorded_where_a_failed_recording_ends_the_process(version: str, safe: bool) -> None:
+    assert recording_is_safe(version) is safe

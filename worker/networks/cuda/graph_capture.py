@@ -12,8 +12,16 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
+OLDEST_SAFE_TORCH = (2, 13)
+"""Older ones stay "capturing" in all threads of the process after a call that could not be recorded."""
 WARM_UPS = 2
 """Calls before the recorded one: libraries choose their algorithms and take their memory in the first."""
+
+
+def recording_is_safe(torch_version: str = torch.__version__) -> bool:
+    """Whether a call that can't be recorded leaves the process able to compute."""
+    major, minor = torch_version.split(".")[:2]
+    return (int(major), int(minor)) >= OLDEST_SAFE_TORCH
 
 
 class Capture(Protocol):
