@@ -50,6 +50,15 @@ def test_no_multiplication_is_fused_with_an_addition_on_any_card(capability: int
     assert [operation for operation in operations if ".rn." not in operation or operation.startswith("fma")] == []
 
 
+def test_no_step_waits_for_another_variant_of_the_kernel_to_be_compiled() -> None:
+    """They are those that are compared at the start: no other shape, and no other place of a step's numbers, is one."""
+    pytest.importorskip("triton", reason=NEEDS_TRITON)
+    from worker.networks.cuda.step_kernel import finish_step
+
+    general = {p.name for p in finish_step.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
+    assert general == {"values", "plane", "coefficients", "row_numbers", "guidance_scales"}
+
+
 def test_a_kernel_with_other_bits_is_found_out() -> None:
     def off_by_a_bit(end: StepEnd, clip: Clip) -> Stepped:
         stepped = end_step(end, clip)

@@ -1,6 +1,7 @@
 """The end of a step in one kernel, where Triton can build it and it gives the bits of torch's operations here."""
 
 import functools
+import itertools
 import logging
 from types import ModuleType
 
@@ -54,33 +55,34 @@ class FusedEndStep:
         x_next, x_0 = torch.empty_like(end.x_t), torch.empty_like(end.x_t)
         finite = torch.empty(N, parts, dtype=torch.uint8, device=end.x_t.device)
         pixels = torch.empty(len(end.finishing), H, W, C, dtype=torch.uint8, device=end.x_t.device)
-        self._kernels.finish_step[(N, parts)](
-            end.x_t,
-            end.outputs,
-            end.x_t if end.x_0_previous is None else end.x_0_previous,
-            end.coefficients,
-            end.row_numbers,
-            end.guidance_scales,
-            x_next,
-            x_0,
-            finite,
-            pixels,
-            values,
-            H * W,
-            clip.clip_sample_range,
-            history=end.x_0_previous is not None,
-            clip=clip.clip_sample,
-            blocks=BLOCKS,
-            enable_fp_fusion=False,
-        )
+        # Triton launches on the thread's current device.
+        with torch.cuda.device_of(end.x_t):  # type: ignore[no-untyped-call]  # torch's
+            self._kernels.finish_step[(N, parts)](
+                end.x_t,
+                end.outputs,
+                end.x_t if end.x_0_previous is None else end.x_0_previous,
+                end.coefficients,
+                end.row_numbers,
+                end.guidance_scales,
+                x_next,
+                x_0,
+                finite,
+                pixels,
+                values,
+                H * W,
+                clip.clip_sample_range,
+                history=end.x_0_previous is not None,
+                clip=clip.clip_sample,
+                blocks=BLOCKS,
+                enable_fp_fusion=False,
+            )
         return Stepped(x_next, x_0, finite.view(torch.bool), pixels if len(end.finishing) else None)
 
 
 @torch.inference_mode()
 def agrees(fused: EndStep, device: torch.device, shape: tuple[int, int, int] = (3, 17, 13)) -> bool:
-    """Whether it gives the bits of torch's operations for rows of every kind."""
-    clip = Clip()
-    for history in (False, True):
+    """Whether it gives the bits of torch's operations for rows of every kind; compiles all variants of the kernel."""
+    for history, clip in itertools.product((False, True), (Clip(), Clip(clip_sample=False))):
         end = every_kind_of_row(device, shape, history=history)
         one, other = fused(end, clip), end_step(end, clip)
         pixels = one.pixels is not None and other.pixels is not None and torch.equal(one.pixels, other.pixels)

@@ -106,7 +106,12 @@ def _noise(seed, draw, leg, block):
     return tl.interleave(tl.interleave(n0, n2), tl.interleave(n1, n3))
 
 
-@triton.jit
+# One variant for all shapes and wherever a step's numbers lie: a variant is compiled when it is first launched, which
+# would hold up a step for seconds.
+@triton.jit(
+    do_not_specialize=["values", "plane"],
+    do_not_specialize_on_alignment=["coefficients", "row_numbers", "guidance_scales"],
+)
 def finish_step(
     x_t,
     output,
