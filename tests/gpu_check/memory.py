@@ -10,7 +10,7 @@ from tests.bench import networks
 from tests.bench.own_loop import filled_pool, loader
 from tests.gpu_check.findings import Finding, figure
 from tests.gpu_check.part import Check
-from worker.networks.cuda.graph_capture import CudaGraphCapture
+from worker.networks.cuda.graph_capture import CudaGraphs, GraphCapture
 from worker.networks.memory_errors import out_of_memory
 from worker.store.model_store import ModelStore
 
@@ -41,18 +41,19 @@ def broken_recording(device: torch.device) -> Iterator[Finding]:
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     x = torch.ones(8, device=device)
     try:
-        CudaGraphCapture(stream)(lambda: x * float(x.sum().item()))
+        GraphCapture(CudaGraphs(stream))(lambda: x * float(x.sum().item()))
         yield Finding("memory", "a recording that waits", "is refused", "was recorded", ok=False)
     except RuntimeError as error:
         yield figure("memory", "a recording that waits", str(error).splitlines()[0])
     torch.cuda.empty_cache()
-    doubled = CudaGraphCapture(stream)(lambda: x * 2)()
+    doubled = GraphCapture(CudaGraphs(stream))(lambda: x * 2)()
     torch.cuda.synchronize(device)
     yield Finding("memory", "the next recording", "works", str(doubled.sum().item()), doubled.sum().item() == 16)
 
 
 def full_card(device: torch.device) -> Iterator[Finding]:
     """What the libraries raise when they find no memory: all of it is to be known for that."""
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     filler = []
     for size in (2**30, 2**25, 2**21):
         try:
@@ -63,7 +64,7 @@ def full_card(device: torch.device) -> Iterator[Finding]:
     calls: dict[str, Callable[[], object]] = {
         "cuBLAS": lambda: torch.ones(8, 8, device=device).mm(torch.ones(8, 8, device=device)),
         "pinned memory": lambda: torch.empty(2**42, dtype=torch.uint8, pin_memory=True),
-        "a recording": lambda: CudaGraphCapture(torch.cuda.Stream(device))(lambda: torch.empty(2**28, device=device)),  # type: ignore[no-untyped-call]
+        "a recording": lambda: GraphCapture(CudaGraphs(stream))(lambda: torch.empty(2**28, device=device)),
     }
     for name, call in calls.items():
         try:

@@ -12,7 +12,7 @@ from tests.gpu_check.part import Check
 from worker.networks.batch_form import agreeing_sizes, cost_of, most_exact, seconds_by_size, stopwatch
 from worker.networks.cuda.cards import card_dtype
 from worker.networks.cuda.forms import prepare_on_cuda
-from worker.networks.cuda.graph_capture import Capture, CudaGraphCapture
+from worker.networks.cuda.graph_capture import Capture, CudaGraphs, GraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32, KernelChoice
 from worker.networks.denoiser import Denoiser
@@ -28,7 +28,7 @@ def whole_networks(device: torch.device) -> Iterator[Finding]:
     """As they serve: prepared, recorded, every size."""
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     for model, number_format in itertools.product((networks.DIGITS, networks.CIFAR_10), FORMATS):
-        yield from network(model, number_format, device, CudaGraphCapture(stream))
+        yield from network(model, number_format, device, GraphCapture(CudaGraphs(stream)))
 
 
 def network(

@@ -19,7 +19,7 @@ from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
 from worker.networks.batch_form import ExactMode
-from worker.networks.cuda.graph_capture import CudaGraphCapture
+from worker.networks.cuda.graph_capture import CudaGraphs, GraphCapture
 from worker.networks.cuda.networks import GpuNetworks, gpu_networks
 from worker.networks.network_input import NetworkInput
 from worker.networks.padded import PadBatch
@@ -71,14 +71,14 @@ class Counted:
         loading, recording = (torch.cuda.Stream() for _ in range(2))  # type: ignore[no-untyped-call]
         owner = self
 
-        class Counting(CudaGraphCapture):
+        class Counting(GraphCapture):
             def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
                 replay = super().__call__(run)
                 owner.recordings += 1
                 return replay
 
         del networks  # what it has settled stays
-        self.networks = GpuNetworks(Counting(recording), loading)
+        self.networks = GpuNetworks(Counting(CudaGraphs(recording)), loading)
 
 
 @pytest.fixture(scope="module", params=[PadBatch.ONE, PadBatch.SIZES])

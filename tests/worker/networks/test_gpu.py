@@ -17,7 +17,7 @@ from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.networks.batch_form import ExactMode, agreeing_sizes
 from worker.networks.cuda.fused_step import FusedEndStep, choose_end_step, every_kind_of_row
-from worker.networks.cuda.graph_capture import CudaGraphCapture
+from worker.networks.cuda.graph_capture import CudaGraphs, GraphCapture
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32, KernelChoice
 from worker.networks.cuda.networks import GpuNetworks, gpu_networks
 from worker.networks.memory_errors import out_of_memory
@@ -73,9 +73,9 @@ def test_after_a_recording_that_waits_for_the_device_the_next_one_works() -> Non
     stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     x = torch.ones(8, device=CUDA)
     with pytest.raises(RuntimeError):
-        CudaGraphCapture(stream)(lambda: x * float(x.sum().item()))
+        GraphCapture(CudaGraphs(stream))(lambda: x * float(x.sum().item()))
     torch.cuda.empty_cache()
-    replay = CudaGraphCapture(stream)(lambda: x * 2)
+    replay = GraphCapture(CudaGraphs(stream))(lambda: x * 2)
     assert replay().tolist() == [2.0] * 8
 
 
@@ -141,7 +141,7 @@ def test_a_network_that_is_called_exact_is_in_every_size_that_it_serves_with(
 
 def test_two_threads_that_replay_two_networks_get_their_own_answers() -> None:
     """All recordings share memory."""
-    capture = CudaGraphCapture(torch.cuda.Stream())  # type: ignore[no-untyped-call]
+    capture = GraphCapture(CudaGraphs(torch.cuda.Stream()))  # type: ignore[no-untyped-call]
     inputs = [torch.full((2**16,), float(number), device=CUDA) for number in range(2)]
     replays = [capture(lambda x=x: (x + 1) * 2) for x in inputs]  # type: ignore[misc]
     wrong: list[int] = []

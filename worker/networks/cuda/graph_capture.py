@@ -2,15 +2,13 @@
 
 import contextlib
 import gc
-import logging
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-
-log = logging.getLogger(__name__)
 
 OLDEST_SAFE_TORCH = (2, 13)
 """Older ones stay "capturing" in all threads of the process after a call that could not be recorded."""
@@ -51,38 +49,51 @@ class Capture(Protocol):
         """What the recordings hold of the device's memory."""
 
 
-class CudaGraphCapture:
-    """Records on a stream on which nothing is ever run, so that the steps of the engine go on meanwhile on theirs.
+class Graph(Protocol):
+    """A recording, as `torch.cuda.CUDAGraph`."""
 
-    Matrix products keep a workspace for each stream, and a recording uses that of its stream wherever it is replayed.
-    All replays must therefore be on one stream, and warming up is on another than the recordings'.
+    def capture_end(self) -> None:
+        """Nothing is recorded any more. Raises RuntimeError if what was can't be replayed."""
 
-    Not `torch.cuda.graph`, which waits for the whole device and gives its free memory back first: the engine's next
-    steps would have to ask the driver for it again.
+    def replay(self) -> None: ...
 
-    Args:
-        stream: neither a default one nor the one that is current in the calls.
-    """
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
+class Graphs(Protocol):
+    """What recording asks of a device; tests stand in for one."""
+
+    def settle(self) -> None:
+        """Wait for what the calling thread has told the device."""
+
+    def recording_stream(self) -> AbstractContextManager[object]:
+        """What the calling thread tells the device inside goes to the recordings' stream."""
+
+    def begin(self) -> Graph:
+        """Record what the calling thread tells the device on the recordings' stream from now on."""
+
+    def make_room(self) -> None:
+        """Give what is free back to the device."""
+
+    def memory_bytes(self) -> int:
+        """What all recordings hold, the workspaces of their libraries included."""
+
+
+class GraphCapture:
+    """Implements `Capture` on a device's graphs."""
+
+    def __init__(self, graphs: Graphs) -> None:
         self.lock = threading.Lock()
-        self._stream = stream
-        # Its owner too: without one the memory would be given up with the last network and found anew by the next.
-        self._memory = torch.cuda.MemPool()
+        self._graphs = graphs
         self._broken: str | None = None
 
     def __call__(self, run: Callable[[], Tensor]) -> Callable[[], Tensor]:
         if self._broken is not None:
             raise RuntimeError(f"nothing is recorded any more in this process: {self._broken}")
-        graph = torch.cuda.CUDAGraph()
-        memory: Any = self._memory.id  # such a pair has a name of its own in torch, for type checkers only
         with torch.inference_mode():
             for _ in range(WARM_UPS):
                 run()
-            torch.cuda.current_stream(self._stream.device).synchronize()
-            with _without_garbage_collection(), torch.cuda.stream(self._stream):
-                # thread_local: what the engine's thread asks of the driver meanwhile, memory say, is its own business.
-                graph.capture_begin(pool=memory, capture_error_mode="thread_local")
+            self._graphs.settle()
+            with _without_garbage_collection(), self._graphs.recording_stream():
+                graph = self._graphs.begin()
                 try:
                     output = run()
                 except BaseException:
@@ -96,12 +107,50 @@ class CudaGraphCapture:
 
         return replay
 
-    def _end_broken(self, graph: torch.cuda.CUDAGraph) -> None:
+    def _end_broken(self, graph: Graph) -> None:
         """A capture that ends without an error, as one that found no memory does, leaves nothing behind."""
         try:
             graph.capture_end()
         except RuntimeError as error:
             self._broken = str(error).splitlines()[0]
+
+    def make_room(self) -> None:
+        self._graphs.make_room()
+
+    def memory_bytes(self) -> int:
+        return self._graphs.memory_bytes()
+
+
+class CudaGraphs:
+    """Records on a stream on which nothing is ever run, so that the steps of the engine go on meanwhile on theirs.
+
+    Matrix products keep a workspace for each stream, and a recording uses that of its stream wherever it is replayed.
+    All replays must therefore be on one stream, and warming up is on another than the recordings'.
+
+    Not `torch.cuda.graph`, which waits for the whole device and gives its free memory back first: the engine's next
+    steps would have to ask the driver for it again.
+
+    Args:
+        stream: neither a default one nor the one that is current in the calls.
+    """
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self._stream = stream
+        # Its owner too: without one the memory would be given up with the last network and found anew by the next.
+        self._memory = torch.cuda.MemPool()
+
+    def settle(self) -> None:
+        torch.cuda.current_stream(self._stream.device).synchronize()
+
+    def recording_stream(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._stream)
+
+    def begin(self) -> Graph:
+        graph = torch.cuda.CUDAGraph()
+        memory: Any = self._memory.id  # such a pair has a name of its own in torch, for type checkers only
+        # thread_local: what the engine's thread asks of the driver meanwhile, memory say, is its own business.
+        graph.capture_begin(pool=memory, capture_error_mode="thread_local")
+        return graph
 
     def make_room(self) -> None:
         torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ from worker.networks.batch_form import (
     stopwatch,
 )
 from worker.networks.cuda.forms import prepare_on_cuda
-from worker.networks.cuda.graph_capture import Capture, CudaGraphCapture
+from worker.networks.cuda.graph_capture import Capture, CudaGraphs, GraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32
 from worker.networks.denoiser import Denoiser
@@ -230,7 +230,7 @@ def gpu_networks(
     (REPRODUCIBLE_TF32 if tf32 else REPRODUCIBLE).apply()
     with torch.cuda.device(device):
         loading, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
-        return GpuNetworks(CudaGraphCapture(recording) if record else None, loading, tf32=tf32, exact=exact)
+        return GpuNetworks(GraphCapture(CudaGraphs(recording)) if record else None, loading, tf32=tf32, exact=exact)
 
 
 def card_kind(device: torch.device) -> str:
