@@ -65,7 +65,7 @@ def test_a_job_taken_over_goes_on_from_its_last_state_to_the_same_pixels(stack: 
         )
         stack.worker = stack.start_worker()
         wait_until(
-            lambda: all(f"job {id_} goes on at step" in stack.worker.log.read_text() for id_ in job_ids),
+            lambda: all(f"job {id_} goes on, " in stack.worker.log.read_text() for id_ in job_ids),
             "the next worker to take the jobs up where they were",
         )
     ended = [stack.finished(job_id) for job_id in job_ids]
