@@ -3,7 +3,8 @@
 ARG BASE=python:3.12-slim
 
 FROM ${BASE} AS build
-# Which build of torch: options for pip, such as an index of CPU-only builds. As it is, the default of pip.
+# Which build of torch: options for pip, `--index-url` of the build and `--extra-index-url` of everything else. As it is,
+# the default of pip.
 ARG TORCH_PIP_OPTIONS=""
 WORKDIR /src
 RUN python3 -m venv /opt/reverie
