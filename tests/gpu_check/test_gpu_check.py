@@ -1,6 +1,9 @@
 """The check of a GPU, seen without one: it says so, goes on after a failure, and its parts run."""
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,6 +41,24 @@ def test_without_a_gpu_it_says_why_runs_nothing_and_ends_well(
     assert not file.exists()
     assert main(["--present"], Machine()) == 1
     assert main(["--present"], Machine(((9, 0),))) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize("target", ["gpu-check", "bench-gpu"])
+def test_as_a_command_too(target: str) -> None:
+    """In the environment of this test, which `-o` takes as ready."""
+    environment = f"VENV={sys.prefix}"
+    done = subprocess.run(
+        ["make", "--silent", "-o", f"{sys.prefix}/.ready", environment, target],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no GPU: nothing was run")
+    assert done.stdout.count("\n") == 1
 
 
 def test_a_part_that_dies_or_hangs_is_a_finding_and_the_next_one_runs() -> None:
