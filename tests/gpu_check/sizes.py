@@ -16,6 +16,7 @@ from worker.networks.cuda.graph_capture import Capture, CudaGraphs, GraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32, KernelChoice
 from worker.networks.denoiser import Denoiser
+from worker.networks.device import choose_memory_format
 from worker.networks.network_input import InputSpec
 from worker.networks.padded import BATCH_SIZES
 from worker.networks.unet2d import UNet2DDenoiser
@@ -47,8 +48,9 @@ def network(
         if device.type == "cuda":
             card_dtype(number_format, torch.cuda.get_device_capability(device))
         spec = InputSpec(networks.SHAPES[model])
-        module = prepare_on_cuda(build(model).eval().requires_grad_(False).to(device, dtype), sizes[-1])
-        plain: Denoiser = UNet2DDenoiser(module, dtype)
+        memory_format = choose_memory_format(dtype, device)
+        module = build(model).eval().requires_grad_(False).to(device, dtype)
+        plain: Denoiser = UNet2DDenoiser(prepare_on_cuda(module, sizes[-1], memory_format), dtype, memory_format)
         denoise = plain if capture is None else GraphedDenoiser(plain, capture, sizes, spec, device)
         groups = agreeing_sizes(denoise, spec, sizes, device)
         seconds = seconds_by_size(denoise, spec, sizes, device, stopwatch(device))

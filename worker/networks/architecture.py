@@ -36,8 +36,10 @@ class Architecture(Protocol):
     def model_class(self) -> type[nn.Module]:
         """diffusers' class, imported on the first call because that takes seconds."""
 
-    def denoiser(self, network: nn.Module, dtype: torch.dtype) -> Denoiser:
-        """A denoiser with float32 inputs and outputs that computes in `dtype`."""
+    def denoiser(
+        self, network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format = torch.channels_last
+    ) -> Denoiser:
+        """A denoiser with float32 inputs and outputs that computes in `dtype`, on images in `memory_format`."""
 
 
 @dataclass(frozen=True)
@@ -57,5 +59,5 @@ class NetworkSource:
     kind: str
     where: str
 
-    def denoiser(self, network: nn.Module) -> Denoiser:
-        return self.architecture.denoiser(network, self.dtype)
+    def denoiser(self, network: nn.Module, memory_format: torch.memory_format = torch.channels_last) -> Denoiser:
+        return self.architecture.denoiser(network, self.dtype, memory_format)

@@ -4,7 +4,7 @@ import logging
 
 import torch
 
-from worker.networks.cuda.cards import Cards, TorchsCards, card_dtype
+from worker.networks.cuda.cards import Cards, TorchsCards, card_dtype, card_memory_format
 from worker.networks.memory_errors import out_of_memory
 
 log = logging.getLogger(__name__)
@@ -81,6 +81,13 @@ def choose_dtype(wanted: str, device: torch.device, cards: Cards = THIS_MACHINES
             raise ValueError(f"dtype {wanted} is a GPU's: need auto, float32 or bfloat16 on a CPU")
         case _:
             raise ValueError(f"need a dtype of auto, float32, tf32, bfloat16 or float16, got {wanted!r}")
+
+
+def choose_memory_format(dtype: torch.dtype, device: torch.device, cards: Cards = THIS_MACHINES) -> torch.memory_format:
+    """Of a network's images and filters; channels_last on a CPU."""
+    if device.type != "cuda":
+        return torch.channels_last
+    return card_memory_format(dtype, cards.capability(device.index or 0))
 
 
 def dtype_name(dtype: torch.dtype) -> str:

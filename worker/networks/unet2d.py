@@ -20,9 +20,10 @@ class UNet2DDenoiser:
 
     unet: nn.Module
     dtype: torch.dtype
+    memory_format: torch.memory_format = torch.channels_last
 
     def __call__(self, inputs: NetworkInput) -> Tensor:
-        x = inputs.x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = inputs.x.to(self.dtype).contiguous(memory_format=self.memory_format)
         (output,) = self.unet(x, inputs.t, return_dict=False, **inputs.named)
         return torch.as_tensor(output).to(torch.float32).contiguous()
 
@@ -54,5 +55,7 @@ class UNet2D:
         model_class: type[nn.Module] = UNet2DModel
         return model_class
 
-    def denoiser(self, network: nn.Module, dtype: torch.dtype) -> UNet2DDenoiser:
-        return UNet2DDenoiser(network, dtype)
+    def denoiser(
+        self, network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format = torch.channels_last
+    ) -> UNet2DDenoiser:
+        return UNet2DDenoiser(network, dtype, memory_format)

@@ -20,9 +20,10 @@ class UNet2DConditionDenoiser:
 
     unet: nn.Module
     dtype: torch.dtype
+    memory_format: torch.memory_format = torch.channels_last
 
     def __call__(self, inputs: NetworkInput) -> Tensor:
-        x = inputs.x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        x = inputs.x.to(self.dtype).contiguous(memory_format=self.memory_format)
         text = inputs.named[TEXT_STATES].to(self.dtype)
         (output,) = self.unet(x, inputs.t, encoder_hidden_states=text, return_dict=False)
         return torch.as_tensor(output).to(torch.float32).contiguous()
@@ -63,5 +64,7 @@ class UNet2DCondition:
         model_class: type[nn.Module] = UNet2DConditionModel
         return model_class
 
-    def denoiser(self, network: nn.Module, dtype: torch.dtype) -> UNet2DConditionDenoiser:
-        return UNet2DConditionDenoiser(network, dtype)
+    def denoiser(
+        self, network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format = torch.channels_last
+    ) -> UNet2DConditionDenoiser:
+        return UNet2DConditionDenoiser(network, dtype, memory_format)

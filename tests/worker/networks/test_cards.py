@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worker.networks.cuda.cards import card_dtype
-from worker.networks.device import choose_device, choose_dtype
+from worker.networks.device import choose_device, choose_dtype, choose_memory_format
 
 T4, A100, H200, GTX_1080 = (7, 5), (8, 0), (9, 0), (6, 1)
 
@@ -96,3 +96,22 @@ def test_a_format_that_the_card_lacks_is_refused(wanted: str, capability: tuple[
         card_dtype(wanted, capability)
     assert card_dtype("tf32", A100) is torch.float32
     assert card_dtype("float16", T4) is torch.float16
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "chosen"),
+    [
+        (GTX_1080, torch.float32, torch.contiguous_format),
+        (T4, torch.float32, torch.contiguous_format),
+        (T4, torch.float16, torch.channels_last),
+        (A100, torch.float32, torch.channels_last),
+        (A100, torch.bfloat16, torch.channels_last),
+        (H200, torch.bfloat16, torch.channels_last),
+    ],
+)
+def test_images_lie_in_memory_as_the_cards_units_read_them(
+    capability: tuple[int, int], dtype: torch.dtype, chosen: torch.memory_format
+) -> None:
+    machine = Machine((A100, capability))
+    assert choose_memory_format(dtype, torch.device("cuda:1"), machine) is chosen
+    assert choose_memory_format(dtype, torch.device("cpu"), machine) is torch.channels_last

@@ -1,11 +1,16 @@
 """What a GPU's networks are made of, on the CPU: the same parameters and the same function."""
 
+from typing import Any
+
+import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
+from tests.worker.networks.prepared import tiny_inputs
 from tests.worker.tiny_models import tiny_unet
 from worker.networks.cuda.forms import SCALES, FixedRowsLinear, prepare_on_cuda
+from worker.networks.unet2d import UNet2DDenoiser
 
 
 def inputs(rows: int) -> dict[str, torch.Tensor]:
@@ -50,3 +55,21 @@ def test_a_product_has_as_many_rows_in_every_batch() -> None:
     for rows in (1, 2, 3, 8, 15):
         assert torch.equal(fixed(x[:rows]), full[:rows])
         assert torch.equal(fixed(x[-rows:])[-1], fixed(x[[-1]])[0])
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_every_convolution_reads_and_writes_the_chosen_memory_format(memory_format: torch.memory_format) -> None:
+    unet = prepare_on_cuda(tiny_unet().eval(), 4, memory_format)
+    in_other_formats: list[str] = []
+
+    def look(name: str, conv: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        tensors = (inputs[0], output, *conv.parameters())
+        if not all(x.dim() != 4 or x.is_contiguous(memory_format=memory_format) for x in tensors):
+            in_other_formats.append(name)
+
+    for name, module in unet.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(lambda *seen, name=name: look(name, *seen))
+    UNet2DDenoiser(unet, torch.float32, memory_format)(tiny_inputs(4))
+    assert in_other_formats == []

@@ -34,10 +34,12 @@ class NotExactIn(UNet2D):
 
     dtypes: tuple[torch.dtype, ...]
 
-    def denoiser(self, network: nn.Module, dtype: torch.dtype) -> UNet2DDenoiser:
+    def denoiser(
+        self, network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format = torch.channels_last
+    ) -> UNet2DDenoiser:
         if dtype not in self.dtypes:
-            return super().denoiser(network, dtype)
-        return DependentOnBatch(network, dtype)
+            return super().denoiser(network, dtype, memory_format)
+        return DependentOnBatch(network, dtype, memory_format)
 
 
 class DependentOnBatch(UNet2DDenoiser):

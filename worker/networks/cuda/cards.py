@@ -77,6 +77,16 @@ def card_dtype(wanted: str, capability: tuple[int, int]) -> torch.dtype:
             raise ValueError(f"need a dtype of auto, float32, tf32, bfloat16 or float16, got {wanted!r}")
 
 
+def card_memory_format(dtype: torch.dtype, capability: tuple[int, int]) -> torch.memory_format:
+    """How a network's images and filters lie in the memory of a card of this compute capability.
+
+    Matrix units read channels_last; float32 has none before TF32's came, and its kernels are written for NCHW.
+    """
+    if dtype is torch.float32 and capability < BFLOAT16_SINCE:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
 def _need(capability: tuple[int, int], least: tuple[int, int], otherwise: str) -> None:
     if capability < least:
         raise ValueError(otherwise)

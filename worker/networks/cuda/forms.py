@@ -35,15 +35,23 @@ class One:
         return x
 
 
-def prepare_on_cuda(module: nn.Module, max_rows: int) -> nn.Module:
+def prepare_on_cuda(
+    module: nn.Module, max_rows: int, memory_format: torch.memory_format = torch.channels_last
+) -> nn.Module:
     """The module, changed in place; its parameters keep their names.
 
     Args:
         max_rows: of the largest batch.
+        memory_format: of the filters, and of the images that the network is given.
     """
     for weight in module.parameters():
         if weight.dim() == 4:
-            weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+            # Not `contiguous`: of a single channel or pixel it leaves strides that the libraries take for NCHW.
+            weight.data = torch.empty_like(weight.data, memory_format=memory_format).copy_(weight.data)
+    if memory_format is torch.contiguous_format:
+        for part in module.modules():
+            if type(part).__name__ == "Attention":  # its pixels come one after the other, as channels_last
+                part.register_forward_hook(lambda attention, inputs, output: output.contiguous())
     _replace_inside(module, max_rows)
     return module
 

@@ -28,6 +28,7 @@ from worker.networks.cuda.graph_capture import Capture, CudaGraphs, GraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32
 from worker.networks.denoiser import Denoiser
+from worker.networks.device import choose_memory_format
 from worker.networks.exactness import is_batch_invariant
 from worker.networks.memory_errors import out_of_memory
 from worker.networks.padded import PadBatch, PaddedDenoiser, sizes_of
@@ -115,11 +116,12 @@ class GpuNetworks:
         key = f"batches of {sha256(source.kind.encode()).hexdigest()[:16]}, exact {self._exact}, on {card_kind(device)}"
         chosen = choices.get(key)
         known = self._forms.get(source.kind) or (None if chosen is None else BatchForm.from_text(chosen))
+        memory_format = choose_memory_format(source.dtype, device)
         sizes = sizes_of(pad_batch, max_batch, device) if known is None else known.sizes
         with self._aside():
-            module = prepare_on_cuda(module.to(device), max_batch)
-            recorded = None if sizes is None else self._record(source, module, sizes, device)
-        plain = source.denoiser(module)
+            module = prepare_on_cuda(module.to(device), max_batch, memory_format)
+            plain = source.denoiser(module, memory_format)
+            recorded = None if sizes is None else self._record(source, plain, sizes, device)
         denoise = recorded or (plain if sizes is None else PaddedDenoiser(plain, sizes))
         # On the stream of the engine's steps, where all replays must be.
         form = known or BatchForm.from_text(
@@ -133,7 +135,7 @@ class GpuNetworks:
         return Network(source.kind, module, denoise, form, recorded=recorded is not None)
 
     def _record(
-        self, source: NetworkSource, module: nn.Module, sizes: Sizes, device: torch.device
+        self, source: NetworkSource, plain: Denoiser, sizes: Sizes, device: torch.device
     ) -> GraphedDenoiser | None:
         """The network's calls, if that is wanted and can be done."""
         if self._capture is None or source.kind in self._unrecordable:
@@ -141,7 +143,7 @@ class GpuNetworks:
         with self._recording:
             for last_try in (False, True):
                 try:
-                    recorded = GraphedDenoiser(source.denoiser(module), self._capture, sizes, source.inputs, device)
+                    recorded = GraphedDenoiser(plain, self._capture, sizes, source.inputs, device)
                     self._recording_bytes = self._capture.memory_bytes()
                     return recorded
                 except RuntimeError as error:
