@@ -5,7 +5,7 @@ from pydantic import BaseModel
 
 from service.errors import NotFound, problem_responses
 from service.gateway import GatewayDep
-from worker.contract import ModelInfo
+from worker.contract import MemoryUse, ModelInfo
 
 router = APIRouter(tags=["models"])
 
@@ -14,12 +14,15 @@ class ModelList(BaseModel):
     default: str | None
     """The model of a request that names none."""
     models: list[ModelInfo]
+    memory: dict[str, MemoryUse]
+    """Of each live worker, by its name."""
 
 
 @router.get("/models", summary="List the models", responses=problem_responses())
 async def list_models(gateway: GatewayDep) -> ModelList:
     reading = await gateway.catalogue.read()
-    return ModelList(default=reading.default_model, models=list(reading.models.values()))
+    memory = {worker.worker: worker.memory for worker in reading.live}
+    return ModelList(default=reading.default_model, models=list(reading.models.values()), memory=memory)
 
 
 @router.get("/models/{name}", summary="Look at one model", responses=problem_responses(404))

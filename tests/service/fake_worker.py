@@ -17,6 +17,7 @@ from worker.contract import (
     ImageRecord,
     JobError,
     JobOutcome,
+    MemoryUse,
     ModelInfo,
     ProgressSnapshot,
     SamplerName,
@@ -81,6 +82,7 @@ class FakeWorker:
         counters: EngineCounters | None = None,
         row_step_s: dict[str, float] | None = None,
         name: str = NAME,
+        memory: MemoryUse | None = None,
     ) -> None:
         status = WorkerStatus(
             worker=name,
@@ -92,6 +94,7 @@ class FakeWorker:
             models=list(models),
             counters=counters or EngineCounters(),
             row_step_s=row_step_s or {},
+            memory=memory or MemoryUse(),
         )
         self._client.register_script(ANNOUNCE)(args=[name, status.model_dump_json(), 600, 600])
 

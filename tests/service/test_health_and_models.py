@@ -5,8 +5,8 @@ from collections.abc import Callable
 import httpx
 
 from tests.conftest import ValkeyHandle
-from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, VERSION, FakeWorker
-from worker.contract import ModelInfo
+from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, NAME, VERSION, FakeWorker
+from worker.contract import MemoryUse, ModelInfo
 from worker.contract.live_workers import ANNOUNCE
 
 
@@ -52,6 +52,13 @@ def test_one_model_tells_versions_labels_and_size(http: httpx.Client) -> None:
         "clouds": "nothing",
         "emoji": "prompt",
     }
+
+
+def test_models_tell_what_memory_each_worker_has_given_them(own_http: httpx.Client, worker: FakeWorker) -> None:
+    held = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3)
+    worker.announce(models=(DIGITS.model_copy(update={"memory_bytes": 700}),), memory=held)
+    wait_until(lambda: own_http.get("/models/digits").json()["memory_bytes"] == 700)
+    assert own_http.get("/models").json()["memory"] == {NAME: held.model_dump()}
 
 
 def test_a_reload_is_seen_soon(own_http: httpx.Client, worker: FakeWorker) -> None:

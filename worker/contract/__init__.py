@@ -29,7 +29,7 @@ from worker.contract.names import (
 )
 from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, ProgressSnapshot
 from worker.contract.requests import Condition, Guidance, LabelCondition, NoCondition, SamplingRequest, TextCondition
-from worker.contract.status import EngineCounters, ModelInfo, VersionInfo, WorkerStatus
+from worker.contract.status import EngineCounters, MemoryUse, ModelInfo, VersionInfo, WorkerStatus
 
 __all__ = [
     "CATALOGUE_KEY",
@@ -50,6 +50,7 @@ __all__ = [
     "JobError",
     "JobOutcome",
     "LabelCondition",
+    "MemoryUse",
     "Message",
     "ModelInfo",
     "NoCondition",

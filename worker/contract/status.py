@@ -46,6 +46,8 @@ class ModelInfo(Message):
     exact_cost: float | None = None
     """The share by which the batch that suffers most takes longer for `exact` to be true, or would: 0.15 is 15 %. None
     until it was loaded, and where no sizes of batches agree."""
+    memory_bytes: int = 0
+    """What the weights of its versions in memory take on the device; other models leave for want of room."""
     reload_error: str | None = None
     """Why the version that `current` names is not the one being served."""
     load_failures: int = 0
@@ -80,6 +82,17 @@ class EngineCounters(Message):
     busy_s: float = 0.0
 
 
+class MemoryUse(Message):
+    """What a worker's models take on its device: all that `REVERIE_MODEL_BUDGET_BYTES` counts."""
+
+    weight_bytes: int = 0
+    """Of all models in memory."""
+    spare_bytes: int = 0
+    """Of networks kept for the weights of versions to come; the first to leave."""
+    recording_bytes: int = 0
+    """Of the CUDA graphs of all networks, which share it: activations, and the workspaces of CUDA's libraries."""
+
+
 class WorkerStatus(Message):
     """What a worker says of itself at every heartbeat, under `worker_key` (expires: the worker is gone)
     and, for the gateway to validate against while no worker is up, under `CATALOGUE_KEY`.
@@ -94,6 +107,7 @@ class WorkerStatus(Message):
     default_model: str | None
     models: list[ModelInfo]
     counters: EngineCounters
+    memory: MemoryUse = Field(default_factory=MemoryUse)
     images_waiting: int = 0
     row_step_s: dict[str, float] = Field(default_factory=dict)
     """By model, what one network row of one step costs in full batches; a model that has not run yet is missing."""

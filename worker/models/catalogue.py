@@ -95,6 +95,7 @@ class Catalogue:
         executions: Mapping[str, Execution],
         reload_errors: Mapping[str, str],
         load_failures: Mapping[str, int],
+        memory_bytes: Mapping[str, int],
         retired: AbstractSet[tuple[str, str]] = frozenset(),
     ) -> list[ModelInfo]:
         """One entry for each model of which at least one version can be read.
@@ -107,6 +108,7 @@ class Catalogue:
             executions: how each model's network ran when it was last loaded.
             reload_errors: why the current version can't be loaded.
             load_failures: since this process began.
+            memory_bytes: of each model's versions in memory.
             retired: versions not to be listed.
         """
         with self._lock:
@@ -117,6 +119,7 @@ class Catalogue:
                 dict(executions),
                 dict(reload_errors),
                 dict(load_failures),
+                dict(memory_bytes),
                 frozenset(retired),
             )
             if self._described is not None and self._described[0] == state:
@@ -148,6 +151,7 @@ class Catalogue:
                     takes=_takes(manifest),
                     batch_sizes=list(execution.batch_sizes) if execution else None,
                     exact_cost=execution.exact_cost if execution else None,
+                    memory_bytes=memory_bytes.get(model, 0),
                     reload_error=reload_errors.get(model),
                     load_failures=load_failures.get(model, 0),
                 )

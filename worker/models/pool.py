@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
-from worker.contract import ModelInfo
+from worker.contract import MemoryUse, ModelInfo
 from worker.models.catalogue import Catalogue
 from worker.models.errors import BrokenModel
 from worker.models.failures import Failure, lacks_memory, reason_of
@@ -126,7 +126,13 @@ class ModelPool:
             offered = {model: self._offered(model, current) for model, current in currents.items()}
             errors, counts = self._loads.reload_errors(), dict(self._loads.failure_counts)
             executions, retired = dict(self._executions), self._retirement.retired()
-        return self._catalogue.describe(offered, executions, errors, counts, retired)
+            held = self._residents.bytes_by_model()
+        return self._catalogue.describe(offered, executions, errors, counts, held, retired)
+
+    def memory(self) -> MemoryUse:
+        """What the models take on the device, now."""
+        with self._changed:
+            return self._residents.memory()
 
     def resident(self) -> list[Key]:
         """(model, version) of what is in memory."""

@@ -1,10 +1,12 @@
 """The models in memory: who runs on them, and which leave when there is no room."""
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from worker.contract import MemoryUse
 from worker.models.loaded_model import LoadedModel
 from worker.models.retirement import Key
 
@@ -75,6 +77,22 @@ class Residents:
     def free_bytes(self) -> float:
         """What the budget leaves for another model; spares leave when they must."""
         return self._budget - self._used_bytes()
+
+    def bytes_by_model(self) -> Counter[str]:
+        """Of the weights of each model's versions."""
+        held: Counter[str] = Counter()
+        for (model, _), resident in self._residents.items():
+            held[model] += resident.model.weight_bytes
+        return held
+
+    def memory(self) -> MemoryUse:
+        """All that is in the budget, and the spares."""
+        spares = self._spares
+        return MemoryUse(
+            weight_bytes=self.bytes_by_model().total(),
+            spare_bytes=spares.spare_bytes() if spares else 0,
+            recording_bytes=spares.recording_bytes() if spares else 0,
+        )
 
     def add(self, model: LoadedModel, now: float, *, demanded: bool) -> None:
         """`demanded`: a request waits for it and comes in a moment."""
@@ -161,4 +179,4 @@ class Residents:
 
     def _used_bytes(self) -> int:
         recordings = 0 if self._spares is None else self._spares.recording_bytes()
-        return recordings + sum(resident.model.weight_bytes for resident in self._residents.values())
+        return recordings + self.bytes_by_model().total()

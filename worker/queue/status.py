@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from worker.contract import (
     CATALOGUE_TTL_S,
+    MemoryUse,
     ModelInfo,
     WorkerStatus,
     events_channel,
@@ -27,6 +28,9 @@ class Catalogue(Protocol):
 
     def describe(self) -> list[ModelInfo]:
         """All models of the store, in order of their names. Safe from any thread, and cheap."""
+
+    def memory(self) -> MemoryUse:
+        """What they take on the device. Safe from any thread, and cheap."""
 
 
 class StatusPublisher:
@@ -94,6 +98,7 @@ class StatusPublisher:
             default_model=default,
             models=models,
             counters=self._engine.counters(),
+            memory=self._catalogue.memory(),
             images_waiting=max(0, self._held.images() - max_batch),
             row_step_s=dict(self._engine.row_step_s()),
         )

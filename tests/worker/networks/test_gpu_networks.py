@@ -31,7 +31,7 @@ from tests.worker.engine.harness import (
 from tests.worker.networks.captures import RunAgain
 from tests.worker.networks.prepared import TINY_SPEC
 from tests.worker.tiny_models import TINY, publish_tiny
-from worker.contract import SamplerName
+from worker.contract import MemoryUse, SamplerName
 from worker.engine.messages import Succeeded
 from worker.models.errors import BrokenModel
 from worker.models.loaded_model import LoadedModel
@@ -234,6 +234,28 @@ def test_spares_count_in_the_budget_and_leave_first(store: ModelStore) -> None:
         card.poll()
         assert len(card.pool.resident()) == 1
         assert card.networks.spare_bytes() == spare
+
+
+def test_what_counts_in_the_budget_is_told(store: ModelStore) -> None:
+    card = Card(store)
+    size = card.load(store.checkpoint(TINY)).weight_bytes
+    recordings = card.networks.recording_bytes()
+    assert size > 0
+    assert recordings > 0
+    assert card.pool.memory() == MemoryUse(weight_bytes=size, recording_bytes=recordings)
+    old = card.pool.acquire(TINY)
+    assert old is not None
+    publish(store, 1)
+    card.poll()
+    (info,) = card.pool.describe()
+    assert info.memory_bytes == card.pool.memory().weight_bytes == 2 * size, "rows run on the old version still"
+    card.pool.release(old)
+    (info,) = card.pool.describe()
+    assert info.memory_bytes == size
+    recordings = card.networks.recording_bytes()
+    assert card.pool.memory() == MemoryUse(weight_bytes=size, spare_bytes=size, recording_bytes=recordings)
+    assert card.pool.drop_spares()
+    assert card.pool.memory().spare_bytes == 0
 
 
 def test_a_load_that_finds_no_memory_takes_the_spares(store: ModelStore) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract import EngineCounters, ModelInfo, SamplerName, SamplingRequest, VersionInfo
+from worker.contract import EngineCounters, MemoryUse, ModelInfo, SamplerName, SamplingRequest, VersionInfo
 from worker.engine.batcher import Batcher
 from worker.engine.messages import (
     Admitted,
@@ -194,12 +194,18 @@ class FakeEngine:
             self.outbox.put(Succeeded(job.job_id, job.request.model, job.version, WEIGHTS_SHA256, "float32", images))
 
 
+MEMORY = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3)
+
+
 class FakeCatalogue:
     """Models of one version each, which a test may change."""
 
     def __init__(self, version: str = VERSION, models: Sequence[str] = (MODEL,)) -> None:
         self.version = version
         self.models = models
+
+    def memory(self) -> MemoryUse:
+        return MEMORY
 
     def describe(self) -> list[ModelInfo]:
         from datetime import UTC, datetime

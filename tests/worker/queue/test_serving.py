@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.conftest import PATIENCE_S, Jobs, Workers, wait_until
-from tests.worker.queue.fake_engine import VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
+from tests.worker.queue.fake_engine import MEMORY, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
 from worker.contract import (
     CATALOGUE_KEY,
     ImageFormat,
@@ -131,6 +131,7 @@ def test_a_worker_says_what_it_can_draw(workers: Workers, valkey: ValkeyHandle) 
         status = WorkerStatus.model_validate_json(valkey.client.get(place) or b"")
         assert status.models[0].version == VERSION
         assert (status.default_model, status.max_batch) == ("digits", 7)
+        assert status.memory == MEMORY
         assert valkey.client.ttl(place) > 0
 
 
