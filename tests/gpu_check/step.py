@@ -4,17 +4,22 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch.profiler import ProfilerActivity, profile
 
 from tests.bench import networks
-from tests.bench.own_loop import draw_all, filled_pool, loader, request_for
+from tests.bench.own_loop import count_succeeded, draw_all, filled_pool, loader, request_for
 from tests.gpu_check.findings import Finding, figure
 from tests.gpu_check.part import Check
 from worker.contract import SamplerName
 from worker.engine.engine import Engine
+from worker.engine.messages import EngineRequest
+from worker.models.pool import ModelPool
+from worker.networks.batch_form import stopwatch
 from worker.networks.cuda.forms import prepare_on_cuda
 from worker.networks.network_input import InputSpec
 from worker.networks.unet2d import UNet2DDenoiser
@@ -51,6 +56,34 @@ def launches(device: torch.device) -> Iterator[Finding]:
             yield Finding("step", f"{what}: launches beside it", expected, f"{told:.2f}", told <= MOST_LAUNCHES + 0.5)
 
 
+def first_steps(device: torch.device, model: str = networks.CIFAR_10) -> Iterator[Finding]:
+    """Of a network that is not recorded, on a thread that has evaluated nothing, and on one that has warmed up."""
+    store = ModelStore(Path(tempfile.mkdtemp()))
+    networks.publish(store, model)
+    load = loader(device, torch.bfloat16, BATCH, cuda_graphs=False)
+    measure = stopwatch(device, repeats=1)
+
+    def seconds(pool: ModelPool) -> tuple[float, float]:
+        engine = Engine(pool, BATCH)
+        while engine.step():
+            pass
+
+        def draw() -> None:
+            engine.submit(EngineRequest("job", request_for(model, 1, BATCH)))
+            while not count_succeeded(engine):
+                engine.take_messages()
+                engine.step()
+
+        return measure(draw), measure(draw)
+
+    for what, change in (("cold", {"warm_up": None}), ("warmed up", {})):
+        pool = filled_pool(store, lambda checkpoint, change=change: replace(load(checkpoint), **change), model)  # type: ignore[misc]
+        with ThreadPoolExecutor(1) as thread:
+            first, second = thread.submit(seconds, pool).result()
+        yield figure("step", f"{model}, not recorded, {what}: ms of a first step", f"{first * 1e3:.3g}")
+        yield figure("step", f"{model}, not recorded, {what}: ms of the second", f"{second * 1e3:.3g}")
+
+
 @torch.inference_mode()
 def copies(device: torch.device) -> Iterator[Finding]:
     """The share of a network's time in which it only brings tensors from one memory format into the other."""
@@ -68,4 +101,4 @@ def copies(device: torch.device) -> Iterator[Finding]:
     yield figure("step", "share of its time in copies between memory formats", f"{moved / max(whole, 1e-9):.0%}")
 
 
-CHECKS: list[Check] = [launches, copies]
+CHECKS: list[Check] = [launches, first_steps, copies]

@@ -22,6 +22,7 @@ from worker.engine.saving import ChainSaver
 from worker.engine.stages import Decode, EncodeCondition, EnterLeg, Stage, StageQueue
 from worker.engine.step_costs import StepCosts
 from worker.engine.trajectory import Trajectory
+from worker.engine.warming import WarmUps
 from worker.models.errors import ModelError
 from worker.models.pool import ModelPool
 from worker.networks.cpu.team import split_operations
@@ -87,6 +88,7 @@ class Engine:
         self._waiting: dict[str, EngineRequest] = {}  # by job id: for their model to be loaded
         self._requests: dict[str, RequestState] = {}  # by job id
         self._stages = StageQueue()
+        self._warm_ups = WarmUps()
         self._in_flight = InFlight(read_back)
         self._last_rows: Sequence[Trajectory] = ()
         self._upload = upload
@@ -96,6 +98,7 @@ class Engine:
         self._costs = StepCosts()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
+        self._warm_ups.add(pool.loaded())
 
     def submit(self, request: EngineRequest) -> None:
         """Take a request; a job id that is here already is reported once, by the request that came first."""
@@ -139,7 +142,7 @@ class Engine:
         """
         use_one_thread()
         while not stop.is_set():
-            busy = len(self._batcher) or len(self._stages) or len(self._in_flight)
+            busy = len(self._batcher) or len(self._stages) or len(self._in_flight) or len(self._warm_ups)
             self.take_messages(wait_s=0.0 if busy else IDLE_LOOK_S)
             self.step()
 
@@ -154,13 +157,13 @@ class Engine:
             return
 
     def step(self) -> bool:
-        """One encoding or decoding, one step of one batch, and what has become of the last ones; False when there was
-        nothing to do.
+        """One encoding, decoding or warm-up, one step of one batch, and what has become of the last ones; False when
+        there was nothing to do.
 
         The device works on while the next step is chosen. It is waited for only when it is too far behind, or when
         nothing else is to be done.
         """
-        staged = self._run_stage()
+        staged = self._run_stage() or self._warm_ups.run_next()
         rows = self._batcher.choose()
         busy = bool(staged or rows or len(self._in_flight))
         began = self._clock()
@@ -190,6 +193,7 @@ class Engine:
             case _Cancel(job_id=job_id):
                 self._cancel(job_id)
             case _ModelsChanged():
+                self._warm_ups.add(self._pool.loaded())
                 for request in list(self._waiting.values()):
                     self._admit(request)
 

@@ -15,8 +15,10 @@ from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan, plan
 from worker.diffusion.step_end import EndStep, end_step
 from worker.models.chain_config import ChainConfig
+from worker.networks.batch_form import Sizes
 from worker.networks.denoiser import Denoiser
 from worker.networks.form import Form
+from worker.networks.network_input import InputSpec
 
 PLANS_KEPT = 64
 """Tables of a model that are kept; most requests ask for one of a few, and one of 1000 steps takes 12 ms to make."""
@@ -39,6 +41,14 @@ class Execution:
     form: Form = Form.DIRECT
     batch_sizes: tuple[int, ...] = ()
     exact_cost: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class WarmUp:
+    """What each thread evaluates once before a network is fast there: batches of these sizes of such inputs."""
+
+    inputs: InputSpec
+    sizes: Sizes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -83,6 +93,7 @@ class LoadedModel:
         conditioner: turns a request's condition into tensors.
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
+        warm_up: None where the first evaluation takes no longer than the next.
         end_step: what follows the network in a step; one kernel where the device can build it.
         weight_bytes: memory that the weights take on the device.
         on_evict: called once when it is evicted; nothing runs on it, and its memory may be overwritten from then on.
@@ -102,6 +113,7 @@ class LoadedModel:
     null_label: int | None = None
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     execution: Execution = field(default_factory=Execution)
+    warm_up: WarmUp | None = None
     end_step: EndStep = end_step
     weight_bytes: int = 0
     step: int = 0

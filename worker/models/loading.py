@@ -17,7 +17,7 @@ from worker.diffusion.noise import Shape
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
-from worker.models.loaded_model import Execution, LoadedModel
+from worker.models.loaded_model import Execution, LoadedModel, WarmUp
 from worker.models.text_parts import TextParts, open_text_parts
 from worker.networks.architecture import Architecture, NetworkSource, UnsupportedNetworkError
 from worker.networks.batch_form import InexactNetworkError
@@ -100,7 +100,11 @@ def load_checkpoint(
         return architecture.denoiser(open_network(torch.float32).to(device), torch.float32)
 
     def checked(
-        network: nn.Module, denoise: Denoiser, execution: Execution, on_evict: Callable[[], None] = lambda: None
+        network: nn.Module,
+        denoise: Denoiser,
+        execution: Execution,
+        on_evict: Callable[[], None] = lambda: None,
+        warm_up: WarmUp | None = None,
     ) -> LoadedModel:
         model = LoadedModel(
             name=checkpoint.model,
@@ -115,6 +119,7 @@ def load_checkpoint(
             null_label=manifest.null_label,
             device=device,
             execution=execution,
+            warm_up=warm_up,
             end_step=choose_end_step(device),
             weight_bytes=bytes_of(network) + (text.encoder.weight_bytes if text else 0),
             step=manifest.step,
@@ -153,8 +158,10 @@ def load_checkpoint(
         batch_sizes=network.form.sizes,
         exact_cost=network.form.cost,
     )
+    # A recording does again what was chosen when it was made.
+    warm_up = None if network.recorded else WarmUp(inputs, network.form.sizes)
     try:
-        return checked(network.unet, network.denoise, execution, lambda: networks.give_back(network))
+        return checked(network.unet, network.denoise, execution, lambda: networks.give_back(network), warm_up)
     except BrokenModel:
         networks.give_back(network)
         raise

@@ -134,6 +134,11 @@ class ModelPool:
         with self._changed:
             return self._residents.memory()
 
+    def loaded(self) -> list[LoadedModel]:
+        """The models in memory; they may leave at any time."""
+        with self._changed:
+            return self._residents.models()
+
     def resident(self) -> list[Key]:
         """(model, version) of what is in memory."""
         with self._changed:

@@ -78,6 +78,9 @@ class Residents:
         """What the budget leaves for another model; spares leave when they must."""
         return self._budget - self._used_bytes()
 
+    def models(self) -> list[LoadedModel]:
+        return [resident.model for resident in self._residents.values()]
+
     def bytes_by_model(self) -> Counter[str]:
         """Of the weights of each model's versions."""
         held: Counter[str] = Counter()
