@@ -1,5 +1,6 @@
 """Part step: what a step of the engine tells the driver beside the network's replay, and how long a step takes."""
 
+import itertools
 import tempfile
 import time
 from collections import Counter
@@ -15,7 +16,8 @@ from tests.bench import networks
 from tests.bench.own_loop import count_succeeded, draw_all, filled_pool, loader, request_for
 from tests.gpu_check.findings import Finding, figure
 from tests.gpu_check.part import Check
-from worker.contract import SamplerName
+from tests.worker.tiny_models import TINY, publish_tiny
+from worker.contract import Guidance, LabelCondition, SamplerName, SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.messages import EngineRequest
 from worker.models.pool import ModelPool
@@ -34,26 +36,46 @@ BATCH = 16
 
 
 def launches(device: torch.device) -> Iterator[Finding]:
-    for model in (networks.DIGITS, networks.CIFAR_10):
+    for model, sampler, guided in (
+        *itertools.product((networks.DIGITS, networks.CIFAR_10), (SamplerName.DDIM, SamplerName.DDPM), (False,)),
+        (TINY, SamplerName.DDPM, True),
+    ):
         store = ModelStore(Path(tempfile.mkdtemp()))
-        networks.publish(store, model)
+        if guided:
+            publish_tiny(store)
+        else:
+            networks.publish(store, model)
         pool = filled_pool(store, loader(device, torch.bfloat16, BATCH), model)
-        for sampler in (SamplerName.DDIM, SamplerName.DDPM):
-            chain = [request_for(model, STEPS, BATCH, sampler=sampler)]
-            draw_all(Engine(pool, BATCH), chain)
-            began = time.perf_counter()
-            draw_all(Engine(pool, BATCH), chain)
-            took_s = time.perf_counter() - began
-            with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-                draw_all(Engine(pool, BATCH), chain)
-            calls = Counter(event.name for event in profiled.events() or ())
-            replays = sum(n for name, n in calls.items() if REPLAY in name)
-            told = sum(n for name, n in calls.items() if any(part in name for part in LAUNCHES)) / STEPS
-            what = f"{model}, {sampler.value}, batch {BATCH}"
-            yield figure("step", f"{what}: ms a step", f"{took_s / STEPS * 1e3:.3g}")
-            yield figure("step", f"{what}: replays a step", f"{replays / STEPS:.2f}")
-            expected = f"at most {MOST_LAUNCHES}"
-            yield Finding("step", f"{what}: launches beside it", expected, f"{told:.2f}", told <= MOST_LAUNCHES + 0.5)
+        images = BATCH // 2 if guided else BATCH
+        long, short = (chain(model, sampler, steps, images, guided=guided) for steps in (STEPS + 1, 1))
+        draw_all(Engine(pool, BATCH), [long])
+        began = time.perf_counter()
+        draw_all(Engine(pool, BATCH), [long])
+        took_s = time.perf_counter() - began
+        one, other = (driver_calls(pool, request) for request in (long, short))
+        # Of one step between the first, which draws x_T, and the end.
+        replays, told = ((one[what] - other[what]) / STEPS for what in ("replays", "launches"))
+        what = f"{model}, {sampler.value}{', guided' if guided else ''}, batch {BATCH}"
+        yield figure("step", f"{what}: ms a step", f"{took_s / (STEPS + 1) * 1e3:.3g}")
+        yield figure("step", f"{what}: replays a step", f"{replays:.2f}")
+        expected = f"at most {MOST_LAUNCHES}"
+        yield Finding("step", f"{what}: launches beside it", expected, f"{told:.2f}", told <= MOST_LAUNCHES + 0.05)
+
+
+def chain(model: str, sampler: SamplerName, steps: int, images: int, *, guided: bool) -> SamplingRequest:
+    request = request_for(model, steps, images, sampler=sampler)
+    if not guided:
+        return request
+    return request.model_copy(update={"condition": LabelCondition(label=1), "guidance": Guidance(scale=2.5)})
+
+
+def driver_calls(pool: ModelPool, request: SamplingRequest) -> Counter[str]:
+    """How often a request's chain has told the device to work."""
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
+        draw_all(Engine(pool, BATCH), [request])
+    names = [event.name for event in profiled.events() or ()]
+    replays = sum(REPLAY in name for name in names)
+    return Counter(replays=replays, launches=sum(any(part in name for part in LAUNCHES) for name in names))
 
 
 def first_steps(device: torch.device, model: str = networks.CIFAR_10) -> Iterator[Finding]:

@@ -55,13 +55,41 @@ class _OnTheHost:
         return self._tensors
 
 
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
+    """[B] uint8: the memory of them all, where they fill a part of one allocation and hold bytes; else None."""
+    if len(tensors) < 2 or any(t.element_size() != 1 or t.numel() == 0 or not t.is_contiguous() for t in tensors):
+        return None
+    first, *others = sorted(tensors, key=Tensor.storage_offset)
+    allocation, end = first.untyped_storage(), first.storage_offset() + first.numel()
+    for tensor in others:
+        if tensor.untyped_storage().data_ptr() != allocation.data_ptr() or tensor.storage_offset() != end:
+            return None
+        end += tensor.numel()
+    return first.view(torch.uint8).as_strided((end - first.storage_offset(),), (1,))
+
+
+def apart(together: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """What `side_by_side` has made of these, or a copy of it, as them."""
+    begin = min(tensor.storage_offset() for tensor in tensors)
+    parts = []
+    for tensor in tensors:
+        at = tensor.storage_offset() - begin
+        parts.append(together[at : at + tensor.numel()].view(tensor.dtype).view(tensor.shape))
+    return tuple(parts)
+
+
+def _pinned_copy(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
 class _FromGpu:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         # torch keeps the tensors' memory until the copies are done: they are queued on the stream that made them.
-        self._copies = tuple(
-            torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
-            for tensor in tensors
-        )
+        together = side_by_side(tensors)
+        if together is not None:
+            self._copies = apart(_pinned_copy(together), tensors)
+        else:
+            self._copies = tuple(map(_pinned_copy, tensors))
         # Blocking: the thread that waits sleeps, and leaves its core to the encoders.
         self._arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         device = next(tensor.device for tensor in tensors if tensor.is_cuda)

@@ -27,7 +27,7 @@ from worker.contract import SamplerName, SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.in_flight import MOST_AHEAD
 from worker.engine.messages import Canceled, EngineRequest, Failed, Saved, Succeeded
-from worker.engine.readback import read_back
+from worker.engine.readback import apart, read_back, side_by_side
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
@@ -269,3 +269,32 @@ def test_what_is_on_the_host_has_arrived() -> None:
     transfer = read_back([x, x + 1])
     assert transfer.is_here()
     assert [t.tolist() for t in transfer.take()] == [[0, 1, 2], [1, 2, 3]]
+
+
+def test_bytes_that_lie_side_by_side_are_read_back_as_one() -> None:
+    memory = torch.arange(40, dtype=torch.uint8)
+    pixels, finite = memory[4:28].view(2, 3, 4), (memory[28:34] % 2).view(2, 3)
+    memory[28:34] = finite.flatten()
+    finite = memory[28:34].view(2, 3).view(torch.bool)
+    for tensors in ([finite, pixels], [pixels, finite]):
+        together = side_by_side(tensors)
+        assert together is not None
+        assert torch.equal(together, memory[4:34])
+        parts = apart(together.clone(), tensors)
+        assert [part.dtype for part in parts] == [tensor.dtype for tensor in tensors]
+        assert all(torch.equal(part, tensor) for part, tensor in zip(parts, tensors, strict=True))
+
+
+def test_what_does_not_lie_so_is_read_back_by_itself() -> None:
+    memory = torch.zeros(40, dtype=torch.uint8)
+    image = memory[:8]
+    for other in (
+        memory[9:12],
+        memory[4:12],
+        memory[8:16:2],
+        memory[8:8],
+        image.clone(),
+        memory[8:16].view(torch.int32),
+    ):
+        assert side_by_side([image, other]) is None
+    assert side_by_side([image]) is None

@@ -16,6 +16,7 @@ from tests.worker.tiny_models import publish_tiny
 from worker.contract import SamplerName
 from worker.diffusion.step_end import StepEnd, Stepped, end_step
 from worker.diffusion.update import Clip
+from worker.engine.readback import side_by_side
 from worker.models.loaded_model import LoadedModel
 from worker.networks.cuda.fused_step import FusedEndStep, agrees, every_kind_of_row
 from worker.store.model_store import Checkpoint, ModelStore
@@ -35,6 +36,9 @@ def main() -> list[str]:
     stepped = fused(sick, Clip())
     if not torch.equal(stepped.finite.all(dim=1), end_step(sick, Clip()).finite.all(dim=1)):
         wrong.append("what is no number")
+    ended = fused(sick, Clip())
+    if ended.pixels is None or side_by_side([ended.finite, ended.pixels]) is None:
+        wrong.append("two copies to the host")
     wrong += drawn_otherwise(fused)
     return wrong
 

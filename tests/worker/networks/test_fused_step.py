@@ -56,7 +56,7 @@ def test_no_step_waits_for_another_variant_of_the_kernel_to_be_compiled() -> Non
     from worker.networks.cuda.step_kernel import finish_step
 
     general = {p.name for p in finish_step.params if p.do_not_specialize or p.do_not_specialize_on_alignment}
-    assert general == {"values", "plane", "coefficients", "row_numbers", "guidance_scales"}
+    assert general == {"values", "plane", "coefficients", "row_numbers", "guidance_scales", "finite"}
 
 
 def test_a_kernel_with_other_bits_is_found_out() -> None:

@@ -53,8 +53,10 @@ class FusedEndStep:
         values = C * H * W
         parts = -(-values // (4 * BLOCKS))
         x_next, x_0 = torch.empty_like(end.x_t), torch.empty_like(end.x_t)
-        finite = torch.empty(N, parts, dtype=torch.uint8, device=end.x_t.device)
-        pixels = torch.empty(len(end.finishing), H, W, C, dtype=torch.uint8, device=end.x_t.device)
+        # Side by side, so that one copy brings both to the host; pixels at the front, where memory is aligned.
+        images = len(end.finishing) * values
+        read_back = torch.empty(images + N * parts, dtype=torch.uint8, device=end.x_t.device)
+        pixels, finite = read_back[:images].view(-1, H, W, C), read_back[images:].view(N, parts)
         # Triton launches on the thread's current device.
         with torch.cuda.device_of(end.x_t):  # type: ignore[no-untyped-call]  # torch's
             self._kernels.finish_step[(N, parts)](

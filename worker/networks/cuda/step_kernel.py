@@ -110,7 +110,7 @@ def _noise(seed, draw, leg, block):
 # would hold up a step for seconds.
 @triton.jit(
     do_not_specialize=["values", "plane"],
-    do_not_specialize_on_alignment=["coefficients", "row_numbers", "guidance_scales"],
+    do_not_specialize_on_alignment=["coefficients", "row_numbers", "guidance_scales", "finite"],
 )
 def finish_step(
     x_t,
