@@ -23,6 +23,8 @@ from worker.engine.messages import EngineRequest
 from worker.models.pool import ModelPool
 from worker.networks.batch_form import stopwatch
 from worker.networks.cuda.forms import prepare_on_cuda
+from worker.networks.cuda.group_norm import kernel_for, replace_norms, use_kernel
+from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec
 from worker.networks.unet2d import UNet2DDenoiser
 from worker.store.model_store import ModelStore
@@ -30,6 +32,8 @@ from worker.store.model_store import ModelStore
 LAUNCHES = ("LaunchKernel", "MemcpyAsync", "MemsetAsync")
 """Parts of the names of the driver's calls that set the device to work."""
 REPLAY = "GraphLaunch"
+NORMS = ("group_norm", "groupnorm", "rowwisemoments", "computefusedparams", "silu")
+"""Parts of the names of the kernels of a group norm, torch's and the fused one, and of the SiLU after it."""
 MOST_LAUNCHES = 5
 STEPS = 50
 BATCH = 16
@@ -108,9 +112,22 @@ def first_steps(device: torch.device, model: str = networks.CIFAR_10) -> Iterato
 
 @torch.inference_mode()
 def copies(device: torch.device) -> Iterator[Finding]:
-    """The share of a network's time in which it only brings tensors from one memory format into the other."""
+    """The share of a network's time in which it only brings tensors from one memory format into the other, and what
+    its group norms take: with torch's operations and with the fused kernel.
+    """
     module = networks.build(networks.CIFAR_10).eval().requires_grad_(False).to(device, torch.bfloat16)
-    denoise = UNet2DDenoiser(prepare_on_cuda(module, BATCH), torch.bfloat16)
+    module = prepare_on_cuda(module, BATCH)
+    norms = replace_norms(module)
+    denoise = UNet2DDenoiser(module, torch.bfloat16)
+    yield from _profiled("torch's group norms", denoise, device)
+    kernel = kernel_for(norms, device)
+    yield Finding("step", "the fused group norm", "agrees with torch's", str(kernel is not None), kernel is not None)
+    if kernel is not None:
+        use_kernel(norms, kernel)
+        yield from _profiled("fused group norms", denoise, device)
+
+
+def _profiled(what: str, denoise: Denoiser, device: torch.device) -> Iterator[Finding]:
     inputs = InputSpec(networks.SHAPES[networks.CIFAR_10]).probe(BATCH, device)
     denoise(inputs)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
@@ -119,8 +136,11 @@ def copies(device: torch.device) -> Iterator[Finding]:
     kernels = [e for e in profiled.events() or () if str(e.device_type).endswith("CUDA")]
     whole = sum(e.device_time for e in kernels)
     moved = sum(e.device_time for e in kernels if any(name in e.name.lower() for name in ("copy", "nhwc", "nchw")))
-    yield figure("step", f"kernels of a network's evaluation, batch {BATCH}", len(kernels))
-    yield figure("step", "share of its time in copies between memory formats", f"{moved / max(whole, 1e-9):.0%}")
+    in_norms = sum(e.device_time for e in kernels if any(name in e.name.lower() for name in NORMS))
+    yield figure("step", f"{what}: kernels of a network's evaluation, batch {BATCH}", len(kernels))
+    yield figure("step", f"{what}: µs of all kernels", f"{whole:.0f}")
+    yield figure("step", f"{what}: share in copies between memory formats", f"{moved / max(whole, 1e-9):.0%}")
+    yield figure("step", f"{what}: µs in norms and SiLU", f"{in_norms:.0f}")
 
 
 CHECKS: list[Check] = [launches, first_steps, copies]

@@ -10,18 +10,21 @@ import torch.nn.functional as F
 
 from tests.worker.engine.harness import filled_pool
 from tests.worker.networks.prepared import TINY_SPEC
-from tests.worker.tiny_models import TINY, publish_tiny
+from tests.worker.tiny_models import TINY, publish_tiny, tiny_unet
 from worker.diffusion.step_end import end_step
 from worker.diffusion.update import Clip
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.networks.batch_form import ExactMode, agreeing_sizes
+from worker.networks.cuda.forms import prepare_on_cuda
 from worker.networks.cuda.fused_step import FusedEndStep, choose_end_step, every_kind_of_row
 from worker.networks.cuda.graph_capture import CudaGraphs, GraphCapture
+from worker.networks.cuda.group_norm import FusedNorm, kernel_for, replace_norms, use_kernel
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32, KernelChoice
 from worker.networks.cuda.networks import GpuNetworks, gpu_networks
 from worker.networks.memory_errors import out_of_memory
 from worker.networks.padded import PadBatch
+from worker.networks.unet2d import UNet2DDenoiser
 from worker.store.model_store import Checkpoint, ModelStore
 
 pytestmark = [
@@ -173,3 +176,25 @@ def test_the_end_of_a_step_is_one_kernel_with_the_bits_of_torchs_operations() ->
         assert on_card.pixels is not None
         assert on_host.pixels is not None
         assert torch.equal(on_card.pixels.cpu(), on_host.pixels)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_fused_group_norm_computes_what_torch_does_in_a_network_and_in_every_batch(dtype: torch.dtype) -> None:
+    if dtype is torch.bfloat16 and torch.cuda.get_device_capability() < (8, 0):
+        pytest.skip("needs units for bfloat16")
+    unet = prepare_on_cuda(tiny_unet().eval().to(CUDA, dtype), SIZES[-1])
+    denoise, inputs = UNet2DDenoiser(unet, dtype), TINY_SPEC.probe(8, CUDA)
+    expected = denoise(inputs)
+    norms = replace_norms(unet)
+    assert torch.equal(denoise(inputs), expected)
+    kernel = kernel_for(norms, CUDA)
+    assert isinstance(kernel, FusedNorm), "the log says why not"
+    use_kernel(norms, kernel)
+    most = {torch.bfloat16: 0.05, torch.float16: 0.01, torch.float32: 1e-5}
+    assert float((denoise(inputs) - expected).norm() / expected.norm()) < most[dtype]
+    norm = norms[0]
+    x = torch.randn(SIZES[-1], norm.num_channels, 33, 17, device=CUDA).to(dtype, memory_format=torch.channels_last)
+    alone = norm(x[5:6])
+    for size in SIZES[3:]:
+        assert torch.equal(norm(x[:size])[5:6], alone), size

@@ -3,9 +3,11 @@
 import contextlib
 import itertools
 import logging
+import math
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 
 import torch
@@ -26,6 +28,7 @@ from worker.networks.batch_form import (
 from worker.networks.cuda.forms import prepare_on_cuda
 from worker.networks.cuda.graph_capture import Capture, CudaGraphs, GraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
+from worker.networks.cuda.group_norm import KernelFor, kernel_for, replace_norms, settle_norms
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32
 from worker.networks.denoiser import Denoiser
 from worker.networks.device import choose_memory_format
@@ -66,6 +69,7 @@ class GpuNetworks:
         tf32: whether products of float32 are rounded to it.
         exact: what is done about sizes of batches that round in different ways.
         measure: what tells how long a size takes; None: a clock.
+        norm_kernel: what finds a kernel for a network's group norms.
     """
 
     def __init__(
@@ -76,8 +80,11 @@ class GpuNetworks:
         tf32: bool = False,
         exact: ExactMode = ExactMode.OFF,
         measure: Stopwatch | None = None,
+        norm_kernel: KernelFor = kernel_for,
     ) -> None:
         self.tf32 = tf32
+        self._norm_kernel = norm_kernel
+        self._norms: dict[str, str] = {}  # by kind: which kernel
         self._capture = capture
         self._stream = stream
         self._exact = exact
@@ -113,7 +120,8 @@ class GpuNetworks:
                 spare.unet.load_state_dict(module.state_dict())  # in place
             return spare
         choices = choices or LocalChoices()
-        key = f"batches of {sha256(source.kind.encode()).hexdigest()[:16]}, exact {self._exact}, on {card_kind(device)}"
+        kind = sha256(source.kind.encode()).hexdigest()[:16]
+        key = f"batches of {kind}, exact {self._exact}, on {card_kind(device)}"
         chosen = choices.get(key)
         known = self._forms.get(source.kind) or (None if chosen is None else BatchForm.from_text(chosen))
         memory_format = choose_memory_format(source.dtype, device)
@@ -121,6 +129,16 @@ class GpuNetworks:
         with self._aside():
             module = prepare_on_cuda(module.to(device), max_batch, memory_format)
             plain = source.denoiser(module, memory_format)
+            norms = replace_norms(module) if memory_format is torch.channels_last else []
+            kernel = self._norm_kernel(norms, device)
+
+        if norms:
+            known_norms = self._norms.get(source.kind)
+            seconds = partial(self._seconds_of_full_batch, source, plain, sizes, max_batch, device)
+            self._norms[source.kind] = settle_norms(
+                norms, kernel, seconds, choices, f"group norms of {kind}, on {card_kind(device)}", known_norms
+            )
+        with self._aside():
             recorded = None if sizes is None else self._record(source, plain, sizes, device)
         denoise = recorded or (plain if sizes is None else PaddedDenoiser(plain, sizes))
         # On the stream of the engine's steps, where all replays must be.
@@ -158,6 +176,21 @@ class GpuNetworks:
                     log.warning("a network's calls can't be recorded as CUDA graphs, it runs without: %s", error)
                     return None
         return None
+
+    def _seconds_of_full_batch(
+        self, source: NetworkSource, plain: Denoiser, sizes: Sizes | None, max_batch: int, device: torch.device
+    ) -> float:
+        """As it would be served; infinitely many where it can't be recorded and should be."""
+        most = (max_batch if sizes is None else sizes[-1],)
+        measure = self._measure or stopwatch(device)
+        if self._capture is None or sizes is None or source.kind in self._unrecordable:
+            return seconds_by_size(plain, source.inputs, most, device, measure)[most[0]]
+        with self._aside():
+            recorded = self._record(source, plain, most, device)
+        if recorded is None:
+            self._unrecordable.discard(source.kind)  # with other norms it may be
+            return math.inf
+        return seconds_by_size(recorded, source.inputs, most, device, measure)[most[0]]
 
     def _form_of(
         self, denoise: Denoiser, source: NetworkSource, sizes: Sizes | None, device: torch.device
