@@ -66,9 +66,9 @@ def test_the_kernel_is_built_for_every_card(capability: int, number: str) -> Non
     signature = dict.fromkeys(["x", "y", "weight", "bias"], f"*{number}") | {"pixels": "i32", "eps": "fp32"}
     signature |= dict.fromkeys(constants, "constexpr")
     source = ASTSource(group_norm, {name: signature[name] for name in group_norm.arg_names}, constexprs=constants)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
     assert len(compiled.asm["cubin"]) > 1000
-    assert "add.f32" in compiled.asm["ptx"]
+    assert "add.rn.f32" in compiled.asm["ptx"]
     assert ".f64" not in compiled.asm["ptx"]
 
 
