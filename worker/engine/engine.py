@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from worker.contract import EngineCounters
 from worker.engine.admission import RequestRefused, admit
+from worker.engine.batch_steps import BatchSteps
 from worker.engine.batcher import Batcher
 from worker.engine.counters import Counters
 from worker.engine.endings import Endings
@@ -17,7 +18,6 @@ from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineReques
 from worker.engine.readback import ReadBack, Upload, read_back, upload
 from worker.engine.request_state import RequestState
 from worker.engine.resuming import resume
-from worker.engine.runner import run_step
 from worker.engine.saving import ChainSaver
 from worker.engine.stages import Decode, EncodeCondition, EnterLeg, Stage, StageQueue
 from worker.engine.step_costs import StepCosts
@@ -26,7 +26,6 @@ from worker.engine.warming import WarmUps
 from worker.models.errors import ModelError
 from worker.models.pool import ModelPool
 from worker.networks.cpu.team import split_operations
-from worker.networks.device import end_if_lost
 from worker.networks.memory_errors import out_of_memory
 
 log = logging.getLogger(__name__)
@@ -90,11 +89,11 @@ class Engine:
         self._stages = StageQueue()
         self._warm_ups = WarmUps()
         self._in_flight = InFlight(read_back)
-        self._last_rows: Sequence[Trajectory] = ()
         self._upload = upload
         self._saver = ChainSaver(save_interval_s, save_max_bytes, read_back)
         self._counters = Counters()
         self._endings = Endings(self._requests, self._batcher, pool, self._counters, self.outbox)
+        self._steps = BatchSteps(self._requests, self._batcher, pool, self._in_flight, self._endings, self._join)
         self._costs = StepCosts()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
@@ -167,9 +166,7 @@ class Engine:
         rows = self._batcher.choose()
         busy = bool(staged or rows or len(self._in_flight))
         began = self._clock()
-        batches = self._run(rows) if rows else []
-        if not rows:
-            self._last_rows = ()
+        batches = self._steps.begin(rows)
         most_ahead = MOST_AHEAD if staged or rows else max(0, len(self._in_flight) - 1)
         completed = list(self._in_flight.completed(most_ahead))
         self._last_step_at = self._clock()
@@ -269,69 +266,6 @@ class Engine:
         if known:
             self._counters.canceled()
             self.outbox.put(Canceled(job_id))
-
-    def _run(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
-        """Begin a step; of a batch that can't be run, as much of it as can, the culprits failed. What was begun."""
-        try:
-            result = run_step(rows, self._batcher.max_batch)
-            self._in_flight.begin(result, self._requests)
-        except Exception as error:
-            if out_of_memory(error):
-                return self._run_smaller(rows, error)
-            end_if_lost(rows[0].model.device, error)
-            if len(rows) == 1:
-                log.exception("job %s: step %d failed", rows[0].job_id, rows[0].step)
-                self._endings.fail(rows[0].job_id, "engine_error", f"{type(error).__name__}: {error}", retryable=True)
-                return []
-            log.warning("a batch of %d rows failed, running them one by one: %s", len(rows), error)
-            return self._run_each(rows)
-        self._set_aside(rows)
-        for row in rows:
-            if row.leg_finished:
-                self._leave_batch(row)
-                self._batcher.remove(row)
-                if not row.finished or not result.pictured:
-                    self._join(self._requests[row.job_id], row)
-        self._batcher.ran(sum(row.cost for row in rows))
-        return [rows]
-
-    def _run_each(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
-        """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""
-        batches = []
-        for row in rows:
-            if row.job_id in self._requests:
-                batches += self._run([row])
-        return batches
-
-    def _run_smaller(self, rows: Sequence[Trajectory], error: Exception) -> list[Sequence[Trajectory]]:
-        """Free what nobody needs, else halve the batch for a while. The rows have not moved and are chosen again."""
-        if self._pool.drop_spares():
-            log.warning("out of memory with %d rows; the networks kept for the next reloads are gone", len(rows))
-            return []
-        tried = min(sum(row.cost for row in rows), self._batcher.max_batch)
-        if self._batcher.halve(tried):
-            log.warning("out of memory with %d rows; batches hold %d now", tried, self._batcher.max_batch)
-            return []
-        for job_id in {row.job_id for row in rows}:
-            self._endings.fail(job_id, "out_of_memory", f"not enough memory for one image: {error}", retryable=True)
-        return []
-
-    def _set_aside(self, rows: Sequence[Trajectory]) -> None:
-        """Copy the states of rows that are not in this batch out of the memory of the last one."""
-        if rows != self._last_rows:
-            running = set(map(id, rows))
-            for row in self._last_rows:
-                if id(row) not in running:
-                    self._leave_batch(row)
-        self._last_rows = rows
-
-    def _leave_batch(self, row: Trajectory) -> None:
-        try:
-            row.leave_batch()
-        except Exception as error:
-            if not out_of_memory(error):
-                raise
-            # It keeps its batch's memory until it runs again.
 
     def _run_stage(self) -> bool:
         """Begin the encoding or decoding that waits for longest; False when none does."""
