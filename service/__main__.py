@@ -1,7 +1,6 @@
 """`python -m service`: the gateway under uvicorn, set up by REVERIE_ variables."""
 
 import errno
-import logging
 import socket
 import sys
 
@@ -9,6 +8,7 @@ from service.app import connect, create_app
 from service.server import GatewayServer
 from service.settings import Settings
 from worker.contract.environment import SettingsError
+from worker.contract.logs import configure_logs
 
 EXIT_PORT = 1
 EXIT_SETTINGS = 2
@@ -38,7 +38,6 @@ def listen(settings: Settings) -> socket.socket:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = Settings.read()
         listener = listen(settings)
@@ -48,6 +47,7 @@ def main() -> int:
     except CannotListen as error:
         print(error, file=sys.stderr)
         return EXIT_PORT
+    configure_logs(settings, "gateway")
     app = create_app(settings, connect(settings))
     GatewayServer(app, grace_s=GRACE_S).run(sockets=[listener])
     return 0

@@ -16,10 +16,14 @@ from service import errors
 from service.body_guard import BodyGuard
 from service.catalogue import Catalogue
 from service.gateway import Gateway
+from service.http_metrics import HttpMetrics
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
 from service.queue_order import QueueOrder
-from service.routes import events, generate, health, home, images, jobs, metrics, models
+from service.redis_outage import RedisOutage
+from service.request_context import RequestContext
+from service.routes import events, generate, health, home, images, jobs, models
+from service.routes import metrics as metrics_route
 from service.settings import Settings
 from worker.contract.no_pickle import disable_pickle
 
@@ -48,12 +52,15 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     disable_pickle()
     queue = JobQueue(redis, settings)
     catalogue = Catalogue(redis, settings.redis_timeout_s)
-    gateway = Gateway(settings, redis, queue, catalogue, JobEvents(redis, queue), QueueOrder(queue))
+    outage = RedisOutage(redis, settings.redis_timeout_s)
+    metrics = HttpMetrics()
+    gateway = Gateway(settings, redis, queue, catalogue, JobEvents(redis, queue), QueueOrder(queue), outage, metrics)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         await gateway.events.aclose()
+        await gateway.outage.aclose()
         await redis.aclose()
 
     # Its documentation page carries its own scripts: a GPU host often has no way out to a CDN.
@@ -67,8 +74,9 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     )
     app.state.gateway = gateway
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
+    app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
-    for part in (generate, jobs, events, images, models, health, metrics, home):
+    for part in (generate, jobs, events, images, models, health, metrics_route, home):
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app

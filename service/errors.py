@@ -11,7 +11,6 @@ GatewayError
 """
 
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -23,9 +22,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException
 
+from service.request_context import REQUEST_ID_HEADER, origin_of
 from worker.contract.redis_errors import may_pass
-
-log = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 REDIS_RETRY_AFTER_S = 2
@@ -203,7 +201,7 @@ async def on_redis_error(request: Request, error: Exception) -> Response:
     """503 while Redis is away or refuses for now; any other error of Redis is a defect of ours."""
     if not may_pass(error):
         raise error
-    log.warning("%s %s: Redis is away or refuses: %s", request.method, request.url.path, error)
+    request.app.state.gateway.outage.noticed(error)
     return await on_gateway_error(request, redis_unavailable())
 
 
@@ -256,7 +254,12 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 
 async def on_unexpected(request: Request, error: Exception) -> Response:
     """A defect of ours. The server logs the traceback; the response reveals nothing internal."""
-    return problem_response(HTTPStatus.INTERNAL_SERVER_ERROR, "internal", "the gateway failed to answer; it is logged")
+    # The server answers this one outside of all middleware.
+    request_id = str(origin_of(request).request_id)
+    detail = f"the gateway failed to answer; its log tells why, under the request id {request_id}"
+    return problem_response(
+        HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail, headers={REQUEST_ID_HEADER: request_id}
+    )
 
 
 def install(app: FastAPI) -> None:

@@ -7,9 +7,11 @@ from fastapi import Depends, Request
 from redis.asyncio import Redis
 
 from service.catalogue import Catalogue
+from service.http_metrics import HttpMetrics
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
 from service.queue_order import QueueOrder
+from service.redis_outage import RedisOutage
 from service.settings import Settings
 
 
@@ -21,6 +23,8 @@ class Gateway:
     catalogue: Catalogue
     events: JobEvents
     order: QueueOrder
+    outage: RedisOutage
+    metrics: HttpMetrics
 
 
 def gateway_of(request: Request) -> Gateway:

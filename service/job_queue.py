@@ -28,8 +28,11 @@ from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from service.waiting_job import Waiting, waiting_jobs
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
+from worker.contract.job_origin import NO_ORIGIN, JobOrigin
 from worker.contract.keys import (
+    REQUEST_ID_FIELD,
     ROWS_FIELD,
+    TRACEPARENT_FIELD,
     VERSION_FIELD,
     QueueKeys,
     image_key,
@@ -145,7 +148,12 @@ class JobQueue:
         return redis_deadline(self._settings.redis_timeout_s)
 
     async def submit(
-        self, job: RqJob, request: SamplingRequest, idempotency: Idempotency | None, row_step_s: Mapping[str, float]
+        self,
+        job: RqJob,
+        request: SamplingRequest,
+        idempotency: Idempotency | None,
+        row_step_s: Mapping[str, float],
+        origin: JobOrigin = NO_ORIGIN,
     ) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not.
 
@@ -163,6 +171,9 @@ class JobQueue:
         args += [ROWS_FIELD, request.rows]
         if request.version is not None:
             args += [VERSION_FIELD, request.version]
+        for field, text in ((REQUEST_ID_FIELD, origin.request_id), (TRACEPARENT_FIELD, origin.traceparent)):
+            if text is not None:
+                args += [field, text]
         async with self._deadline():
             outcome, job_id, jobs, waiting, waiting_s, queued_at = await self._submit(
                 keys=[self._keys.queue], args=args

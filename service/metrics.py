@@ -10,16 +10,17 @@ from service.job_queue import QueueState
 from worker.contract import EngineCounters, WorkerStatus
 
 
-def exposition(live: Iterable[WorkerStatus], queue: QueueState | None, streams: int) -> bytes:
+def exposition(own: CollectorRegistry, live: Iterable[WorkerStatus], queue: QueueState | None, streams: int) -> bytes:
     """The metrics as text.
 
     Args:
+        own: of this gateway's process.
         queue: None while Redis does not answer.
         streams: open event streams of this gateway.
     """
     registry = CollectorRegistry()
     registry.register(_Once([*_of_gateway(queue, streams), *_of_workers(list(live))]))
-    return generate_latest(registry)
+    return generate_latest(own) + generate_latest(registry)
 
 
 class _Once(Collector):

@@ -2,11 +2,11 @@
 
 from pydantic import Field
 
-from worker.contract.environment import EnvironmentSettings
+from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
 
 
-class Settings(EnvironmentSettings):
+class Settings(LogSettings):
     """What an operator may choose. Seconds everywhere a name ends in `_s`."""
 
     redis_url: RedisUrl

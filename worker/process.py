@@ -24,6 +24,7 @@ from worker.queue.finisher import Finisher
 from worker.queue.give_back import GiveBack
 from worker.queue.heartbeat import Heartbeat
 from worker.queue.held_job import HeldJobs
+from worker.queue.job_log_fields import JobLogFields
 from worker.queue.leases import Leases
 from worker.queue.live_workers import LiveWorkers
 from worker.queue.maintenance import Maintenance
@@ -166,6 +167,8 @@ class WorkerProcess:
         """Serve until a signal or a fatal error; returns the exit code."""
         signal.signal(signal.SIGTERM, self._on_signal)
         signal.signal(signal.SIGINT, self._on_signal)
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(JobLogFields(self._held))
         self._rq_worker.announce()
         self._heartbeat.beat()
         threads = {

@@ -1,15 +1,16 @@
 """The settings of the worker process: environment variables with the prefix REVERIE_, read once and passed down."""
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from worker.contract.environment import PREFIX, EnvironmentSettings
+from worker.contract.environment import PREFIX
+from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
 
 
-class WorkerSettings(EnvironmentSettings):
+class WorkerSettings(LogSettings):
     """What an operator may choose. Seconds everywhere a name ends in `_s`."""
 
     redis_url: RedisUrl
@@ -59,12 +60,6 @@ class WorkerSettings(EnvironmentSettings):
     """Larger states are not saved: such a job begins anew. 0 saves none."""
     redis_wait_s: float = Field(default=30.0, ge=0)
     """How long a starting worker waits for Redis to answer."""
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _log_level_in_any_case(cls, value: Any) -> Any:
-        return value.upper() if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _a_lease_outlives_a_missed_heartbeat(self) -> Self:

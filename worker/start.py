@@ -11,6 +11,7 @@ import redis
 from worker.contract import QUEUE_NAME
 from worker.contract.environment import SettingsError
 from worker.contract.keys import QueueKeys
+from worker.contract.logs import configure_logs
 from worker.contract.no_pickle import disable_pickle
 from worker.contract.redis_address import without_password
 from worker.contract.redis_errors import REDIS_AWAY
@@ -36,7 +37,7 @@ def main() -> NoReturn:
         settings = WorkerSettings.read()
     except SettingsError as error:
         _end(f"error: {error}", EXIT_BAD_SETTINGS)
-    configure_logging(settings.log_level)
+    configure_logs(settings, "worker")
     try:
         rq_overrides.require_rq_version()
         disable_pickle()
@@ -51,13 +52,6 @@ def main() -> NoReturn:
     sys.stdout.flush()
     # Not sys.exit: a thread inside a kernel would be torn down under it.
     os._exit(code)
-
-
-def configure_logging(level: str) -> None:
-    """One line per event on stderr."""
-    logging.basicConfig(stream=sys.stderr, level=level, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s")
-    # RQ tells of its own bookkeeping at INFO.
-    logging.getLogger("rq.worker").setLevel(max(logging.WARNING, logging.getLogger().level))
 
 
 def open_store(settings: WorkerSettings) -> "ModelStore":

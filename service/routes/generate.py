@@ -6,7 +6,7 @@ import re
 import uuid
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Request, Response
 from redis.exceptions import RedisError
 
 from service.admission import Admitted, admit
@@ -17,8 +17,10 @@ from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
 from service.job_view import job_document, job_url
 from service.queue_order import Turn, row_step_s_of
+from service.request_context import origin_of
 from service.schemas import GenerateRequest, Job
 from worker.contract import SamplingRequest
+from worker.contract.job_origin import JobOrigin
 from worker.contract.redis_errors import may_pass
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,7 @@ JOB_HEADERS = {
 async def generate(
     body: GenerateRequest,
     gateway: GatewayDep,
+    request: Request,
     response: Response,
     prefer: Annotated[
         str | None, Header(description=f"`wait=N`: answer when the job has ended, or after N <= {LONGEST_WAIT_S} s.")
@@ -66,7 +69,7 @@ async def generate(
 ) -> Job:
     reading = await gateway.catalogue.read()
     admitted = admit(body, reading, gateway.settings.max_images)
-    job = await _submit(gateway, body, admitted, idempotency_key, reading)
+    job = await _submit(gateway, body, admitted, idempotency_key, reading, origin_of(request))
 
     wait = WAIT.search(prefer or "")
     if wait:
@@ -88,11 +91,16 @@ async def generate(
 
 
 async def _submit(
-    gateway: Gateway, body: GenerateRequest, admitted: Admitted, idempotency_key: str | None, reading: Reading
+    gateway: Gateway,
+    body: GenerateRequest,
+    admitted: Admitted,
+    idempotency_key: str | None,
+    reading: Reading,
+    origin: JobOrigin,
 ) -> Job:
     idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json"))) if idempotency_key else None
     rq_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
-    submitted = await gateway.queue.submit(rq_job, admitted.request, idempotency, reading.row_step_s)
+    submitted = await gateway.queue.submit(rq_job, admitted.request, idempotency, reading.row_step_s, origin)
     match submitted.outcome:
         case "mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")
@@ -100,7 +108,10 @@ async def _submit(
             raise _queue_full(gateway, submitted, admitted.request, reading)
         case "known":
             return await require_job(gateway, submitted.job_id)
-    log.info("job %s: queued behind %d jobs", rq_job.id, submitted.jobs_ahead)
+    log.info(
+        "job %s: queued behind %d job(s): %s, %d image(s) x %d steps",
+        *(rq_job.id, submitted.jobs_ahead, admitted.request.model, admitted.request.batch, admitted.request.steps),
+    )
     assert submitted.queued_at is not None  # it was queued just now
     rq_job.created_at = rq_job.enqueued_at = submitted.queued_at
     place = submitted.jobs_ahead

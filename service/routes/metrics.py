@@ -31,5 +31,5 @@ async def metrics(gateway: GatewayDep) -> Response:
         if not may_pass(error):
             raise
         queue, live = None, ()
-    text = exposition(live, queue, gateway.events.watched)
+    text = exposition(gateway.metrics.registry, live, queue, gateway.events.watched)
     return Response(text, media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})

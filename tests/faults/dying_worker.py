@@ -17,12 +17,12 @@ from redis.exceptions import NoScriptError
 from redis.retry import Retry
 
 from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
+from worker.contract.logs import configure_logs
 from worker.contract.no_pickle import disable_pickle
 from worker.process import WorkerProcess
 from worker.queue.connection import SOCKET_TIMEOUT_S
 from worker.queue.lua import claim_scripts, lease_scripts
 from worker.settings import WorkerSettings
-from worker.start import configure_logging
 
 MOMENTS = {"claimed": claim_scripts.CLAIM, "stored": lease_scripts.STORE}
 FATAL = hashlib.sha1(MOMENTS[sys.argv[1]].encode()).hexdigest()
@@ -58,7 +58,7 @@ class DyingPipeline(Pipeline):
 
 def main() -> None:
     settings = WorkerSettings.read()
-    configure_logging(settings.log_level)
+    configure_logs(settings, "worker")
     disable_pickle()
     timeout_s = SOCKET_TIMEOUT_S
     client = DyingRedis.from_url(settings.redis_url, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0))

@@ -66,6 +66,10 @@ IDEMPOTENCY_FIELD = "reverie_idempotency"
 """Digest of the Idempotency-Key that it came with, whose record expires as long after the job's end as the job."""
 LOST_FIELD = "reverie_lost"
 """How many workers died while they ran it."""
+REQUEST_ID_FIELD = "reverie_request_id"
+"""Of the HTTP request that made it."""
+TRACEPARENT_FIELD = "reverie_traceparent"
+"""The span that the job's own spans are children of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,8 @@ LUA_NAMES = "".join(
                 "ADMITTED_FIELD": ADMITTED_FIELD,
                 "IDEMPOTENCY_FIELD": IDEMPOTENCY_FIELD,
                 "LOST_FIELD": LOST_FIELD,
+                "REQUEST_ID_FIELD": REQUEST_ID_FIELD,
+                "TRACEPARENT_FIELD": TRACEPARENT_FIELD,
             }.items()
         ),
     ]

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from worker.contract import FUNCTION_NAME, ProgressSnapshot, SamplingRequest
+from worker.contract.job_origin import NO_ORIGIN, JobOrigin, valid_request_id, valid_traceparent
 from worker.queue import rq_overrides
 
 JOB_DATA_LIMIT_BYTES = 65536
@@ -60,6 +61,7 @@ class HeldJob:
     started_at: datetime
     waited_s: float | None
     claimed_clock: float
+    origin: JobOrigin = NO_ORIGIN
     has_saved_chain: bool = False
     """An earlier execution left a state to go on from."""
     in_engine: bool = False
@@ -152,7 +154,8 @@ def read_claimed_row(
     default_ttl_s: int,
 ) -> HeldJob:
     """One row of the claim script's answer. Never raises: a job that can't be read is held as one that can't be run."""
-    job_id, execution_id, data, timeout, result_ttl, failure_ttl, retries_left, lost, waited, progress, saved = row
+    job_id, execution_id, data, timeout, result_ttl, failure_ttl, retries_left, lost, waited, progress, saved = row[:11]
+    request_id, traceparent = ((text or b"").decode(errors="replace") for text in row[11:])
     request, problem = None, ""
     try:
         request = read_request(data, max_images)
@@ -174,6 +177,7 @@ def read_claimed_row(
         started_at=now,
         waited_s=_seconds(waited),
         claimed_clock=clock,
+        origin=JobOrigin(valid_request_id(request_id), valid_traceparent(traceparent)),
         has_saved_chain=bool(saved),
     )
 

@@ -4,15 +4,16 @@ import os
 import sys
 
 from tests.worker.queue.fake_engine import MODEL, FakeCatalogue, FakeEngine
+from worker.contract.logs import configure_logs
 from worker.contract.no_pickle import disable_pickle
 from worker.process import WorkerProcess
 from worker.settings import WorkerSettings
-from worker.start import configure_logging, open_redis
+from worker.start import open_redis
 
 
 def main() -> None:
     settings = WorkerSettings.read()
-    configure_logging(settings.log_level)
+    configure_logs(settings, "worker")
     disable_pickle()
     engine = FakeEngine(settings.max_batch, float(sys.argv[1]) / 1e3 if len(sys.argv) > 1 else 0.005)
     models = sys.argv[2].split(",") if len(sys.argv) > 2 else [MODEL]

@@ -18,8 +18,8 @@ CLAIM = (
 -- Takes the moved job and then jobs from the queue, one for each execution id at most; while claiming is suspended
 -- none. A moved one that is not taken is put back.
 -- Returns {{job, execution, data, timeout, result_ttl, failure_ttl, retries_left, lost, seconds waited, progress,
--- whether its chain was saved}...}, {{job, reason}...}, whether claiming is suspended, and how many of the jobs that it
--- looked at are for other workers
+-- whether its chain was saved, request id, traceparent}...}, {{job, reason}...}, whether claiming is suspended, and how
+-- many of the jobs that it looked at are for other workers
 local worker, lease_s, time_text, ttl, moved = ARGV[1], tonumber(ARGV[2]), ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local terms, next_execution = cjson.decode(ARGV[6]), 7
 local offer = terms.offer
@@ -76,6 +76,9 @@ local function take(id, execution)
   table.insert(row, queued_at and string.format('%.3f', NOW - queued_at) or false)
   table.insert(row, redis.call('GET', progress_key(id)) or redis.call('HGET', key, ADMITTED_FIELD))
   table.insert(row, redis.call('EXISTS', chain_key(id)))
+  for _, origin in ipairs(redis.call('HMGET', key, REQUEST_ID_FIELD, TRACEPARENT_FIELD)) do
+    table.insert(row, origin)
+  end
   table.insert(row, 1, execution)
   table.insert(row, 1, id)
   claimed[#claimed + 1] = row
