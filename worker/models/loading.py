@@ -19,7 +19,7 @@ from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
 from worker.models.loaded_model import Execution, LoadedModel, WarmUp
 from worker.models.text_parts import TextParts, open_text_parts
-from worker.networks.architecture import Architecture, NetworkSource, UnsupportedNetworkError
+from worker.networks.architecture import Architecture, NetworkSource
 from worker.networks.batch_form import InexactNetworkError
 from worker.networks.cpu.dtype_choice import choice_key, prepare_in_chosen_dtype
 from worker.networks.cpu.forms import prepare_on_cpu
@@ -36,6 +36,7 @@ from worker.networks.registry import ARCHITECTURES
 from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_STATES
+from worker.store.errors import BadCheckpoint
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 
@@ -199,12 +200,9 @@ def _input_spec(
 ) -> InputSpec:
     """What the network takes, once it is seen to be one that can be called."""
     try:
-        spec = architecture.input_spec(config, shape, (text.tokenizer.length, text.encoder.width) if text else None)
-    except UnsupportedNetworkError as error:
+        return architecture.input_spec(config, shape, (text.tokenizer.length, text.encoder.width) if text else None)
+    except BadCheckpoint as error:
         raise UnsupportedModel(f"{where}: {error}") from error
-    if shape[0] not in (1, 3, 4):
-        raise UnsupportedModel(f"{where}: need 1, 3 or 4 channels, got {shape[0]}")
-    return spec
 
 
 def _check_classes(num_classes: int, manifest: Manifest, where: str) -> None:

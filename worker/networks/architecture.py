@@ -10,10 +10,7 @@ from torch import nn
 from worker.diffusion.noise import Shape
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec
-
-
-class UnsupportedNetworkError(ValueError):
-    """The configuration needs something that the architecture does not implement; the message names the key."""
+from worker.store.errors import BadCheckpoint
 
 
 class Architecture(Protocol):
@@ -30,7 +27,7 @@ class Architecture(Protocol):
             text_shape: (tokens, width) of what the checkpoint's text encoder returns; None: it has none.
 
         Raises:
-            UnsupportedNetworkError: it can't be called by `denoiser`.
+            BadCheckpoint: it can't be called by `denoiser`; the message names the key.
         """
 
     def model_class(self) -> type[nn.Module]:
@@ -40,6 +37,12 @@ class Architecture(Protocol):
         self, network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format = torch.channels_last
     ) -> Denoiser:
         """A denoiser with float32 inputs and outputs that computes in `dtype`, on images in `memory_format`."""
+
+
+def check_channels(channels: int, shape: Shape) -> None:
+    """Raise BadCheckpoint unless a network with so many channels denoises states of this shape."""
+    if channels != shape[0]:
+        raise BadCheckpoint(f"need in_channels and out_channels {shape[0]}, got {channels}")
 
 
 @dataclass(frozen=True)

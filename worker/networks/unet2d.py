@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from worker.diffusion.noise import Shape
-from worker.networks.architecture import UnsupportedNetworkError
+from worker.networks.architecture import check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
+from worker.store.unet_config import read_unet_config
 
 CLASS_LABELS = "class_labels"
 """Name of the input that holds a row of the class embedding."""
@@ -34,18 +35,9 @@ class UNet2D:
     def input_spec(
         self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
     ) -> InputSpec:
-        rules = {
-            "time_embedding_type": ("positional", config.get("time_embedding_type", "positional")),
-            "class_embed_type": (None, config.get("class_embed_type")),
-            "in_channels": (shape[0], config.get("in_channels", 3)),
-            "out_channels": (shape[0], config.get("out_channels", 3)),
-        }
-        for key, (needed, found) in rules.items():
-            if needed != found:
-                raise UnsupportedNetworkError(f"need {key} {needed!r}, got {found!r}")
-        classes = config.get("num_class_embeds") or 0
-        if not isinstance(classes, int):
-            raise UnsupportedNetworkError(f"need num_class_embeds as a whole number, got {classes!r}")
+        known = read_unet_config("UNet2DModel", config)
+        check_channels(known.channels, shape)
+        classes = known.num_classes
         named = (NamedInput(CLASS_LABELS, (), torch.int64, classes),) if classes else ()
         return InputSpec(shape, named)
 

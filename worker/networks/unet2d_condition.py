@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from worker.diffusion.noise import Shape
-from worker.networks.architecture import UnsupportedNetworkError
+from worker.networks.architecture import check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
+from worker.store.errors import BadCheckpoint
+from worker.store.unet_config import read_unet_config
 
 TEXT_STATES = "encoder_hidden_states"
 """Name of the input that holds the text encoder's hidden states, [tokens, width]."""
@@ -30,32 +32,17 @@ class UNet2DConditionDenoiser:
 
 
 class UNet2DCondition:
-    """Implements `Architecture`. `addition_embed_type` "text" adds the pooled text to the timestep's embedding."""
+    """Implements `Architecture`."""
 
     def input_spec(
         self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
     ) -> InputSpec:
-        rules = {
-            "time_embedding_type": ("positional", config.get("time_embedding_type", "positional")),
-            "time_cond_proj_dim": (None, config.get("time_cond_proj_dim")),
-            "class_embed_type": (None, config.get("class_embed_type")),
-            "num_class_embeds": (None, config.get("num_class_embeds")),
-            "encoder_hid_dim": (None, config.get("encoder_hid_dim")),
-            "encoder_hid_dim_type": (None, config.get("encoder_hid_dim_type")),
-            "in_channels": (shape[0], config.get("in_channels", 4)),
-            "out_channels": (shape[0], config.get("out_channels", 4)),
-        }
-        for key, (needed, found) in rules.items():
-            if needed != found:
-                raise UnsupportedNetworkError(f"need {key} {needed!r}, got {found!r}")
-        if (added := config.get("addition_embed_type")) not in (None, "text"):
-            raise UnsupportedNetworkError(f"need addition_embed_type None or 'text', got {added!r}")
+        known = read_unet_config("UNet2DConditionModel", config)
+        check_channels(known.channels, shape)
         if text_shape is None:
-            raise UnsupportedNetworkError("the network reads text, and the checkpoint has no text encoder")
-        if (width := config.get("cross_attention_dim", 1280)) != text_shape[1]:
-            raise UnsupportedNetworkError(
-                f"need cross_attention_dim {text_shape[1]} as the text encoder, got {width!r}"
-            )
+            raise BadCheckpoint("the network reads text, and the checkpoint has no text encoder")
+        if known.text_width != text_shape[1]:
+            raise BadCheckpoint(f"need cross_attention_dim {text_shape[1]} as the text encoder, got {known.text_width}")
         return InputSpec(shape, (NamedInput(TEXT_STATES, text_shape, torch.float32),))
 
     def model_class(self) -> type[nn.Module]:

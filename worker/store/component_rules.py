@@ -3,17 +3,15 @@
 Adding a class of component is a row of `RULES`; adding a system is a row of `SYSTEMS`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
+from worker.store.unet_config import SUPPORTED, Config, Rule, check_rules, read_unet_config
 from worker.store.weight_files import check_weights
-
-Config = Mapping[str, object]
-Rule = tuple[str, object, tuple[object, ...]]
-"""(key, value found, values supported)"""
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
@@ -47,36 +45,12 @@ class ComponentRule:
     any_of: tuple[tuple[str, ...], ...] = ()
 
 
-def check_unet2d(config: Config, where: str) -> None:
-    channels = config.get("in_channels", 3)
-    rules: list[Rule] = [
-        ("_class_name", config.get("_class_name", "UNet2DModel"), ("UNet2DModel",)),
-        ("time_embedding_type", config.get("time_embedding_type", "positional"), ("positional",)),
-        ("class_embed_type", config.get("class_embed_type"), (None,)),
-        ("in_channels", channels, (1, 3, 4)),
-        # Twice as many would be a learned variance.
-        ("out_channels", config.get("out_channels", 3), (channels,)),
-    ]
-    check_rules(rules, f"{where}: the U-Net")
-
-
-def check_unet2d_condition(config: Config, where: str) -> None:
-    channels = config.get("in_channels", 4)
-    text_width = config.get("cross_attention_dim", 1280)
-    rules: list[Rule] = [
-        ("time_embedding_type", config.get("time_embedding_type", "positional"), ("positional",)),
-        ("time_cond_proj_dim", config.get("time_cond_proj_dim"), (None,)),
-        ("class_embed_type", config.get("class_embed_type"), (None,)),
-        ("num_class_embeds", config.get("num_class_embeds"), (None,)),
-        ("addition_embed_type", config.get("addition_embed_type"), (None, "text")),
-        ("encoder_hid_dim_type", config.get("encoder_hid_dim_type"), (None,)),
-        ("encoder_hid_dim", config.get("encoder_hid_dim"), (None,)),
-        ("in_channels", channels, (1, 3, 4)),
-        ("out_channels", config.get("out_channels", 4), (channels,)),
-    ]
-    check_rules(rules, f"{where}: the U-Net")
-    if not isinstance(text_width, int):
-        raise BadCheckpoint(f"{where}: the U-Net: need one number for cross_attention_dim, got {text_width!r}")
+def check_unet(class_name: str, config: Config, where: str) -> None:
+    """Raise BadCheckpoint unless the U-Net can be called and guided."""
+    try:
+        read_unet_config(class_name, config)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{where}: the U-Net: {error}") from error
 
 
 def check_noise_config(config: Config, where: str) -> None:
@@ -88,15 +62,12 @@ def check_noise_config(config: Config, where: str) -> None:
     ]
     if config.get("trained_betas") is None:
         rules.append(("beta_schedule", config.get("beta_schedule", "linear"), BETA_SCHEDULES))
-    check_rules(rules, f"{where}: the scheduler")
+    try:
+        check_rules(rules)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{where}: the scheduler: {error}") from error
     if config.get("rescale_betas_zero_snr") and config.get("prediction_type", "epsilon") == "epsilon":
         raise BadCheckpoint(f"{where}: the scheduler: rescale_betas_zero_snr needs v_prediction or sample, got epsilon")
-
-
-def check_rules(rules: Sequence[Rule], where: str) -> None:
-    for key, found, supported in rules:
-        if found not in supported:
-            raise BadCheckpoint(f"{where}: need {key} {' or '.join(map(str, supported))}, got {found!r}")
 
 
 def check_nothing(config: Config, where: str) -> None:
@@ -116,14 +87,15 @@ _tokenizer = ComponentRule(
 )
 
 RULES: Mapping[str, ComponentRule] = {
-    "UNet2DModel": ComponentRule("diffusers", ("unet",), "config.json", "diffusion_pytorch_model", check_unet2d),
-    "UNet2DConditionModel": ComponentRule(
-        "diffusers", ("unet",), "config.json", "diffusion_pytorch_model", check_unet2d_condition
-    ),
     "CLIPTextModel": ComponentRule("transformers", ("text_encoder",), "config.json", "model", check_nothing),
     "CLIPTokenizer": _tokenizer,
     "CLIPTokenizerFast": _tokenizer,
-} | dict.fromkeys(SCHEDULERS, _scheduler)
+    **{
+        name: ComponentRule("diffusers", ("unet",), "config.json", "diffusion_pytorch_model", partial(check_unet, name))
+        for name in SUPPORTED
+    },
+    **dict.fromkeys(SCHEDULERS, _scheduler),
+}
 
 SYSTEMS: Mapping[str, frozenset[str]] = {
     "UNet2DModel": frozenset({"unet", "scheduler"}),
@@ -175,8 +147,8 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
     # Defaults of CLIPTextConfig.
     width, positions = encoder.get("hidden_size", 512), encoder.get("max_position_embeddings", 77)
     vocabulary = encoder.get("vocab_size", 49408)
-    if unet.get("cross_attention_dim", 1280) != width:
-        wanted = unet.get("cross_attention_dim", 1280)
+    wanted = read_unet_config(components["unet"], unet).text_width
+    if wanted != width:
         raise BadCheckpoint(f"{where}: the U-Net reads text of width {wanted!r}, the text encoder writes {width!r}")
     length = tokenizer.get("model_max_length")
     if not (isinstance(length, int) and isinstance(positions, int) and 2 < length <= positions):

@@ -16,6 +16,7 @@ from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import PipelineIndex, read_index, write_index
+from worker.store.unet_config import read_unet_config
 from worker.store.weight_files import WeightFiles, copy_weights, find_weights
 
 
@@ -71,7 +72,8 @@ def import_pipeline(
     check_system(components, where)
     check_fit(directory, components, where)
     unet = next(part for part in parts if part.name == "unet")
-    labels = _labels(unet.config, labels, null_label, where)
+    num_classes = read_unet_config(unet.class_name, unet.config).num_classes
+    labels = _labels(num_classes, labels, null_label, where)
 
     def write(folder: Path) -> None:
         for part in parts:
@@ -128,12 +130,9 @@ def _write_part(part: _Part, target: Path) -> None:
         copy_weights(part.weights, target, rule.weights)
 
 
-def _labels(
-    unet_config: Mapping[str, object], labels: Sequence[str] | None, null_label: int | None, where: str
-) -> Sequence[str]:
+def _labels(num_classes: int, labels: Sequence[str] | None, null_label: int | None, where: str) -> Sequence[str]:
     """Names of the classes, numbered where there are none."""
-    num_classes = unet_config.get("num_class_embeds") or 0
-    if not isinstance(num_classes, int) or (null_label is not None and not 0 <= null_label < num_classes):
+    if null_label is not None and not 0 <= null_label < num_classes:
         raise BadCheckpoint(f"{where}: need a null label below {num_classes} (num_class_embeds), got {null_label}")
     if labels is None:
         return [str(index) for index in range(num_classes if null_label is None else null_label)]

@@ -1,0 +1,59 @@
+"""One table of configurations: what import refuses, a worker that finds it in the store refuses too."""
+
+from collections.abc import Iterator
+from inspect import signature
+
+import pytest
+
+from worker.networks.registry import ARCHITECTURES
+from worker.store.component_rules import RULES, SYSTEMS
+from worker.store.errors import BadCheckpoint
+from worker.store.unet_config import SUPPORTED, read_unet_config
+
+CASES = [(name, key) for name, keys in SUPPORTED.items() for key in keys]
+
+
+def configs(class_name: str, key: str) -> Iterator[tuple[dict[str, object], int]]:
+    """Each supported value of a key, with the channels that it makes."""
+    default, values = SUPPORTED[class_name][key]
+    channels = SUPPORTED[class_name]["in_channels"][0]
+    assert isinstance(channels, int)
+    for value in (default, *values):
+        if key in ("in_channels", "out_channels"):
+            assert isinstance(value, int)
+            yield {"in_channels": value, "out_channels": value}, value
+        else:
+            yield {key: value, "in_channels": channels, "out_channels": channels}, channels
+
+
+def test_every_network_that_can_be_run_has_its_rules() -> None:
+    assert SUPPORTED.keys() == ARCHITECTURES.keys() == SYSTEMS.keys()
+
+
+@pytest.mark.parametrize(("class_name", "key"), CASES)
+def test_the_store_and_the_networks_take_the_same_configurations(class_name: str, key: str) -> None:
+    text_shape = (16, 1280) if class_name == "UNet2DConditionModel" else None
+    for config, channels in configs(class_name, key):
+        RULES[class_name].check(config, "m")
+        spec = ARCHITECTURES[class_name].input_spec(config, (channels, 8, 8), text_shape)
+        assert spec.shape == (channels, 8, 8)
+        refused = config | {key: "another"}
+        with pytest.raises(BadCheckpoint, match=f"need {key} .*, got 'another'"):
+            RULES[class_name].check(refused, "m")
+        with pytest.raises(BadCheckpoint, match=f"need {key} .*, got 'another'"):
+            ARCHITECTURES[class_name].input_spec(refused, (channels, 8, 8), text_shape)
+
+
+def test_a_configuration_without_a_key_means_what_diffusers_takes_for_it() -> None:
+    from diffusers import UNet2DConditionModel, UNet2DModel
+
+    for model_class in (UNet2DModel, UNet2DConditionModel):
+        parameters = signature(model_class.__init__).parameters
+        for key, (default, _) in SUPPORTED[model_class.__name__].items():
+            assert default == parameters[key].default, key
+    assert read_unet_config("UNet2DConditionModel", {}).text_width == 1280
+
+
+def test_a_network_of_other_channels_than_the_images_is_refused() -> None:
+    with pytest.raises(BadCheckpoint, match="need in_channels and out_channels 1, got 3"):
+        ARCHITECTURES["UNet2DModel"].input_spec({}, (1, 8, 8))

@@ -1,0 +1,83 @@
+"""What the configuration of a served U-Net may say, for import, publishing and the networks alike. Loads no torch.
+
+Serving more is a value in `SUPPORTED`, and the code in `worker/networks/` that acts on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from worker.store.errors import BadCheckpoint
+
+Config = Mapping[str, object]
+Rule = tuple[str, object, Sequence[object]]
+"""(key, value found, values supported)"""
+
+CHANNELS = (1, 3, 4)
+"""Of images: grey, RGB, RGB with alpha."""
+
+SUPPORTED: Mapping[str, Mapping[str, tuple[object, Sequence[object]]]] = {
+    "UNet2DModel": {
+        "in_channels": (3, CHANNELS),
+        "out_channels": (3, CHANNELS),
+        "time_embedding_type": ("positional", ("positional",)),
+        "class_embed_type": (None, (None,)),
+    },
+    "UNet2DConditionModel": {
+        "in_channels": (4, CHANNELS),
+        "out_channels": (4, CHANNELS),
+        "time_embedding_type": ("positional", ("positional",)),
+        "time_cond_proj_dim": (None, (None,)),
+        "class_embed_type": (None, (None,)),
+        "num_class_embeds": (None, (None,)),
+        # "text" adds the pooled text to the embedding of the timestep.
+        "addition_embed_type": (None, (None, "text")),
+        "encoder_hid_dim_type": (None, (None,)),
+        "encoder_hid_dim": (None, (None,)),
+    },
+}
+"""By diffusers' class and key: diffusers' default, and the values that can be served."""
+
+DEFAULT_TEXT_WIDTH = 1280
+"""diffusers' `cross_attention_dim`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UNetConfig:
+    """What the service reads of a U-Net's configuration, with diffusers' defaults filled in.
+
+    Attributes:
+        channels: of its input and of its output.
+        num_classes: rows of its class embedding.
+        text_width: of the hidden states that it reads; None: it reads no text.
+    """
+
+    channels: int
+    num_classes: int
+    text_width: int | None
+
+
+def read_unet_config(class_name: str, config: Config) -> UNetConfig:
+    """Check the configuration of a U-Net of a class in `SUPPORTED`. Raises BadCheckpoint naming the key."""
+    found = {key: (config.get(key, default), values) for key, (default, values) in SUPPORTED[class_name].items()}
+    channels = config.get("in_channels", SUPPORTED[class_name]["in_channels"][0])
+    # Twice as many would be a learned variance.
+    found["out_channels"] = (found["out_channels"][0], (channels,))
+    check_rules([(key, value, values) for key, (value, values) in found.items()])
+    classes = config.get("num_class_embeds") or 0
+    if not isinstance(classes, int):
+        raise BadCheckpoint(f"need num_class_embeds as a whole number, got {classes!r}")
+    text_width = None
+    if class_name == "UNet2DConditionModel":
+        width = config.get("cross_attention_dim", DEFAULT_TEXT_WIDTH)
+        if not isinstance(width, int):
+            raise BadCheckpoint(f"need one number for cross_attention_dim, got {width!r}")
+        text_width = width
+    assert isinstance(channels, int), "one of CHANNELS"
+    return UNetConfig(channels, classes, text_width)
+
+
+def check_rules(rules: Sequence[Rule]) -> None:
+    """Raise BadCheckpoint for the first value that is not supported."""
+    for key, found, supported in rules:
+        if found not in supported:
+            raise BadCheckpoint(f"need {key} {' or '.join(map(str, supported))}, got {found!r}")
