@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -20,12 +21,14 @@ from service.http_metrics import HttpMetrics
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
 from service.queue_order import QueueOrder
+from service.redis_deadline import redis_deadline
 from service.redis_outage import RedisOutage
 from service.request_context import RequestContext
 from service.routes import events, generate, health, home, images, jobs, models
 from service.routes import metrics as metrics_route
 from service.settings import Settings
 from worker.contract.no_pickle import disable_pickle
+from worker.results.redis_files import AsyncRedisFiles
 
 MAX_CONNECTIONS = 64
 
@@ -54,7 +57,17 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     catalogue = Catalogue(redis, settings.redis_timeout_s)
     outage = RedisOutage(redis, settings.redis_timeout_s)
     metrics = HttpMetrics()
-    gateway = Gateway(settings, redis, queue, catalogue, JobEvents(redis, queue), QueueOrder(queue), outage, metrics)
+    gateway = Gateway(
+        settings=settings,
+        redis=redis,
+        queue=queue,
+        catalogue=catalogue,
+        events=JobEvents(redis, queue),
+        order=QueueOrder(queue),
+        files=AsyncRedisFiles(redis, partial(redis_deadline, settings.redis_timeout_s)),
+        outage=outage,
+        metrics=metrics,
+    )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

@@ -13,6 +13,7 @@ from service.job_queue import JobQueue
 from service.queue_order import QueueOrder
 from service.redis_outage import RedisOutage
 from service.settings import Settings
+from worker.results.files import AsyncFiles
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,7 @@ class Gateway:
     catalogue: Catalogue
     events: JobEvents
     order: QueueOrder
+    files: AsyncFiles
     outage: RedisOutage
     metrics: HttpMetrics
 

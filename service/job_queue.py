@@ -35,7 +35,6 @@ from worker.contract.keys import (
     TRACEPARENT_FIELD,
     VERSION_FIELD,
     QueueKeys,
-    image_key,
     job_key,
     progress_key,
     results_key,
@@ -250,19 +249,6 @@ class JobQueue:
                 args=[job_id, self._settings.result_ttl_s],
             )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
-
-    async def image_ttl_ms(self, job_id: str, index: int) -> int:
-        """The milliseconds that the image is still kept; negative when it is gone."""
-        async with self._deadline():
-            return int(await self._redis.pttl(image_key(job_id, index)))
-
-    async def image(self, job_id: str, index: int) -> tuple[bytes | None, int]:
-        """The encoded image and the milliseconds that it is still kept."""
-        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.get(image_key(job_id, index))
-            pipe.pttl(image_key(job_id, index))
-            data, ttl_ms = await pipe.execute()
-        return data, ttl_ms
 
 
 def fingerprint(body: dict[str, Any]) -> str:

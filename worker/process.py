@@ -33,6 +33,7 @@ from worker.queue.rq_overrides import RqWorker
 from worker.queue.saved_chains import SavedChains
 from worker.queue.server_clock import ServerClock
 from worker.queue.status import Catalogue, ProgressReporter, StatusPublisher
+from worker.results.redis_files import RedisFiles
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -117,7 +118,7 @@ class WorkerProcess:
             default_model=settings.default_model,
             ttl_s=settings.worker_ttl_s,
         )
-        self._finisher = Finisher(self._leases, self._held, self._health, clock=clock)
+        self._finisher = Finisher(self._leases, RedisFiles(client), self._held, self._health, clock=clock)
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
         self._dispatcher = Dispatcher(engine, self._held, self._finisher, self._chains)
         live = LiveWorkers(client)

@@ -50,19 +50,19 @@ async def get_image(
         raise ImageNotReady(f"job {job_id} is {state.value}" + (", it has no images" if state.is_terminal else ""))
     expired = ImageExpired(f"image {index} of job {job_id} has expired; the same seed draws it again")
     image = next((image for image in outcome.images if image.index == index), None)
-    if image is None:
+    if image is None or image.file is None:
         raise expired
     etag = f'"{image.sha256}-{outcome.media_type.removeprefix("image/")}"'
     if _matches(if_none_match, etag):
-        # The bytes stay in Redis.
-        ttl_ms = await gateway.queue.image_ttl_ms(job_id, index)
+        # The bytes stay where they are.
+        ttl_ms = await gateway.files.ttl_ms(image.file)
         if ttl_ms < 0:
             raise expired
         return Response(status_code=304, headers={"ETag": etag, **_freshness(ttl_ms)})
-    data, ttl_ms = await gateway.queue.image(job_id, index)
-    if data is None:
+    kept = await gateway.files.get(image.file)
+    if kept is None:
         raise expired
-    return Response(data, media_type=outcome.media_type, headers={"ETag": etag, **_freshness(ttl_ms)})
+    return Response(kept.data, media_type=outcome.media_type, headers={"ETag": etag, **_freshness(kept.ttl_ms)})
 
 
 def _freshness(ttl_ms: int) -> dict[str, str]:

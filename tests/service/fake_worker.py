@@ -26,11 +26,13 @@ from worker.contract import (
     VersionInfo,
     WorkerStatus,
     events_channel,
-    image_key,
     progress_key,
 )
 from worker.contract.keys import IDEMPOTENCY_FIELD, idempotency_key
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
+from worker.results.files import File
+from worker.results.names import image_file, job_folder
+from worker.results.redis_files import RedisFiles
 
 VERSION = "000012000-3f2a9c1b"
 WEIGHTS = "ab" * 32
@@ -72,6 +74,7 @@ class FakeWorker:
         self._client = client
         self.tells = True
         """Whether it says that a job has changed; False: as if every message were lost."""
+        self.files = RedisFiles(client)
         self._executions: dict[str, Execution] = {}
         self._queue = Queue(QUEUE_NAME, connection=client, serializer=JSONSerializer)
 
@@ -133,10 +136,12 @@ class FakeWorker:
         """Store the images, then end the job; answers the images' bytes."""
         request = request_of(job)
         assert job.result_ttl is not None
-        images, records = [], []
+        images, records, files = [], [], []
+        folder = job_folder(job.id, self._executions[job.id].id)
         for index in range(request.batch):
             data = f"pixels of seed {request.seed + index}".encode()
-            self._client.set(image_key(job.id, index), data, ex=job.result_ttl)
+            file = File(image_file(folder, index, request.format.extension), data, job.result_ttl)
+            files.append(file)
             images.append(data)
             records.append(
                 ImageRecord(
@@ -146,8 +151,10 @@ class FakeWorker:
                     width=8,
                     height=8,
                     size_bytes=len(data),
+                    file=file.name,
                 )
             )
+        assert self.files.put(files) == [None] * len(files)
         outcome = JobOutcome(
             model=request.model,
             version=VERSION,

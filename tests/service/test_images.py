@@ -8,7 +8,6 @@ import pytest
 
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
-from worker.contract import image_key
 
 
 def submit(http: httpx.Client, **changes: object) -> str:
@@ -52,9 +51,10 @@ def test_the_bytes_of_an_image_that_the_client_has_stay_in_redis(
         assert http.get(url, headers={"If-None-Match": etag}).status_code == 304
         valkey.client.echo("end")
         asked = list(iter(lambda: monitor.next_command()["command"], "ECHO end"))
-    assert f"PTTL {image_key(job_id, 1)}" in asked
-    assert f"GET {image_key(job_id, 1)}" not in asked
-    valkey.client.delete(image_key(job_id, 1))
+    _, key = valkey.file_keys(job_id)
+    assert f"PTTL {key}" in asked
+    assert f"GET {key}" not in asked
+    valkey.client.delete(key)
     assert http.get(url, headers={"If-None-Match": etag}).status_code == 410
 
 
@@ -105,6 +105,6 @@ def test_an_index_that_the_job_does_not_have_is_404(index: int, http: httpx.Clie
 def test_an_image_that_went_before_its_job_is_410(http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle) -> None:
     job_id = submit(http)
     worker.succeed(worker.take())
-    valkey.client.delete(image_key(job_id, 0))
+    valkey.client.delete(valkey.file_keys(job_id)[0])
     assert http.get(f"/jobs/{job_id}/images/0").status_code == 410
     assert http.get(f"/jobs/{job_id}/images/1").status_code == 200

@@ -8,7 +8,6 @@ from worker.contract.keys import (
     CATALOGUE_TTL_S,
     chain_key,
     events_channel,
-    image_key,
     progress_key,
     worker_key,
 )
@@ -64,7 +63,6 @@ __all__ = [
     "WorkerStatus",
     "chain_key",
     "events_channel",
-    "image_key",
     "progress_key",
     "worker_key",
 ]

@@ -28,7 +28,8 @@ SUSPENDED_KEY = "rq:suspended"
 
 # Ours.
 _WORKER = "reverie:worker:{}"
-_IMAGE = "reverie:image:{}:{}"
+_FILE = "reverie:file:{}"
+_UPLOAD = "reverie:upload:{}"
 _PROGRESS = "reverie:progress:{}"
 _CHAIN = "reverie:chain:{}"
 _EVENTS = "reverie:events:{}"
@@ -129,9 +130,14 @@ def worker_key(worker: str) -> str:
     return _WORKER.format(worker)
 
 
-def image_key(job_id: str, index: int) -> str:
-    """The encoded bytes of one image."""
-    return _IMAGE.format(job_id, index)
+def file_key(name: str) -> str:
+    """The bytes of a kept file; see `worker.results.names`."""
+    return _FILE.format(name)
+
+
+def upload_key(sha256: str) -> str:
+    """The `Upload` of an uploaded picture."""
+    return _UPLOAD.format(sha256)
 
 
 def progress_key(job_id: str) -> str:
@@ -174,7 +180,6 @@ LUA_NAMES = "".join(
                 "results_key": _RESULTS,
                 "commands_channel": _COMMANDS,
                 "worker_key": _WORKER,
-                "image_key": _IMAGE,
                 "progress_key": _PROGRESS,
                 "chain_key": _CHAIN,
                 "idempotency_key": _IDEMPOTENCY,

@@ -68,3 +68,8 @@ class ImageFormat(StrEnum):
     @property
     def media_type(self) -> str:
         return f"image/{self.value}"
+
+    @property
+    def extension(self) -> str:
+        """Of a file's name, without the dot."""
+        return self.value

@@ -19,7 +19,7 @@ class ProgressSnapshot(Message):
 
 
 class ImageRecord(Message):
-    """One finished image; its bytes are stored under `image_key`."""
+    """One finished image."""
 
     index: int
     seed: int
@@ -28,6 +28,8 @@ class ImageRecord(Message):
     width: int
     height: int
     size_bytes: int
+    file: str | None = None
+    """Name of its kept file; None in outcomes that were written before files had names: those are gone."""
 
 
 class JobOutcome(Message):

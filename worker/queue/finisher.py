@@ -1,4 +1,4 @@
-"""Ends jobs: encodes images, stores them and writes the terminal status, retrying until Redis has it."""
+"""Ends jobs: encodes images, keeps them as files and writes the terminal status, retrying until Redis has it."""
 
 import logging
 import queue
@@ -7,18 +7,20 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key
+from worker.contract import ImageFormat, ImageRecord, JobError, JobOutcome, ProgressSnapshot
 from worker.contract.redis_errors import REDIS_AWAY, refused_for_now
 from worker.engine.messages import Canceled, Failed, Succeeded
 from worker.outputs.image_files import EncodedImage, encode
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Call, Leases
 from worker.queue.redis_health import RedisHealth
+from worker.results.files import File, Files
+from worker.results.names import image_file, job_folder
 
 logger = logging.getLogger(__name__)
 
 MOST_TOGETHER = 64
-"""Jobs delivered together: in one round trip, unless their images are so large that `Leases.send` needs more."""
+"""Jobs delivered together: their files first, then all their ends in one round trip."""
 RETRY_AFTER_S = 0.25
 PAUSE_S = 1.0
 """Before a job that failed and may be tried again goes back to the queue: what it lacked may be there then."""
@@ -28,6 +30,12 @@ PAUSE_S = 1.0
 class _Drawn:
     event: Succeeded
     images: list[EncodedImage]
+    files: list[File]
+    """Of the images, in their order."""
+
+    @property
+    def names(self) -> list[str]:
+        return [file.name for file in self.files]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +50,14 @@ _Ended = tuple[HeldJob, _End]
 class Finisher:
     """One thread delivers, a few encode. `run` returns after `stop` when nothing is left to deliver.
 
-    Jobs that have ended by the time the thread looks are delivered together, but each has its own fate: its images are
-    stored, and its status is written if they were.
+    Jobs that have ended by the time the thread looks are delivered together, but each has its own fate: its files are
+    kept, and its status is written if they were.
     """
 
     def __init__(
         self,
         leases: Leases,
+        files: Files,
         held: HeldJobs,
         health: RedisHealth,
         encoder_threads: int = 2,
@@ -56,6 +65,7 @@ class Finisher:
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._leases = leases
+        self._files = files
         self._held = held
         self._health = health
         self._clock = clock
@@ -112,7 +122,7 @@ class Finisher:
             assert job.request is not None  # only a job with a request ever entered the engine
             end: _End
             try:
-                end = _Drawn(event, [encode(pixels, job.request.format) for pixels in event.images])
+                end = _encoded(job, event, job.request.format)
             except Exception as error:
                 logger.exception("job %s: its images can't be encoded", job.job_id)
                 end = _undeliverable(error)
@@ -147,17 +157,38 @@ class Finisher:
 
     def _deliver_once(self, ended: Sequence[_Ended]) -> list[_Ended]:
         """Send each end once; returns those that must be sent again."""
-        calls = [self._calls(job, end) for job, end in ended]
-        answers = iter(self._leases.send([call for of_job in calls for call in of_job]))
         again: list[_Ended] = []
-        for (job, end), of_job in zip(ended, calls, strict=True):
-            got = [next(answers) for _ in of_job]
-            error = next((answer for answer in got if isinstance(answer, Exception)), None)
-            if error is None:
-                self._log(job, end, str(got[-1]) if got else "")
-            else:
+        ready: list[tuple[HeldJob, _End, Call]] = []
+        for (job, end), error in zip(ended, self._keep_files(ended), strict=True):
+            if error is not None:
                 again += self._after(job, end, error)
+            elif _is_ours(job):
+                ready.append((job, end, self._call(job, end)))
+            else:
+                self._log(job, end, "")
+        answers = self._leases.send([call for _, _, call in ready])
+        for (job, end, _), answer in zip(ready, answers, strict=True):
+            if isinstance(answer, Exception):
+                again += self._after(job, end, answer)
+            else:
+                self._log(job, end, str(answer))
+                if isinstance(end, _Drawn) and answer != "finished":
+                    self._forget_files(job, end)
         return again
+
+    def _keep_files(self, ended: Sequence[_Ended]) -> list[Exception | None]:
+        """Keep the files of each; the first error of each, in its place."""
+        of_each = [end.files if isinstance(end, _Drawn) and _is_ours(job) else [] for job, end in ended]
+        kept = iter(self._files.put([file for files in of_each for file in files]))
+        errors = [[next(kept) for _ in files] for files in of_each]
+        return [next((error for error in of_job if error is not None), None) for of_job in errors]
+
+    def _forget_files(self, job: HeldJob, drawn: _Drawn) -> None:
+        """Nothing names them. If this fails they expire."""
+        try:
+            self._files.delete(drawn.names)
+        except REDIS_AWAY as error:
+            logger.debug("job %s: its files stay until they expire (%s)", job.job_id, error)
 
     def _after(self, job: HeldJob, end: _End, error: Exception) -> list[_Ended]:
         """What is to be sent in the place of an end that met an error."""
@@ -171,19 +202,14 @@ class Finisher:
         logger.error("job %s: its result can't be delivered", job.job_id, exc_info=error)
         return [(job, _undeliverable(error))]
 
-    def _calls(self, job: HeldJob, end: _End) -> list[Call]:
-        """The scripts that store the end, the status last; none for a job that another worker has."""
-        if job.ending is not None and not job.ending.is_ours:
-            return []
+    def _call(self, job: HeldJob, end: _End) -> Call:
+        """The script that writes the end."""
         if isinstance(end, _Drawn):
-            return [
-                *(self._leases.store(job, image_key(job.job_id, i), image.data) for i, image in enumerate(end.images)),
-                self._success(job, end),
-            ]
+            return self._success(job, end)
         if isinstance(end, Failed):
-            return [self._leases.fail(job, _error(job, end), may_retry=end.retryable)]
+            return self._leases.fail(job, _error(job, end), may_retry=end.retryable)
         stopped = isinstance(end, Canceled) and job.ending is not Ending.TIMEOUT
-        return [self._leases.fail(job, _error(job, end), may_retry=False, stopped=stopped)]
+        return self._leases.fail(job, _error(job, end), may_retry=False, stopped=stopped)
 
     def _success(self, job: HeldJob, drawn: _Drawn) -> Call:
         event, request = drawn.event, job.request
@@ -196,8 +222,9 @@ class Finisher:
                 width=image.width,
                 height=image.height,
                 size_bytes=len(image.data),
+                file=file.name,
             )
-            for index, image in enumerate(drawn.images)
+            for index, (image, file) in enumerate(zip(drawn.images, drawn.files, strict=True))
         ]
         made_by = {"model": event.model, "version": event.version, "weights_sha256": event.weights_sha256}
         outcome = JobOutcome(
@@ -208,7 +235,8 @@ class Finisher:
             media_type=request.format.media_type,
             warnings=list(event.warnings),
         )
-        return self._leases.finish(job, outcome, ProgressSnapshot(**made_by, step=request.steps, steps=request.steps))
+        progress = ProgressSnapshot(**made_by, step=request.steps, steps=request.steps)
+        return self._leases.finish(job, outcome, progress, self._files.witnesses(drawn.names))
 
     def _log(self, job: HeldJob, end: _End, answer: str) -> None:
         """Log the end of a job."""
@@ -241,6 +269,21 @@ class Finisher:
             logger.info("job %s was canceled before its result was delivered", job.job_id)
         else:
             logger.warning("job %s: result thrown away, the job is %s", job.job_id, answer)
+
+
+def _is_ours(job: HeldJob) -> bool:
+    """Whether this worker ends the job; what it drew for a job that another has is thrown away."""
+    return job.ending is None or job.ending.is_ours
+
+
+def _encoded(job: HeldJob, event: Succeeded, image_format: ImageFormat) -> _Drawn:
+    images = [encode(pixels, image_format) for pixels in event.images]
+    folder = job_folder(job.job_id, job.execution_id)
+    files = [
+        File(image_file(folder, index, image_format.extension), image.data, job.ttl_s)
+        for index, image in enumerate(images)
+    ]
+    return _Drawn(event, images, files)
 
 
 def _undeliverable(error: Exception) -> _Refused:

@@ -1,7 +1,7 @@
-"""The worker's side of the Lua scripts. Each is one round trip; the stores and ends of many jobs share one."""
+"""The worker's side of the Lua scripts. Each is one round trip; the ends of many jobs share one."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
 
 LOOKED_AT_UNSERVED = 1000
 """Jobs of the queue that one script looks at for a model that nobody has: about two milliseconds."""
-MOST_BYTES = 8 * 2**20
-"""Most bytes of one pipeline of calls: it is held whole in memory, here and by Redis. One larger call goes alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +49,6 @@ class Call:
 
     script: "Script"
     arguments: tuple[Any, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of its texts and bytes; numbers don't count."""
-        return sum(len(argument) for argument in self.arguments if isinstance(argument, str | bytes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,8 +178,14 @@ class Leases:
         """Keep bytes of the job until its expiry. Answers 0 when the lease is lost."""
         return Call(self._store, (job.job_id, job.execution_id, key, job.ttl_s, data))
 
-    def finish(self, job: HeldJob, outcome: JobOutcome, progress: ProgressSnapshot) -> Call:
-        """End the job as succeeded, its images being stored. Answers `finished` or the status that stood against it."""
+    def finish(
+        self, job: HeldJob, outcome: JobOutcome, progress: ProgressSnapshot, witnesses: Sequence[str] = ()
+    ) -> Call:
+        """End the job as succeeded. Answers `finished` or the status that stood against it.
+
+        Args:
+            witnesses: keys without which it is refused, see `worker.results.files`.
+        """
         ended_at = self._server_clock.now()
         job_fields = {"ended_at": rq_overrides.time_text(ended_at)}
         result = rq_overrides.success_fields(
@@ -196,9 +195,10 @@ class Leases:
             self._finish,
             (
                 *(job.job_id, job.execution_id, self._worker_key, job.ttl_s),
-                *(len(outcome.images), progress.model_dump_json(), 2 * len(job_fields)),
+                *(len(witnesses), progress.model_dump_json(), 2 * len(job_fields)),
                 *_flat(job_fields),
                 *_flat(result),
+                *witnesses,
             ),
         )
 
@@ -223,8 +223,7 @@ class Leases:
         )
 
     def send(self, calls: Sequence[Call]) -> list[Any]:
-        """Make the calls in their order, in as few round trips as `MOST_BYTES` allows; each one's answer, or the error
-        in its place.
+        """Make the calls in their order, in one round trip; each one's answer, or the error in its place.
 
         A call that is sent again after its answer was lost does nothing twice and answers the same.
         """
@@ -237,9 +236,6 @@ class Leases:
         return [answer.decode() if isinstance(answer, bytes) else answer for answer in answers]
 
     def _send(self, calls: Sequence[Call]) -> list[Any]:
-        return [answer for part in _parts(calls) for answer in self._send_together(part)]
-
-    def _send_together(self, calls: Sequence[Call]) -> list[Any]:
         with self._client.pipeline(transaction=False) as pipeline:
             for call in calls:
                 # Not through `Script`: in a pipeline it asks for its own existence first, a round trip each time.
@@ -289,20 +285,6 @@ class Leases:
             failed += [id_.decode(errors="replace") for id_ in ended]
             first += looked_at - len(ended)
         return Unserved(noticed, failed)
-
-
-def _parts(calls: Sequence[Call]) -> Iterator[list[Call]]:
-    """The calls in their order, cut so that no part of several has more than `MOST_BYTES`."""
-    part: list[Call] = []
-    part_bytes = 0
-    for call in calls:
-        if part and part_bytes + call.size_bytes > MOST_BYTES:
-            yield part
-            part, part_bytes = [], 0
-        part.append(call)
-        part_bytes += call.size_bytes
-    if part:
-        yield part
 
 
 def _flat(fields: dict[str, Any]) -> list[Any]:

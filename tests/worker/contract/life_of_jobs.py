@@ -4,6 +4,7 @@ import asyncio
 import sys
 from collections.abc import Set as AbstractSet
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import redis
@@ -12,6 +13,7 @@ import worker.contract
 from service.app import connect
 from service.catalogue import Catalogue
 from service.job_queue import Idempotency, JobQueue
+from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from worker.contract import (
     QUEUE_NAME,
@@ -21,7 +23,6 @@ from worker.contract import (
     ProgressSnapshot,
     SamplingRequest,
     chain_key,
-    image_key,
 )
 from worker.contract.keys import QueueKeys
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
@@ -30,6 +31,9 @@ from worker.queue.leases import Leases
 from worker.queue.offer import ModelOffer, Offer
 from worker.queue.retention import Retention, Version
 from worker.queue.server_clock import ServerClock
+from worker.results.files import File
+from worker.results.names import image_file, job_folder
+from worker.results.redis_files import AsyncRedisFiles, RedisFiles
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=1)
 PROGRESS = ProgressSnapshot(step=10, steps=10, model="digits", version="000000001-00000000", weights_sha256="ab" * 32)
@@ -84,15 +88,12 @@ async def live(url: str) -> None:
         record = await queue.read(finished.job_id)
         assert record is not None
         assert record.job.get_status(refresh=False) == "started"
-        lasting.send(
-            [
-                lasting.store(finished, image_key(finished.job_id, 0), b"x"),
-                lasting.store(failed, chain_key(failed.job_id), b"x"),
-            ]
-        )
+        lasting.send([lasting.store(failed, chain_key(failed.job_id), b"x")])
+        files, name = RedisFiles(client), image_file(job_folder(finished.job_id, finished.execution_id), 0, "png")
+        files.put([File(name, b"x", 60)])
         answers = lasting.send(
             [
-                lasting.finish(finished, OUTCOME, PROGRESS),
+                lasting.finish(finished, OUTCOME, PROGRESS, files.witnesses([name])),
                 lasting.fail(failed, JobError(code="bad_job", detail="as asked"), may_retry=False),
                 lasting.fail(retried, JobError(code="bad_job", detail="as asked"), may_retry=True),
             ]
@@ -110,7 +111,9 @@ async def live(url: str) -> None:
         lasting.recover(stranded_s=0)
         assert len(lasting.end_unserved(Offer(), 60).noticed) == (await queue.line(10))[0]
         assert lasting.idle_workers() == []
-        assert (await queue.image(finished.job_id, 0))[0] == b"x"
+        kept = await AsyncRedisFiles(gateway_client, partial(redis_deadline, 1.0)).get(name)
+        assert kept is not None
+        assert kept.data == b"x"
         record = await queue.read(finished.job_id)
         assert record is not None
         assert record.result is not None

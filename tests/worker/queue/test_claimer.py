@@ -18,6 +18,7 @@ from worker.queue.leases import Leases
 from worker.queue.live_workers import LiveWorkers
 from worker.queue.redis_health import RedisHealth
 from worker.queue.saved_chains import SavedChains
+from worker.results.redis_files import RedisFiles
 
 
 class ChainsReadAtABadMoment(SavedChains):
@@ -37,7 +38,7 @@ def claiming(
 ) -> Iterator[None]:
     stop = threading.Event()
     health = RedisHealth()
-    finisher = Finisher(leases, held, health)
+    finisher = Finisher(leases, RedisFiles(client), held, health)
     give_back = GiveBack(leases, engine, held, LiveWorkers(client))
     claimer = Claimer(
         *(leases, engine, held, finisher, chains, health, FakeCatalogue(), give_back),

@@ -14,7 +14,6 @@ from tests.worker.queue.fake_engine import (
     LOADS_FOR_EVER,
     pixels_sha256,
 )
-from worker.contract import image_key
 from worker.process import EXIT_BROKEN, EXIT_HUNG
 from worker.queue.finisher import PAUSE_S
 
@@ -121,7 +120,7 @@ def test_a_running_job_is_canceled_within_a_heartbeat_though_no_message_came(
     wait_until(lambda: f"{canceled} canceled" in worker.text(), "the worker to notice")
     assert jobs.wait([other, canceled]) == ["finished", "canceled"]
     assert jobs.results(canceled) == []
-    assert not valkey.client.exists(image_key(canceled, 0))
+    assert not valkey.file_keys(canceled)
     wait_until(lambda: valkey.client.ttl(f"rq:job:{canceled}") > 0, "the canceled job to have an expiry")
 
 

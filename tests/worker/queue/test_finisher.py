@@ -1,7 +1,7 @@
 """How jobs that ended together are told to Redis: the finisher by itself, on a real server."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,15 @@ from redis.client import Pipeline
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
 from tests.worker.queue.fake_engine import MODEL, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
-from worker.contract import QUEUE_NAME, image_key
+from worker.contract import QUEUE_NAME
 from worker.engine.messages import Failed, Succeeded
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
-from worker.queue.leases import MOST_BYTES, Leases
+from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
 from worker.queue.server_clock import ServerClock
+from worker.results.redis_files import MOST_BYTES, RedisFiles
 
 
 class ObservedRedis(redis.Redis):
@@ -72,9 +73,9 @@ def held() -> HeldJobs:
 
 
 @pytest.fixture
-def finisher(leases: Leases, held: HeldJobs) -> Iterator[Finisher]:
+def finisher(client: ObservedRedis, leases: Leases, held: HeldJobs) -> Iterator[Finisher]:
     """Not started: what it is told before `start` is delivered together."""
-    made = Finisher(leases, held, RedisHealth(), sleep=lambda _: None)
+    made = Finisher(leases, RedisFiles(client), held, RedisHealth(), sleep=lambda _: None)
     yield made
     made.stop()
 
@@ -123,8 +124,41 @@ def test_an_end_that_cannot_be_written_down_keeps_back_no_other(
     assert codes == ["not_finite", "internal" if text == "\ud800" else "not_finite", "not_finite"]
 
 
+def test_what_a_worker_drew_for_a_job_that_it_lost_is_forgotten_and_never_shows(
+    jobs: Jobs, leases: Leases, held: HeldJobs, finisher: Finisher, worker_of: Callable[..., Leases]
+) -> None:
+    """Each execution writes under its own name; the one end that Redis takes says which of them counts."""
+    (lost,) = claimed(jobs, worker_of("b"), held, 1)
+    wait_until(lambda: leases.recover(stranded_s=60).requeued == [lost.job_id], "its lease to run out")
+    (now,) = leases.claim(None, ClaimTerms(1)).jobs
+    finisher.drawn(lost, drawn(lost, 7))
+    start(finisher)
+    wait_until(lambda: not held.all(), "the first worker's end to be refused")
+    wait_until(lambda: not jobs.valkey.file_keys(lost.job_id), "its files to be gone")
+    held.add(now)
+    finisher.drawn(now, drawn(now, 0))
+    wait_until(lambda: not held.all(), "the second worker's end to be taken")
+    (image,) = jobs.outcome(now.job_id).images
+    assert image.file is not None
+    assert now.execution_id in image.file
+    assert image.sha256 == pixels_sha256(0)
+    assert len(jobs.valkey.file_keys(now.job_id)) == 1
+
+
+def test_the_files_of_a_job_that_was_canceled_before_its_end_are_deleted(
+    jobs: Jobs, leases: Leases, held: HeldJobs, finisher: Finisher
+) -> None:
+    (job,) = claimed(jobs, leases, held, 1)
+    jobs.cancel(job.job_id)
+    finisher.drawn(job, drawn(job, 0))
+    start(finisher)
+    wait_until(lambda: not held.all(), "it to be told")
+    assert jobs.status(job.job_id) == "canceled"
+    wait_until(lambda: not jobs.valkey.file_keys(job.job_id), "its files to be gone")
+
+
 def test_large_images_are_sent_in_pipelines_of_a_bounded_size(
-    jobs: Jobs, leases: Leases, held: HeldJobs, finisher: Finisher, client: ObservedRedis
+    jobs: Jobs, leases: Leases, held: HeldJobs, finisher: Finisher, client: ObservedRedis, valkey: ValkeyHandle
 ) -> None:
     (job,) = claimed(jobs, leases, held, 1)
     noise = np.random.default_rng(1)
@@ -133,7 +167,7 @@ def test_large_images_are_sent_in_pipelines_of_a_bounded_size(
     start(finisher)
     wait_until(lambda: not held.all(), "all to be delivered")
     assert jobs.status(job.job_id) == "finished"
-    assert all(client.exists(image_key(job.job_id, index)) for index in range(12))
+    assert len(valkey.file_keys(job.job_id)) == 12
     assert max(client.pipeline_bytes) <= MOST_BYTES * 1.01  # and a few hundred bytes for each call
 
 

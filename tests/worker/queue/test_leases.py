@@ -8,14 +8,13 @@ import redis
 
 from tests.conftest import ValkeyHandle
 from tests.worker.queue.conftest import Jobs, wait_until
-from worker.contract import ImageRecord, JobError, JobOutcome, ProgressSnapshot, image_key, progress_key
+from worker.contract import JobError, JobOutcome, ProgressSnapshot, chain_key, progress_key
 from worker.contract.keys import IDEMPOTENCY_FIELD, SUSPENDED_KEY, idempotency_key
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Call, Leases
 
 OUTCOME = JobOutcome(model="digits", version="v", weights_sha256="ab", images=[], media_type="image/png")
-IMAGE = ImageRecord(index=0, seed=1, sha256="ab", width=8, height=8, size_bytes=3)
 PROGRESS = ProgressSnapshot(step=5, steps=5, model="digits", version="v", weights_sha256="ab")
 ERROR = JobError(code="not_finite", detail="image 0")
 
@@ -43,16 +42,16 @@ def test_who_lost_a_job_can_neither_store_nor_end_it_while_another_runs_it(
 ) -> None:
     first, second = worker_of("first"), worker_of("second")
     before, now = taken_over(jobs, first, second)
-    assert not told(first, first.store(before, image_key(before.job_id, 0), b"old"))
+    assert not told(first, first.store(before, chain_key(before.job_id), b"old"))
     assert told(first, first.finish(before, OUTCOME, PROGRESS)) == "lost"
     assert told(first, first.fail(before, ERROR, may_retry=True)) == "lost"
     assert first.release([before]) == []
     assert first.renew([before]) == ["lost"]
     assert jobs.status(now.job_id) == "started"
     second.renew([now])
-    assert told(second, second.store(now, image_key(now.job_id, 0), b"new"))
+    assert told(second, second.store(now, chain_key(now.job_id), b"new"))
+    assert valkey.client.get(chain_key(now.job_id)) == b"new"
     assert told(second, second.finish(now, OUTCOME, PROGRESS)) == "finished"
-    assert valkey.client.get(image_key(now.job_id, 0)) == b"new"
     assert len(jobs.results(now.job_id)) == 1
 
 
@@ -66,35 +65,23 @@ def test_an_end_that_is_told_twice_is_written_once(jobs: Jobs, worker_of: Callab
     assert [len(jobs.results(id_)) for id_ in (succeeded, failed)] == [1, 1]
 
 
-def test_a_job_is_not_ended_before_its_images_are_there(
+def test_a_job_is_not_ended_before_its_files_are_kept(
     jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
 ) -> None:
     leases = worker_of("a")
     jobs.add(1)
     job = claim_one(leases)
-    outcome = OUTCOME.model_copy(update={"images": [IMAGE]})
-    refused = told(leases, leases.finish(job, outcome, PROGRESS))
+    refused = told(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"]))
     assert isinstance(refused, redis.exceptions.ResponseError)
-    assert image_key(job.job_id, 0) in str(refused)
+    assert "here" in str(refused)
+    valkey.client.set("here", "")
+    assert "there" in str(told(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"])))
     assert jobs.status(job.job_id) == "started"
     assert not valkey.client.exists(progress_key(job.job_id))
-    calls = [leases.store(job, image_key(job.job_id, 0), b"png"), leases.finish(job, outcome, PROGRESS)]
-    assert leases.send(calls) == [1, "finished"]
-    assert 0 < valkey.client.ttl(image_key(job.job_id, 0)) <= job.ttl_s
+    valkey.client.set("there", "")
+    assert told(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"])) == "finished"
+    assert jobs.outcome(job.job_id) == OUTCOME
     assert 0 < valkey.client.ttl(progress_key(job.job_id)) <= job.ttl_s
-
-
-def test_the_images_of_a_job_that_was_canceled_before_its_end_are_deleted(
-    jobs: Jobs, worker_of: Callable[..., Leases], valkey: ValkeyHandle
-) -> None:
-    leases = worker_of("a", lease_s=60)
-    jobs.add(1)
-    job = claim_one(leases)
-    assert told(leases, leases.store(job, image_key(job.job_id, 0), b"png")) == 1
-    jobs.cancel(job.job_id)
-    outcome = OUTCOME.model_copy(update={"images": [IMAGE]})
-    assert told(leases, leases.finish(job, outcome, PROGRESS)) == "canceled"
-    assert not valkey.client.exists(image_key(job.job_id, 0))
 
 
 def test_of_jobs_that_end_in_one_round_trip_each_has_its_own_fate(

@@ -15,10 +15,10 @@ from worker.contract import (
     ProgressSnapshot,
     WorkerStatus,
     events_channel,
-    image_key,
     progress_key,
     worker_key,
 )
+from worker.results.redis_files import RedisFiles
 
 PERMANENT_KEYS = {"rq:queues", "rq:workers", "rq:workers:reverie"}
 """What RQ keeps about queues and workers; nothing of any job."""
@@ -36,7 +36,8 @@ def test_a_job_gives_files_that_decode_to_the_pixels_that_were_drawn(
     assert outcome.media_type == image_format.media_type
     assert [image.seed for image in outcome.images] == [40, 41, 42]
     for image in outcome.images:
-        data = valkey.client.get(image_key(job_id, image.index))
+        assert image.file is not None
+        data = RedisFiles(valkey.client).get(image.file)
         assert isinstance(data, bytes)
         decoded = Image.open(io.BytesIO(data))
         assert decoded.format == image_format.value.upper()

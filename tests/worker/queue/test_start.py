@@ -15,7 +15,7 @@ from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.conftest import REPOSITORY, Jobs, wait_until
 from tests.worker.queue.fake_engine import MODEL
 from tests.worker.tiny_models import publish_tiny
-from worker.contract import SamplerName, WorkerStatus, image_key
+from worker.contract import SamplerName, WorkerStatus
 from worker.contract.environment import SettingsError
 from worker.settings import WorkerSettings
 from worker.store import ModelStore
@@ -98,7 +98,7 @@ def test_the_whole_worker_draws_the_same_pixels_in_any_company_and_takes_up_a_ne
     first, second = jobs.outcome(alone), jobs.outcome(again)
     assert [image.sha256 for image in first.images] == [image.sha256 for image in second.images]
     assert len({image.sha256 for image in first.images}) == 2
-    data = valkey.client.get(image_key(again, 1))
+    data = valkey.client.get(valkey.file_keys(again)[1])
     assert isinstance(data, bytes)
     with Image.open(io.BytesIO(data)) as image:
         assert image.size == (first.images[1].width, first.images[1].height)

@@ -26,6 +26,7 @@ from worker.queue.live_workers import LiveWorkers
 from worker.queue.offer import ModelOffer, Offer
 from worker.queue.redis_health import RedisHealth
 from worker.queue.saved_chains import SavedChains
+from worker.results.redis_files import RedisFiles
 
 
 def ended_on(worker: WorkerHandle) -> list[str]:
@@ -141,7 +142,7 @@ def test_what_has_not_begun_goes_back_when_another_worker_has_nothing_to_do(
     busy, idle, clock = worker_of("busy", 60), worker_of("idle", 60), count(100.0)
     engine, held, stop = FakeEngine(max_batch=1, step_s=0.001), HeldJobs(lambda: 0.0), threading.Event()
     running, waiting = jobs.submit(1, steps=900), jobs.submit(2, steps=1000)
-    finisher = Finisher(busy, held, RedisHealth())
+    finisher = Finisher(busy, RedisFiles(valkey.client), held, RedisHealth())
     dispatcher = Dispatcher(engine, held, finisher, SavedChains(valkey.client, busy, held, RedisHealth()))
     for target in (lambda: engine.run(stop), finisher.run, dispatcher.run):
         threading.Thread(target=target, daemon=True).start()

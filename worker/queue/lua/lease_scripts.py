@@ -31,7 +31,7 @@ STORE = (
     PRELUDE
     + """
 -- ARGV: job, execution, key, ttl in s, bytes.
--- Only the lease's owner writes: a taken-over job's images and saved state stay its new owner's.
+-- Only the lease's owner writes: a taken-over job's saved state stays its new owner's.
 if not owns(ARGV[1], ARGV[2]) then return 0 end
 redis.call('SET', ARGV[3], ARGV[5], 'EX', ARGV[4])
 return 1
@@ -41,17 +41,16 @@ return 1
 FINISH = (
     PRELUDE
     + """
--- ARGV: job, execution, worker key, ttl, number of images, last progress, number of job fields,
--- job fields..., result fields...
--- Returns 'finished', or the status that stood against it; an error while an image is not stored. The images of a job
--- that was canceled meanwhile go.
+-- ARGV: job, execution, worker key, ttl, number of witnesses, last progress, number of job fields,
+-- job fields..., result fields..., witnesses (keys that exist as long as the job's files are kept)...
+-- Returns 'finished', or the status that stood against it; an error while a file is not kept. It is this that makes the
+-- files the job's: the result names them.
 local id, execution, ttl, width = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[7])
-local progress, images = ARGV[6], {}
-for i = 1, tonumber(ARGV[5]) do images[i] = image_key(id, i - 1) end
+local progress, witnesses = ARGV[6], tonumber(ARGV[5])
 local owned, status = owns(id, execution), status_of(id)
 if owned and status == 'started' then
-  for _, key in ipairs(images) do
-    if redis.call('EXISTS', key) == 0 then return redis.error_reply('UNSTORED ' .. key .. ' is not there') end
+  for i = #ARGV - witnesses + 1, #ARGV do
+    if redis.call('EXISTS', ARGV[i]) == 0 then return redis.error_reply('UNSTORED ' .. ARGV[i] .. ' is not there') end
   end
 end
 drop_execution(id, execution)
@@ -60,10 +59,9 @@ if not owned and status ~= 'canceled' then
 end
 if status ~= 'started' then
   if status ~= 'gone' then expire_by(job_key(id), ttl) end
-  if status == 'canceled' then for _, key in ipairs(images) do redis.call('DEL', key) end end
   return status
 end
-end_job(id, 'finished', FINISHED, ttl, slice(8, width), slice(8 + width, #ARGV - 7 - width))
+end_job(id, 'finished', FINISHED, ttl, slice(8, width), slice(8 + width, #ARGV - 7 - width - witnesses))
 count(ARGV[3], 'successful_job_count')
 redis.call('SET', progress_key(id), progress, 'EX', ttl)
 redis.call('PUBLISH', events_channel(id), progress)
