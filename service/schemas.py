@@ -15,6 +15,8 @@ from worker.contract import (
     VERSION_PATTERN,
     ImageFormat,
     JobError,
+    MemoryUse,
+    ModelInfo,
     SamplerName,
     Spacing,
 )
@@ -155,6 +157,14 @@ class Job(BaseModel):
     )
     error: JobError | None
     links: JobLinks
+
+
+class ModelList(BaseModel):
+    default: str | None
+    """The model of a request that names none."""
+    models: list[ModelInfo]
+    memory: dict[str, MemoryUse]
+    """Of each live worker, by its name."""
 
 
 class Alive(BaseModel):

@@ -3,15 +3,17 @@
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
+from service.client import Client, ReverieError
+from service.client.connection import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from service.launcher.command_errors import CommandError
-from service.launcher.http_client import GatewayClient
+from service.launcher.generate import generate
+from service.launcher.request_options import add_request_options
 from service.launcher.up import PYTHON, UpSettings, up
-from worker.contract import PROMPT_GUIDANCE, SamplerName, Takes
+from worker.contract import ModelInfo, Takes
 from worker.contract.environment import SettingsError
 
 STORE_COMMANDS = {
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except (CommandError, SettingsError) as error:
+    except (CommandError, SettingsError, ReverieError) as error:
         print(f"reverie: {error}", file=sys.stderr)
         return EXIT_ERROR
     except KeyboardInterrupt:
@@ -76,22 +78,10 @@ def _parser() -> argparse.ArgumentParser:
 
     draw = commands.add_parser("generate", help="draw images with a running gateway and save them")
     _add_url(draw)
-    draw.add_argument("--model", help="default: the gateway's default model")
-    draw.add_argument("--version", help="default: the model's current version; see `reverie models NAME`")
-    draw.add_argument("--label", help="name or index of the class to draw (default: any)")
-    draw.add_argument("--prompt", help="what to draw, for a model that takes a prompt; see `reverie models`")
-    draw.add_argument("--negative-prompt", help="what guidance leads away from")
-    draw.add_argument("--steps", type=int, default=50, help="U-Net runs for each image (default 50)")
-    draw.add_argument("--seed", type=int, help="seed of the first image (default: the gateway draws one)")
-    draw.add_argument("--batch", type=int, default=1, help="how many images (default 1)")
-    draw.add_argument("--sampler", choices=[name.value for name in SamplerName], default=SamplerName.DDIM.value)
-    draw.add_argument(
-        "--guidance-scale",
-        type=float,
-        help=f"classifier-free guidance (default {PROMPT_GUIDANCE:g} with --prompt, else 1)",
-    )
+    add_request_options(draw)
     draw.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the images go (default: here)")
-    draw.set_defaults(run=_generate)
+    draw.add_argument("--json", action="store_true", default=False, help="print the job, and where its images are")
+    draw.set_defaults(run=generate)
 
     models = commands.add_parser("models", help="list what a running gateway can draw with")
     _add_url(models)
@@ -106,8 +96,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_url(parser: argparse.ArgumentParser) -> None:
-    fallback = os.environ.get("REVERIE_URL", "http://127.0.0.1:8000")
-    parser.add_argument("--url", default=fallback, help="the gateway's address, also REVERIE_URL (default %(default)s)")
+    fallback = os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    text = f"the gateway's address, also {URL_VARIABLE} (default %(default)s); its key is {KEY_VARIABLE}"
+    parser.add_argument("--url", default=fallback, help=text)
 
 
 def _up(options: argparse.Namespace) -> int:
@@ -119,78 +110,38 @@ def _up(options: argparse.Namespace) -> int:
     return up(UpSettings.read(**given), draw_into=options.draw)
 
 
-def _generate(options: argparse.Namespace) -> int:
-    request = {
-        "model": options.model,
-        "version": options.version,
-        # A label made of digits goes as an index, anything else as a name.
-        "class_label": int(options.label) if (options.label or "").isdecimal() else options.label,
-        "prompt": options.prompt,
-        "negative_prompt": options.negative_prompt,
-        "steps": options.steps,
-        "seed": options.seed,
-        "batch": options.batch,
-        "sampler": options.sampler,
-        "guidance_scale": options.guidance_scale,
-    }
-    with GatewayClient(options.url) as gateway:
-        job = gateway.submit({name: value for name, value in request.items() if value is not None})
-        try:
-            done = gateway.wait(job, on_progress=_show_progress)
-        except KeyboardInterrupt:
-            gateway.cancel(job)
-            raise
-        finally:
-            _end_progress()
-        for warning in done.get("warnings", ()):
-            print(f"warning: {warning}", file=sys.stderr)
-        for path in gateway.save_images(done, options.out):
-            print(path)
-    return 0
-
-
-def _show_progress(job: Mapping[str, Any]) -> None:
-    if sys.stderr.isatty():
-        progress = job["progress"]
-        print(f"\r{job['status']} {progress['step']}/{progress['steps']} ", end="", file=sys.stderr, flush=True)
-
-
-def _end_progress() -> None:
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
-
-
 def _models(options: argparse.Namespace) -> int:
-    with GatewayClient(options.url) as gateway:
+    with Client(options.url) as client:
         if options.name is not None:
-            _show_versions(gateway.model(options.name))
+            _show_versions(client.model(options.name))
             return 0
-        catalogue = gateway.models()
-    for model in catalogue["models"]:
-        mark = "*" if model["name"] == catalogue.get("default") else " "
-        size = f"{model['width']}x{model['height']}"
-        print(f"{mark} {model['name']}  {model['version'] or 'nothing loaded'}  {size}  {_takes(model)}")
-        if model.get("reload_error"):
-            print(f"    not serving the current version: {model['reload_error']}")
+        catalogue = client.models()
+    for model in catalogue.models:
+        mark = "*" if model.name == catalogue.default else " "
+        print(
+            f"{mark} {model.name}  {model.version or 'nothing loaded'}  {model.width}x{model.height}  {_takes(model)}"
+        )
+        if model.reload_error:
+            print(f"    not serving the current version: {model.reload_error}")
     return 0
 
 
-def _show_versions(model: Mapping[str, Any]) -> None:
-    for each in model["versions"]:
-        mark = "*" if each["version"] == model["version"] else " "
-        metrics = "  ".join(f"{name} {value:.4g}" for name, value in sorted(each["metrics"].items()))
-        print(f"{mark} {each['version']}  {each['created_at']}  {metrics}".rstrip())
-    if model.get("reload_error"):
-        print(f"    not serving the current version: {model['reload_error']}")
+def _show_versions(model: ModelInfo) -> None:
+    for each in model.versions:
+        mark = "*" if each.version == model.version else " "
+        metrics = "  ".join(f"{name} {value:.4g}" for name, value in sorted(each.metrics.items()))
+        created_at = each.created_at.strftime("%Y-%m-%dT%H:%M:%SZ")
+        print(f"{mark} {each.version}  {created_at}  {metrics}".rstrip())
+    if model.reload_error:
+        print(f"    not serving the current version: {model.reload_error}")
 
 
-def _takes(model: Mapping[str, Any]) -> str:
-    if model.get("takes") == Takes.PROMPT:
+def _takes(model: ModelInfo) -> str:
+    if model.takes is Takes.PROMPT:
         return "prompt"
-    labels: Sequence[str] = model["labels"]
-    shown = ", ".join(labels[:12])
-    more = f", ... ({len(labels)})" if len(labels) > 12 else ""
-    return f"labels: {shown}{more}" if labels else "no labels"
+    shown = ", ".join(model.labels[:12])
+    more = f", ... ({len(model.labels)})" if len(model.labels) > 12 else ""
+    return f"labels: {shown}{more}" if model.labels else "no labels"
 
 
 if __name__ == "__main__":

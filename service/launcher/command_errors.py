@@ -1,5 +1,7 @@
 """What ends a `reverie` command: one line for its user and an exit code that is not 0.
 
+What a gateway refuses, and jobs that fail, are `service.client`'s errors.
+
 CommandError
 ├── DataDirError          the data directory can't be made, written or locked
 │   └── DataDirInUseError   another `reverie up` holds it
@@ -8,7 +10,7 @@ CommandError
 ├── DevicesError          the machine's devices can't be found out
 ├── StoreError            no checkpoint to serve
 ├── ChildError            a child process keeps dying or never gets ready
-└── RemoteError           a gateway refused a request, failed a job or can't be reached
+└── OutputError           a file can't be written
 """
 
 
@@ -44,5 +46,5 @@ class ChildError(CommandError):
     pass
 
 
-class RemoteError(CommandError):
+class OutputError(CommandError):
     pass

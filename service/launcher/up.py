@@ -12,10 +12,10 @@ import httpx
 import redis
 from pydantic import Field
 
+from service.client.errors import ProblemError
 from service.launcher.command_errors import PortTakenError, RedisError, StoreError
 from service.launcher.data_dir import DataDir
 from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
-from service.launcher.http_client import refusal
 from service.launcher.supervisor import Service, Supervisor
 from service.launcher.workers import ask_for_devices, usable_cores, worker_environments
 from worker.contract.environment import EnvironmentSettings, SettingsError
@@ -132,7 +132,7 @@ def what_is_missing(url: str) -> str | None:
         answer = httpx.get(f"{url}/readyz", timeout=2.0, trust_env=False)
     except httpx.TransportError as error:
         return f"the gateway does not answer ({error})"
-    return None if answer.status_code == 200 else refusal(answer)
+    return None if answer.status_code == 200 else str(ProblemError.of(answer))
 
 
 def free_port(host: str, port: int) -> int:

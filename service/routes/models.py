@@ -1,21 +1,13 @@
 """GET /models: what can be asked for, as the workers announce it."""
 
 from fastapi import APIRouter
-from pydantic import BaseModel
 
 from service.errors import NotFound, problem_responses
 from service.gateway import GatewayDep
-from worker.contract import MemoryUse, ModelInfo
+from service.schemas import ModelList
+from worker.contract import ModelInfo
 
 router = APIRouter(tags=["models"])
-
-
-class ModelList(BaseModel):
-    default: str | None
-    """The model of a request that names none."""
-    models: list[ModelInfo]
-    memory: dict[str, MemoryUse]
-    """Of each live worker, by its name."""
 
 
 @router.get("/models", summary="List the models", responses=problem_responses())

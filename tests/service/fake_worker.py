@@ -1,7 +1,9 @@
 """A worker that keeps the contract and draws nothing: it stands at the other end of Redis."""
 
 import hashlib
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 
 import redis
@@ -75,6 +77,8 @@ class FakeWorker:
         self.tells = True
         """Whether it says that a job has changed; False: as if every message were lost."""
         self.files = RedisFiles(client)
+        self.drawn: list[SamplingRequest] = []
+        """What it was asked for, of the jobs that succeeded."""
         self._executions: dict[str, Execution] = {}
         self._queue = Queue(QUEUE_NAME, connection=client, serializer=JSONSerializer)
 
@@ -119,6 +123,32 @@ class FakeWorker:
             pipe.execute()
         return job
 
+    @contextmanager
+    def serving(
+        self, steps: Sequence[int] = (1,), warnings: Sequence[str] = (), error: JobError | None = None
+    ) -> Iterator[None]:
+        """Draws in the background whatever is queued, reporting these steps of each job; fails it with `error`."""
+        stop = threading.Event()
+
+        def serve() -> None:
+            while not stop.wait(0.005):
+                if self.queue_length():
+                    job = self.take()
+                    for step in steps:
+                        self.report(job, step)
+                    if error is None:
+                        self.succeed(job, warnings)
+                    else:
+                        self.fail(job, error.model_dump_json())
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
+
     def leases(self) -> int:
         return StartedJobRegistry(QUEUE_NAME, connection=self._client, serializer=JSONSerializer).get_job_count(
             cleanup=False
@@ -135,6 +165,7 @@ class FakeWorker:
     def succeed(self, job: Job, warnings: Sequence[str] = ()) -> list[bytes]:
         """Store the images, then end the job; answers the images' bytes."""
         request = request_of(job)
+        self.drawn.append(request)
         assert job.result_ttl is not None
         images, records, files = [], [], []
         folder = job_folder(job.id, self._executions[job.id].id)

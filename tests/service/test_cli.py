@@ -1,63 +1,21 @@
-"""The `reverie` command and its client, against a fake gateway behind httpx's own transport seam."""
+"""The `reverie` command in a process of its own, on a real gateway."""
 
 import json
+import os
+import pty
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
 
-from service.launcher.command_errors import RemoteError
-from service.launcher.http_client import GatewayClient
+from tests.service.fake_worker import DIGITS, OUT_OF_MEMORY, VERSION, FakeWorker
 from tests.service.stand_ins.journal import PATIENCE_S, eventually
-
-JOB: dict[str, Any] = {
-    "id": "0f3a1b2c4d5e",
-    "status": "queued",
-    "model": "digits",
-    "format": "png",
-    "progress": {"step": 0, "steps": 50},
-    "images": [],
-    "error": None,
-    "links": {"self": "/jobs/0f3a1b2c4d5e"},
-}
-DONE = {
-    **JOB,
-    "status": "succeeded",
-    "images": [{"seed": 7 + i, "url": f"/jobs/0f3a1b2c4d5e/images/{i}"} for i in range(2)],
-}
-
-
-class FakeGateway:
-    """Answers like the real one: `states` are what each poll of the job shows, in order."""
-
-    def __init__(self, *states: dict[str, Any]) -> None:
-        self.requests: list[tuple[str, str, Any]] = []
-        self._states = list(states)
-
-    def __call__(self, request: httpx.Request) -> httpx.Response:
-        body = json.loads(request.content) if request.content else None
-        self.requests.append((request.method, request.url.path, body))
-        if request.url.path == "/generate":
-            return httpx.Response(202, json=JOB)
-        if "/images/" in request.url.path:
-            return httpx.Response(200, content=f"pixels of {request.url.path}".encode())
-        return httpx.Response(200, json=self._states.pop(0))
-
-
-def client(handler: FakeGateway) -> GatewayClient:
-    return GatewayClient("http://gateway", transport=httpx.MockTransport(handler))
-
-
-def refusing(response: httpx.Response) -> GatewayClient:
-    return GatewayClient("http://gateway", transport=httpx.MockTransport(lambda request: response))
+from worker.contract import Guidance, LabelCondition, SamplerName, Takes, TextCondition
 
 
 def reverie(*arguments: str) -> "subprocess.CompletedProcess[str]":
@@ -66,125 +24,128 @@ def reverie(*arguments: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-@contextmanager
-def listening(fake: FakeGateway) -> Iterator[str]:
-    """The fake behind a real socket, for the command in a process of its own; gives its address."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            response = fake(httpx.Request(self.command, f"http://gateway{self.path}", content=body))
-            self.send_response(response.status_code)
-            self.send_header("content-length", str(len(response.content)))
-            self.end_headers()
-            self.wfile.write(response.content)
-
-        do_GET = do_POST = do_DELETE = answer  # noqa: N815 - the names that http.server looks for
-
-        def log_message(self, format: str, *args: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+def in_terminal(*arguments: str, environment: Mapping[str, str]) -> str:
+    """What the command writes on a terminal of its own."""
+    own, theirs = pty.openpty()
+    command = [sys.executable, "-m", "service.launcher.cli", *arguments]
+    with subprocess.Popen(command, stderr=theirs, env={**os.environ, **environment}) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # how Linux says that the other end is closed
+            while piece := os.read(own, 4096):
+                shown += piece
+    os.close(own)
+    assert process.returncode == 0, shown
+    return shown.decode()
 
 
-def test_generate_asks_for_what_was_typed_and_prints_the_paths(tmp_path: Path) -> None:
-    fake = FakeGateway(DONE)
-    options = [
-        "--label",
-        "3",
-        "--steps",
-        "20",
-        "--seed",
-        "7",
-        "--batch",
-        "2",
-        "--sampler",
-        "ddpm",
-        "--guidance-scale",
-        "2",
-        "--version",
-        "000000001-abababab",
-    ]
-    with listening(fake) as url:
+@pytest.fixture
+def url(http: httpx.Client) -> str:
+    return str(http.base_url)
+
+
+def test_generate_asks_for_what_was_typed_and_prints_the_paths(url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    options = ["--label", "2", "--steps", "20", "--seed", "7", "-n", "2", "--sampler", "ddpm", "--guidance-scale", "2"]
+    with worker.serving():
+        done = reverie("generate", "--url", url, *options, "--version", VERSION, "--out", str(tmp_path / "new"))
+    assert done.returncode == 0, done.stderr
+    paths = sorted((tmp_path / "new").iterdir())
+    assert done.stdout.split() == [str(path) for path in paths]
+    assert [path.read_text() for path in paths] == ["pixels of seed 7", "pixels of seed 8"]
+    assert [path.name.rsplit("-", 1)[0] for path in paths] == ["digits-seed7", "digits-seed8"]
+    request = worker.drawn[-1]
+    assert (request.steps, request.seed, request.batch, request.sampler) == (20, 7, 2, SamplerName.DDPM)
+    assert (request.condition, request.guidance) == (LabelCondition(label=2), Guidance(scale=2.0))
+    assert request.version == VERSION
+
+
+def test_generate_asks_with_a_prompt_and_tells_warnings(url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    options = ["--model", "emoji", "--prompt", "7", "--negative-prompt", "blurry", "--steps", "5"]
+    with worker.serving(warnings=["prompt: emoji reads 14 tokens of it, lost: dog"]):
         done = reverie("generate", "--url", url, *options, "--out", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    assert fake.requests[0][2] == {
-        "class_label": 3,
-        "steps": 20,
-        "seed": 7,
-        "batch": 2,
-        "sampler": "ddpm",
-        "guidance_scale": 2.0,
-        "version": "000000001-abababab",
-    }
-    assert done.stdout.split() == [str(path) for path in sorted(tmp_path.iterdir())]
-
-
-def test_generate_asks_with_a_prompt_and_tells_warnings(tmp_path: Path) -> None:
-    fake = FakeGateway({**DONE, "warnings": ["prompt: emoji reads 14 tokens of it, lost: dog"]})
-    options = ["--prompt", "a red apple", "--negative-prompt", "blurry", "--steps", "5"]
-    with listening(fake) as url:
-        done = reverie("generate", "--url", url, *options, "--out", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    asked = fake.requests[0][2]
-    assert asked is not None
-    assert (asked["prompt"], asked["negative_prompt"]) == ("a red apple", "blurry")
+    assert worker.drawn[-1].condition == TextCondition(prompt="7", negative_prompt="blurry")
     assert done.stderr == "warning: prompt: emoji reads 14 tokens of it, lost: dog\n"
 
 
-def test_ctrl_c_cancels_the_job_that_generate_waits_for() -> None:
-    fake = FakeGateway(*[JOB] * 10_000)
-    with listening(fake) as url:
-        command = [sys.executable, "-m", "service.launcher.cli", "generate", "--url", url, "--label", "cat"]
-        process = subprocess.Popen(command, stderr=subprocess.PIPE)
-        eventually(lambda: len(fake.requests) > 2, "polling")
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=PATIENCE_S)
+def test_generate_tells_the_job_as_json(url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    with worker.serving():
+        done = reverie("generate", "--url", url, "--label", "zero", "--json", "--out", str(tmp_path))
+    job = json.loads(done.stdout)
+    assert (job["status"], job["label"], job["steps"], job["batch"]) == ("succeeded", "zero", 50, 1)
+    assert [Path(path).read_text() for path in job["files"]] == [f"pixels of seed {job['seed']}"]
+
+
+def test_a_terminal_is_shown_the_progress(url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    with worker.serving(steps=[10, 25]):
+        shown = in_terminal("generate", "--url", url, "--out", str(tmp_path), environment={"TERM": "xterm"})
+    assert "succeeded [##############################] 50/50" in shown
+    assert "\x1b_G" not in shown
+
+
+def test_ctrl_c_cancels_the_job_that_generate_waits_for(own_http: httpx.Client, worker: FakeWorker) -> None:
+    command = [sys.executable, "-m", "service.launcher.cli", "generate", "--url", str(own_http.base_url)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE)
+    eventually(lambda: "reverie_event_streams 1.0" in own_http.get("/metrics").text, "a stream")
+    assert worker.queue_length() == 1
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 130
     assert errors == b""
-    assert fake.requests[0] == ("POST", "/generate", {"class_label": "cat", "steps": 50, "batch": 1, "sampler": "ddim"})
-    assert fake.requests[-1] == ("DELETE", "/jobs/0f3a1b2c4d5e", None)
+    assert worker.queue_length() == 0
 
 
-def test_models_lists_what_can_be_drawn_with_and_why_a_version_is_not_served() -> None:
-    model = {
-        "name": "digits",
-        "version": None,
-        "width": 8,
-        "height": 8,
-        "labels": ["0", "1"],
-        "reload_error": "bad hash",
-    }
-    drawer = {**model, "name": "emoji", "labels": [], "takes": "prompt", "reload_error": None}
-    with listening(FakeGateway({"default": "digits", "models": [model, drawer]})) as url:
-        done = reverie("models", "--url", url)
+def test_a_job_that_fails_is_one_line(url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    with worker.serving(error=OUT_OF_MEMORY):
+        done = reverie("generate", "--url", url, "--out", str(tmp_path))
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("reverie: job ")
+    assert line.endswith(" failed: need 3 GiB, 1 GiB is free (out_of_memory)")
+
+
+def test_a_refusal_is_one_line(url: str) -> None:
+    done = reverie("generate", "--url", url, "--steps", "0")
+    assert done.returncode == 1
+    rule = "steps: input should be greater than or equal to 1"
+    assert done.stderr == f"reverie: POST {url}/generate answered 422: {rule}\n"
+
+
+def test_a_folder_that_can_t_be_written_is_one_line(url: str, worker: FakeWorker, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with worker.serving():
+        done = reverie("generate", "--url", url, "--out", str(tmp_path / "file"))
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"reverie: can't write images into {tmp_path / 'file'}: ")
+
+
+def test_models_lists_what_can_be_drawn_with_and_why_a_version_is_not_served(
+    start_gateway: Callable[..., httpx.Client], worker: FakeWorker
+) -> None:
+    digits = DIGITS.model_copy(update={"version": None, "reload_error": "bad hash"})
+    emoji = DIGITS.model_copy(update={"name": "emoji", "labels": [], "takes": Takes.PROMPT})
+    worker.announce((digits, emoji))
+    done = reverie("models", "--url", str(start_gateway().base_url))
     assert done.stdout.splitlines() == [
-        "* digits  nothing loaded  8x8  labels: 0, 1",
+        "* digits  nothing loaded  8x8  labels: zero, one, two",
         "    not serving the current version: bad hash",
-        "  emoji  nothing loaded  8x8  prompt",
+        f"  emoji  {VERSION}  8x8  prompt",
     ]
 
 
-def test_one_models_versions_are_listed_with_what_serves_and_how_good_they_are() -> None:
+def test_one_models_versions_are_listed_with_what_serves_and_how_good_they_are(
+    start_gateway: Callable[..., httpx.Client], worker: FakeWorker
+) -> None:
+    (served,) = DIGITS.versions
     versions = [
-        {"version": f"00000000{step}-abababab", "created_at": "2026-01-01T00:00:00Z", "metrics": metrics}
-        for step, metrics in ((1, {"held_out_loss": 0.5}), (2, {}))
+        served.model_copy(update={"metrics": {"held_out_loss": 0.5}}),
+        served.model_copy(update={"version": "v"}),
     ]
-    model = {"name": "digits", "version": "000000001-abababab", "versions": versions, "reload_error": "bad hash"}
-    fake = FakeGateway(model)
-    with listening(fake) as url:
-        done = reverie("models", "digits", "--url", url)
-    assert fake.requests[0][1] == "/models/digits"
+    worker.announce((DIGITS.model_copy(update={"versions": versions, "reload_error": "bad hash"}),))
+    done = reverie("models", "digits", "--url", str(start_gateway().base_url))
     assert done.stdout.splitlines() == [
-        "* 000000001-abababab  2026-01-01T00:00:00Z  held_out_loss 0.5",
-        "  000000002-abababab  2026-01-01T00:00:00Z",
+        f"* {VERSION}  2026-01-01T00:00:00Z  held_out_loss 0.5",
+        "  v  2026-01-01T00:00:00Z",
         "    not serving the current version: bad hash",
     ]
 
@@ -200,64 +161,6 @@ def test_train_hands_everything_on_to_the_training_package() -> None:
     done = reverie("train", "--store")
     assert done.returncode == 2
     assert "python -m training: error: argument --store: expected one argument" in done.stderr
-
-
-def test_submit_wait_save(tmp_path: Path) -> None:
-    fake = FakeGateway(JOB, {**JOB, "status": "running"}, DONE)
-    waits: list[float] = []
-    with client(fake) as gateway:
-        done = gateway.wait(gateway.submit({"seed": 7, "steps": 50, "batch": 2}), sleep=waits.append)
-        paths = gateway.save_images(done, tmp_path / "out")
-    assert fake.requests[0] == ("POST", "/generate", {"seed": 7, "steps": 50, "batch": 2})
-    assert [path.name for path in paths] == ["digits-seed7-0f3a1b2c.png", "digits-seed8-0f3a1b2c.png"]
-    assert [path.read_text() for path in paths] == [f"pixels of /jobs/0f3a1b2c4d5e/images/{i}" for i in range(2)]
-    assert waits == sorted(waits)
-    assert len(waits) == 3
-
-
-@pytest.mark.parametrize(
-    ("last", "line"),
-    [
-        (
-            {**JOB, "status": "failed", "error": {"code": "not_finite", "detail": "NaN at step 3"}},
-            "job 0f3a1b2c4d5e failed: NaN at step 3 (not_finite)",
-        ),
-        ({**JOB, "status": "canceled"}, "job 0f3a1b2c4d5e was canceled"),
-    ],
-)
-def test_a_job_that_does_not_succeed_is_an_error_with_its_reason(last: dict[str, Any], line: str) -> None:
-    with client(FakeGateway(last)) as gateway, pytest.raises(RemoteError) as raised:
-        gateway.wait(gateway.submit({}), sleep=lambda _: None)
-    assert str(raised.value) == line
-
-
-def test_a_refusal_is_the_problem_documents_detail_in_one_line() -> None:
-    problem = {"title": "Unprocessable Content", "status": 422, "detail": "steps: need 1 to 1000,\n got 0"}
-    response = httpx.Response(422, json=problem, headers={"content-type": "application/problem+json"})
-    with refusing(response) as gateway, pytest.raises(RemoteError) as raised:
-        gateway.submit({"steps": 0})
-    assert str(raised.value) == "POST http://gateway/generate answered 422: steps: need 1 to 1000, got 0"
-
-
-def test_a_full_queue_says_when_to_come_back() -> None:
-    response = httpx.Response(
-        429,
-        json={"detail": "the queue is full"},
-        headers={"content-type": "application/problem+json", "retry-after": "12"},
-    )
-    with (
-        refusing(response) as gateway,
-        pytest.raises(RemoteError, match=r"429: the queue is full \(try again in 12 s\)$"),
-    ):
-        gateway.submit({})
-
-
-def test_an_answer_that_is_no_gateways_is_an_error() -> None:
-    with (
-        refusing(httpx.Response(200, text="<html>")) as gateway,
-        pytest.raises(RemoteError, match="is it a Reverie gateway"),
-    ):
-        gateway.models()
 
 
 def test_no_gateway_there_is_one_line_and_exit_code_1() -> None:
