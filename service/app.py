@@ -14,7 +14,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service import errors
-from service.body_guard import BodyGuard
+from service.body_guard import BodyGuard, BodyRule
 from service.catalogue import Catalogue
 from service.gateway import Gateway
 from service.http_metrics import HttpMetrics
@@ -26,11 +26,16 @@ from service.redis_outage import RedisOutage
 from service.request_context import RequestContext
 from service.routes import events, generate, health, home, images, jobs, models
 from service.routes import metrics as metrics_route
+from service.routes import uploads as uploads_route
 from service.settings import Settings
+from service.uploads import Uploads
 from worker.contract.no_pickle import disable_pickle
 from worker.results.redis_files import AsyncRedisFiles
 
 MAX_CONNECTIONS = 64
+PICTURE_TYPES = ("image/*", "application/octet-stream", "multipart/form-data")
+FORM_BYTES = 4096
+"""What a form adds to the file that it carries."""
 
 
 def connect(settings: Settings) -> Redis:
@@ -55,6 +60,8 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     disable_pickle()
     queue = JobQueue(redis, settings)
     catalogue = Catalogue(redis, settings.redis_timeout_s)
+    files = AsyncRedisFiles(redis, partial(redis_deadline, settings.redis_timeout_s))
+    uploads = Uploads(redis, files, settings)
     outage = RedisOutage(redis, settings.redis_timeout_s)
     metrics = HttpMetrics()
     gateway = Gateway(
@@ -64,7 +71,8 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         catalogue=catalogue,
         events=JobEvents(redis, queue),
         order=QueueOrder(queue),
-        files=AsyncRedisFiles(redis, partial(redis_deadline, settings.redis_timeout_s)),
+        files=files,
+        uploads=uploads,
         outage=outage,
         metrics=metrics,
     )
@@ -74,6 +82,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         yield
         await gateway.events.aclose()
         await gateway.outage.aclose()
+        uploads.close()
         await redis.aclose()
 
     # Its documentation page carries its own scripts: a GPU host often has no way out to a CDN.
@@ -86,10 +95,14 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.gateway = gateway
-    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        BodyGuard,
+        rule=BodyRule(("application/json",), settings.max_body_bytes),
+        of_paths={"/uploads": BodyRule(PICTURE_TYPES, settings.max_upload_bytes + FORM_BYTES)},
+    )
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
-    for part in (generate, jobs, events, images, models, health, metrics_route, home):
+    for part in (generate, jobs, events, images, uploads_route, models, health, metrics_route, home):
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app

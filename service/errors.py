@@ -6,6 +6,8 @@ GatewayError
 ├── NotFound              404  no such job, model or image
 ├── ImageExpired          410  its job is known, its bytes are gone
 ├── ImageNotReady         409  the job has not succeeded
+├── PictureRefused        422  an upload that is no picture, too large or corrupted
+├── UploadUnknown         404  no such upload: it has expired, or never was
 ├── QueueFull             429  Retry-After: until enough work is done
 └── Unavailable           503  Redis, the workers, a model or room for a stream are missing for now
 """
@@ -79,6 +81,21 @@ class ImageExpired(GatewayError):
 class ImageNotReady(GatewayError):
     status = HTTPStatus.CONFLICT
     code = "image_not_ready"
+
+
+class PictureRefused(GatewayError):
+    """`code` says why: not_a_picture, picture_too_large, picture_corrupted."""
+
+    status = HTTPStatus.UNPROCESSABLE_ENTITY
+
+    def __init__(self, code: str, rule: str) -> None:
+        super().__init__(rule)
+        self.code = code
+
+
+class UploadUnknown(GatewayError):
+    status = HTTPStatus.NOT_FOUND
+    code = "upload_unknown"
 
 
 class QueueFull(GatewayError):

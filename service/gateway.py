@@ -13,6 +13,7 @@ from service.job_queue import JobQueue
 from service.queue_order import QueueOrder
 from service.redis_outage import RedisOutage
 from service.settings import Settings
+from service.uploads import Uploads
 from worker.results.files import AsyncFiles
 
 
@@ -25,6 +26,7 @@ class Gateway:
     events: JobEvents
     order: QueueOrder
     files: AsyncFiles
+    uploads: Uploads
     outage: RedisOutage
     metrics: HttpMetrics
 

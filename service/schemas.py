@@ -167,6 +167,16 @@ class ModelList(BaseModel):
     """Of each live worker, by its name."""
 
 
+class UploadedPicture(BaseModel):
+    sha256: str = Field(
+        description="Its name: SHA-256 of its mode and size, as in `RGB 640x480` and a line feed, then of its pixels."
+    )
+    width: int
+    height: int
+    url: str
+    expires_at: datetime = Field(description="When it is forgotten, unless it is used until then.")
+
+
 class Alive(BaseModel):
     status: Literal["alive"] = "alive"
 

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from service.pictures import MOST_PIXELS
 from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
 
@@ -23,6 +24,12 @@ class Settings(LogSettings):
     max_images: int = Field(default=64, ge=1, le=4096)
     """Most images of one request."""
     max_body_bytes: int = Field(default=64 * 1024, ge=256)
+    max_upload_bytes: int = Field(default=16 * 2**20, ge=256)
+    """Of an uploaded picture's file."""
+    max_upload_pixels: int = Field(default=2**24, ge=1, le=MOST_PIXELS)
+    """Of an uploaded picture: 4096 x 4096."""
+    upload_ttl_s: int = Field(default=24 * 3600, ge=1)
+    """How long an uploaded picture is kept after its last use."""
     result_ttl_s: int = Field(default=3600, ge=1)
     """How long an ended job and its images are kept."""
     job_timeout_s: int = Field(default=3600, ge=1)
