@@ -20,6 +20,7 @@ from service.gateway import Gateway
 from service.http_metrics import HttpMetrics
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
+from service.previews import Previews
 from service.queue_order import QueueOrder
 from service.redis_deadline import redis_deadline
 from service.redis_outage import RedisOutage
@@ -27,6 +28,7 @@ from service.request_context import RequestContext
 from service.routes import events, generate, health, home, images, jobs, models
 from service.routes import metrics as metrics_route
 from service.routes import uploads as uploads_route
+from service.schemas import WatchedJob
 from service.settings import Settings
 from service.uploads import Uploads
 from worker.contract.no_pickle import disable_pickle
@@ -62,6 +64,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     catalogue = Catalogue(redis, settings.redis_timeout_s)
     files = AsyncRedisFiles(redis, partial(redis_deadline, settings.redis_timeout_s))
     uploads = Uploads(redis, files, settings)
+    previews = Previews(redis, settings.redis_timeout_s)
     outage = RedisOutage(redis, settings.redis_timeout_s)
     metrics = HttpMetrics()
     gateway = Gateway(
@@ -69,8 +72,9 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         redis=redis,
         queue=queue,
         catalogue=catalogue,
-        events=JobEvents(redis, queue),
+        events=JobEvents(redis, queue, previews),
         order=QueueOrder(queue),
+        previews=previews,
         files=files,
         uploads=uploads,
         outage=outage,
@@ -112,8 +116,9 @@ def _describe_exactly(app: FastAPI, settings: Settings) -> None:
     """Add to the OpenAPI document what the framework can't know: our problem document and this server's limits."""
     document: dict[str, Any] = app.openapi()
     schemas = document["components"]["schemas"]
-    schemas["Problem"] = errors.Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schemas.update(schemas["Problem"].pop("$defs", {}))
+    for model in (errors.Problem, WatchedJob):
+        schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas.update(schemas[model.__name__].pop("$defs", {}))
     schemas["GenerateRequest"]["properties"]["batch"]["maximum"] = settings.max_images
     for path in document["paths"].values():
         for operation in path.values():

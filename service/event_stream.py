@@ -3,6 +3,7 @@
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 from starlette.responses import Response
@@ -12,7 +13,8 @@ from service.errors import GatewayError, NotFound, problem_document, redis_unava
 from service.gateway import Gateway
 from service.job_events import Watch
 from service.job_lookup import require_job
-from service.schemas import Job, JobState
+from service.schemas import Job, JobState, Preview, WatchedJob
+from worker import contract
 from worker.contract.redis_errors import may_pass
 
 RETRY_S = 2
@@ -29,7 +31,9 @@ def event_id(job: Job) -> str:
         return f"queued-{job.position}"
     if job.status is JobState.RUNNING:
         # Without weights no worker has reported yet.
-        return "running" if job.weights_sha256 is None else f"running-{job.progress.step}"
+        step = "" if job.weights_sha256 is None else f"-{job.progress.step}"
+        seen = "".join(f".{preview.step}" for preview in job.previews) if isinstance(job, WatchedJob) else ""
+        return f"running{step}{seen}"
     return job.status.value
 
 
@@ -42,13 +46,15 @@ class EventStream(Response):
     Args:
         job: as it is now.
         last_event_id: of the last event that the client has seen.
+        previews: whether the client wants to see what the images become.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, gateway: Gateway, job: Job, last_event_id: str | None) -> None:
+    def __init__(self, gateway: Gateway, job: Job, last_event_id: str | None, *, previews: bool = False) -> None:
         self._gateway = gateway
         self._job = job
+        self._previews = previews
         self._seen = last_event_id
         self.status_code = 200
         self.background = None
@@ -56,7 +62,7 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._gateway.events.watch(self._job.id) as watch:
+        with self._gateway.events.watch(self._job.id, previews=self._previews) as watch:
             gone = asyncio.create_task(_disconnected(receive))
             # A separate task: `send` may hang when the client is gone or does not read.
             sending = asyncio.create_task(self._send(watch, send, gone))
@@ -78,7 +84,7 @@ class EventStream(Response):
 
     async def _follow(self, watch: Watch, send: Send, gone: "asyncio.Task[None]") -> None:
         settings, events = self._gateway.settings, self._gateway.events
-        job, seen = self._job, self._seen
+        job, seen = (_watched(self._job, ()) if self._previews else self._job), self._seen
         began = sent = time.monotonic()
         while True:
             if event_id(job) != seen:
@@ -106,7 +112,7 @@ class EventStream(Response):
                 continue
             try:
                 async with events.reading:
-                    job = await require_job(self._gateway, job.id)
+                    job = await self._read(job.id)
             except NotFound as error:
                 await _body(send, _error(error))
                 return
@@ -114,6 +120,18 @@ class EventStream(Response):
                 if not may_pass(error):
                     raise
                 watch.behind = True
+
+    async def _read(self, job_id: str) -> Job:
+        job = await require_job(self._gateway, job_id)
+        if not self._previews:
+            return job
+        found = await self._gateway.previews.read(job_id) if job.status is JobState.RUNNING else []
+        return _watched(job, found)
+
+
+def _watched(job: Job, found: Sequence[contract.Preview]) -> WatchedJob:
+    previews = [Preview(index=p.index, step=p.step, url=f"data:image/webp;base64,{p.webp}") for p in found]
+    return WatchedJob(**dict(job), previews=previews)
 
 
 async def _disconnected(receive: Receive) -> None:

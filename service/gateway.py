@@ -10,6 +10,7 @@ from service.catalogue import Catalogue
 from service.http_metrics import HttpMetrics
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
+from service.previews import Previews
 from service.queue_order import QueueOrder
 from service.redis_outage import RedisOutage
 from service.settings import Settings
@@ -25,6 +26,7 @@ class Gateway:
     catalogue: Catalogue
     events: JobEvents
     order: QueueOrder
+    previews: Previews
     files: AsyncFiles
     uploads: Uploads
     outage: RedisOutage

@@ -11,6 +11,7 @@ from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from service.job_queue import JobQueue
+from service.previews import Previews
 from worker.contract import events_channel
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,10 @@ READS_AT_ONCE = 8
 class Watch:
     """One stream's interest in one job."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, previews: bool = False) -> None:
         self._news = asyncio.Event()
+        self.previews = previews
+        """Whether it wants to see what the images become."""
         self.behind = False
         """Set when the job could not be read: the next poll wakes it even if the job has not changed."""
 
@@ -54,9 +57,10 @@ class JobEvents:
     poll, and any number of messages that arrive while a client is slow count as one.
     """
 
-    def __init__(self, redis: Redis, queue: JobQueue) -> None:
+    def __init__(self, redis: Redis, queue: JobQueue, previews: Previews) -> None:
         self._redis = redis
         self._queue = queue
+        self._previews = previews
         self._watches: dict[str, set[Watch]] = {}
         self._seen: dict[str, bytes] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -81,8 +85,8 @@ class JobEvents:
         return 0.0 if self._away_since is None else time.monotonic() - self._away_since
 
     @contextmanager
-    def watch(self, job_id: str) -> Iterator[Watch]:
-        watch = Watch()
+    def watch(self, job_id: str, *, previews: bool = False) -> Iterator[Watch]:
+        watch = Watch(previews=previews)
         self._watches.setdefault(job_id, set()).add(watch)
         for name, work in (("listen", self._listen), ("look", self._look)):
             if name not in self._tasks or self._tasks[name].done():
@@ -120,6 +124,9 @@ class JobEvents:
             job_ids = list(self._watches)
             try:
                 seen = dict(zip(job_ids, await self._queue.look(job_ids), strict=True))
+                await self._previews.ask(
+                    [id_ for id_ in job_ids if any(w.previews for w in self._watches.get(id_, ()))]
+                )
             except RedisError as error:
                 if self._away_since is None:
                     log.warning("can't poll %d watched job(s): %s", len(job_ids), error)

@@ -177,6 +177,22 @@ class UploadedPicture(BaseModel):
     expires_at: datetime = Field(description="When it is forgotten, unless it is used until then.")
 
 
+class Preview(BaseModel):
+    """What an image of a running job is going to be."""
+
+    index: int
+    step: int = Field(description="Steps behind the image when it was predicted.")
+    url: str = Field(description="A small WebP, as a `data:` URL.")
+
+
+class WatchedJob(Job):
+    """A job as an event stream with `preview=1` shows it."""
+
+    previews: list[Preview] = Field(
+        description="The newest of each image, of the first sixteen; empty unless the job is running."
+    )
+
+
 class Alive(BaseModel):
     status: Literal["alive"] = "alive"
 

@@ -28,6 +28,7 @@ from worker.queue.job_log_fields import JobLogFields
 from worker.queue.leases import Leases
 from worker.queue.live_workers import LiveWorkers
 from worker.queue.maintenance import Maintenance
+from worker.queue.previews import PreviewReporter
 from worker.queue.redis_health import RedisHealth
 from worker.queue.rq_overrides import RqWorker
 from worker.queue.saved_chains import SavedChains
@@ -159,7 +160,9 @@ class WorkerProcess:
             lease_s=settings.lease_s,
             model_wait_s=settings.model_wait_s,
         )
-        self._progress = ProgressReporter(client, self._held, self._status, self._health)
+        self._progress = ProgressReporter(
+            client, self._held, self._status, PreviewReporter(client, engine, self._held), self._health
+        )
         self._engine_stop = threading.Event()
         self._last_stop = threading.Event()
         """For the threads that look after the jobs until the last of them has left."""

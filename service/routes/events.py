@@ -1,8 +1,8 @@
 """GET /jobs/{id}/events: the changes of a job, as they happen."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from service.errors import Unavailable, problem_responses
 from service.event_stream import ERROR_NAME, EVENT_NAMES, EventStream, event_id
@@ -31,6 +31,9 @@ whatever differs from that state, and nothing when nothing does; one that has se
 an `EventSource` stops. A stream that is closed without a last event is to be opened again: its gateway shuts down, or
 it has been open for very long.
 
+With `preview=1`, a `progress` event comes also for new `previews` of the job: by image, a small WebP of what the last
+step predicts, three a second at most. Nobody computes them while nobody asks.
+
 `error` has the code `redis_unavailable`, then connect again, or `not_found`: the job has expired. An `EventSource`
 takes a status other than 200 for final: after a 503 its page must open a new one.
 """
@@ -49,12 +52,12 @@ data: {"id":"6e9ff213fd044a69b4108f4db39943f4","status":"succeeded","progress":{
 """
 
 
-def _event_schema(names: list[str], data: str, required: list[str]) -> dict[str, Any]:
+def _event_schema(names: list[str], documents: list[str], required: list[str]) -> dict[str, Any]:
     """An event as OpenAPI 3.2 describes it; readers of 3.1 ignore it or know it already."""
     content = {
         "type": "string",
         "contentMediaType": "application/json",
-        "contentSchema": {"$ref": f"#/components/schemas/{data}"},
+        "contentSchema": {"anyOf": [{"$ref": f"#/components/schemas/{data}"} for data in documents]},
     }
     fields = {"event": {"enum": names}, "id": {"type": "string"}, "retry": {"type": "integer"}, "data": content}
     return {"type": "object", "properties": fields, "required": required, "additionalProperties": False}
@@ -66,8 +69,8 @@ STREAM: dict[str, Any] = {
         EventStream.media_type: {
             "itemSchema": {
                 "oneOf": [
-                    _event_schema([*EVENT_NAMES.values()], "Job", ["event", "id", "data"]),
-                    _event_schema([ERROR_NAME], "Problem", ["event", "data"]),
+                    _event_schema([*EVENT_NAMES.values()], ["Job", "WatchedJob"], ["event", "id", "data"]),
+                    _event_schema([ERROR_NAME], ["Problem"], ["event", "data"]),
                 ]
             },
             "example": EXAMPLE,
@@ -81,11 +84,14 @@ STREAM: dict[str, Any] = {
     summary="Follow a job",
     description=DESCRIPTION,
     response_class=Response,
-    responses={200: STREAM, 204: {"description": "You have seen the job end."}, **problem_responses(404)},
+    responses={200: STREAM, 204: {"description": "You have seen the job end."}, **problem_responses(404, 422)},
 )
 async def follow_job(
     job_id: str,
     gateway: GatewayDep,
+    preview: Annotated[
+        Literal["0", "1"], Query(description="`1`: `progress` events carry `previews` of the images.")
+    ] = "0",
     last_event_id: Annotated[str | None, Header(description="The `id` of the last event that you have seen.")] = None,
 ) -> Response:
     job = await require_job(gateway, job_id)
@@ -96,4 +102,6 @@ async def follow_job(
         raise Unavailable(
             "too_many_streams", f"this gateway has {most} streams open already, its limit", retry_after_s=FULL_RETRY_S
         )
-    return EventStream(gateway, job, last_event_id)
+    if preview == "1":
+        await gateway.previews.ask([job_id])  # the poll that repeats it comes within a second
+    return EventStream(gateway, job, last_event_id, previews=preview == "1")

@@ -2,10 +2,12 @@
 
 import hashlib
 import threading
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
+import numpy as np
 import redis
 from rq import Queue
 from rq.executions import Execution
@@ -21,6 +23,8 @@ from worker.contract import (
     JobOutcome,
     MemoryUse,
     ModelInfo,
+    Preview,
+    PreviewSnapshot,
     ProgressSnapshot,
     SamplerName,
     SamplingRequest,
@@ -30,8 +34,9 @@ from worker.contract import (
     events_channel,
     progress_key,
 )
-from worker.contract.keys import IDEMPOTENCY_FIELD, idempotency_key
+from worker.contract.keys import IDEMPOTENCY_FIELD, idempotency_key, preview_key
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
+from worker.outputs.image_files import encode_preview
 from worker.results.files import File
 from worker.results.names import image_file, job_folder
 from worker.results.redis_files import RedisFiles
@@ -161,6 +166,13 @@ class FakeWorker:
         )
         self._client.set(progress_key(job.id), snapshot.model_dump_json(), ex=60)
         self._tell(job, snapshot.model_dump_json())
+
+    def preview(self, job: Job, step: int) -> None:
+        """Of the first image, as if somebody had asked."""
+        webp = encode_preview(np.full((8, 8, 1), step % 256, np.uint8))
+        snapshot = PreviewSnapshot(previews=[Preview(index=0, step=step, webp=b64encode(webp).decode())])
+        self._client.set(preview_key(job.id), snapshot.model_dump_json(), ex=60)
+        self._tell(job)
 
     def succeed(self, job: Job, warnings: Sequence[str] = ()) -> list[bytes]:
         """Store the images, then end the job; answers the images' bytes."""

@@ -21,3 +21,7 @@ class Codec(Protocol):
 
     def decode(self, x_0: Tensor) -> Tensor:
         """[N, c, h, w] as it was denoised → [N, C, H, W] images in [-1, 1], up to rounding."""
+
+    def preview(self, x_0: Tensor) -> Tensor:
+        """[N, c, h, w] as it is denoised → [N, C, h', w'] in [-1, 1]: roughly what `decode` makes of it, for next to
+        nothing. Of an autoencoder's latents a linear map to RGB."""

@@ -26,7 +26,7 @@ from worker.contract.names import (
     Spacing,
     Takes,
 )
-from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, ProgressSnapshot
+from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, Preview, PreviewSnapshot, ProgressSnapshot
 from worker.contract.requests import Condition, Guidance, LabelCondition, NoCondition, SamplingRequest, TextCondition
 from worker.contract.status import EngineCounters, MemoryUse, ModelInfo, VersionInfo, WorkerStatus
 
@@ -53,6 +53,8 @@ __all__ = [
     "Message",
     "ModelInfo",
     "NoCondition",
+    "Preview",
+    "PreviewSnapshot",
     "ProgressSnapshot",
     "SamplerName",
     "SamplingRequest",

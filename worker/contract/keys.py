@@ -31,6 +31,8 @@ _WORKER = "reverie:worker:{}"
 _FILE = "reverie:file:{}"
 _UPLOAD = "reverie:upload:{}"
 _PROGRESS = "reverie:progress:{}"
+_PREVIEW = "reverie:preview:{}"
+_PREVIEW_ASKED = "reverie:preview_asked:{}"
 _CHAIN = "reverie:chain:{}"
 _EVENTS = "reverie:events:{}"
 _IDEMPOTENCY = "reverie:idempotency:{}"
@@ -143,6 +145,16 @@ def upload_key(sha256: str) -> str:
 def progress_key(job_id: str) -> str:
     """A job's `ProgressSnapshot`."""
     return _PROGRESS.format(job_id)
+
+
+def preview_key(job_id: str) -> str:
+    """A running job's `PreviewSnapshot`."""
+    return _PREVIEW.format(job_id)
+
+
+def preview_asked_key(job_id: str) -> str:
+    """There while somebody watches the job and wants to see what its images become."""
+    return _PREVIEW_ASKED.format(job_id)
 
 
 def chain_key(job_id: str) -> str:

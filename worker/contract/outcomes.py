@@ -18,6 +18,22 @@ class ProgressSnapshot(Message):
     weights_sha256: str
 
 
+class Preview(Message):
+    """What an image is going to be, as one of its steps predicts it."""
+
+    index: int
+    step: int
+    """Steps behind the image then."""
+    webp: str
+    """A small WebP, lossy if it gains by that, in base64."""
+
+
+class PreviewSnapshot(Message):
+    """The newest preview of each image of a job that is watched; kept under `preview_key` for a moment."""
+
+    previews: list[Preview]
+
+
 class ImageRecord(Message):
     """One finished image."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from worker.engine.batcher import Batcher
 from worker.engine.endings import Endings
 from worker.engine.in_flight import InFlight
+from worker.engine.previews import Previews
 from worker.engine.request_state import RequestState
 from worker.engine.runner import run_step
 from worker.engine.trajectory import Trajectory
@@ -24,6 +25,7 @@ class BatchSteps:
         batcher: rows at the end of their leg leave it; its batches shrink when memory runs out.
         pool: the networks that it keeps for reloads go first when memory runs out.
         in_flight: where the steps go that were begun.
+        previews: makes pictures of the rows that are watched.
         endings: ends the requests of rows that fail alone.
         join: takes a row that is at the end of its leg and has something left to do.
     """
@@ -34,6 +36,7 @@ class BatchSteps:
         batcher: Batcher[Trajectory],
         pool: ModelPool,
         in_flight: InFlight,
+        previews: Previews,
         endings: Endings,
         join: Callable[[RequestState, Trajectory], None],
     ) -> None:
@@ -41,6 +44,7 @@ class BatchSteps:
         self._batcher = batcher
         self._pool = pool
         self._in_flight = in_flight
+        self._previews = previews
         self._endings = endings
         self._join = join
         self._last_rows: Sequence[Trajectory] = ()
@@ -56,7 +60,7 @@ class BatchSteps:
             return []
         try:
             result = run_step(rows, self._batcher.max_batch)
-            self._in_flight.begin(result, self._requests)
+            self._in_flight.begin(result, self._requests, self._previews.of(result, self._requests))
         except Exception as error:
             if out_of_memory(error):
                 self._make_room(rows, error)

@@ -4,7 +4,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from worker.contract import EngineCounters
@@ -15,6 +15,7 @@ from worker.engine.counters import Counters
 from worker.engine.endings import Endings
 from worker.engine.in_flight import MOST_AHEAD, Completed, InFlight
 from worker.engine.messages import Admitted, Canceled, EngineEvent, EngineRequest
+from worker.engine.previews import Previews
 from worker.engine.readback import ReadBack, Upload, read_back, upload
 from worker.engine.request_state import RequestState
 from worker.engine.resuming import resume
@@ -89,11 +90,14 @@ class Engine:
         self._stages = StageQueue()
         self._warm_ups = WarmUps()
         self._in_flight = InFlight(read_back)
+        self._previews = Previews(clock)
         self._upload = upload
         self._saver = ChainSaver(save_interval_s, save_max_bytes, read_back)
         self._counters = Counters()
         self._endings = Endings(self._requests, self._batcher, pool, self._counters, self.outbox)
-        self._steps = BatchSteps(self._requests, self._batcher, pool, self._in_flight, self._endings, self._join)
+        self._steps = BatchSteps(
+            self._requests, self._batcher, pool, self._in_flight, self._previews, self._endings, self._join
+        )
         self._costs = StepCosts()
         self._last_step_at = clock()
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
@@ -106,6 +110,10 @@ class Engine:
     def cancel(self, job_id: str) -> None:
         """Drop the request at the next step boundary; unknown or ended ids are ignored."""
         self._inbox.put(_Cancel(job_id))
+
+    def watch(self, job_ids: Collection[str]) -> None:
+        """Preview these requests from now on, as long as they are here, and no other."""
+        self._previews.watched = frozenset(job_ids)
 
     def counters(self) -> EngineCounters:
         """What the engine has done so far."""
@@ -328,5 +336,8 @@ class Engine:
                 self._endings.release_unused(state)
             elif work.error is not None:
                 self._endings.fail_with(state.job_id, work.error, "a step failed on the device")
-            elif (progress := state.progress(self._last_step_at, self._progress_interval_s)) is not None:
-                self.outbox.put(progress)
+            else:
+                progress = state.progress(self._last_step_at, self._progress_interval_s)
+                for told in (progress, work.previews.get(state.job_id)):
+                    if told is not None:
+                        self.outbox.put(told)

@@ -2,12 +2,14 @@
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from worker.engine.messages import Previewed
+from worker.engine.previews import Pictures
 from worker.engine.readback import ReadBack, Transfer
 from worker.engine.request_state import RequestState
 from worker.engine.runner import Outcome, StepResult
@@ -38,6 +40,8 @@ class Completed:
     rows: Sequence[RowOutcome]
     is_step: bool
     error: Exception | None = None
+    previews: Mapping[str, Previewed] = field(default_factory=dict)
+    """By job id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class _Pending:
     """Behind each row."""
     pictured: Sequence[Trajectory]
     is_step: bool
+    previewed: Pictures | None
     transfer: Transfer
 
 
@@ -66,9 +71,11 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def begin(self, outcome: Outcome, requests: Mapping[str, RequestState]) -> None:
-        """Move the rows on and start to copy the outcome to the host. If this raises, the rows are as they were."""
-        tensors = [outcome.finite] if outcome.pixels is None else [outcome.finite, outcome.pixels]
+    def begin(self, outcome: Outcome, requests: Mapping[str, RequestState], previewed: Pictures | None = None) -> None:
+        """Move the rows on and start to copy the outcome to the host, and pictures of some of the rows with it. If this
+        raises, the rows are as they were."""
+        pictures = None if previewed is None else previewed.pixels
+        tensors = [tensor for tensor in (outcome.finite, outcome.pixels, pictures) if tensor is not None]
         transfer = self._read_back(tensors)
         if is_step := isinstance(outcome, StepResult):
             outcome.commit()
@@ -77,7 +84,7 @@ class InFlight:
         for request in owners.values():
             request.in_flight += 1
         steps = [row.steps_behind for row in rows]
-        self._pending.append(_Pending(owners, rows, steps, outcome.pictured, is_step, transfer))
+        self._pending.append(_Pending(owners, rows, steps, outcome.pictured, is_step, previewed, transfer))
 
     def completed(self, most: int) -> Iterator[Completed]:
         """The work whose outcome is here; waits for the oldest while more than `most` are under way."""
@@ -91,13 +98,18 @@ class InFlight:
             except Exception as error:  # of a kernel long ago: answered by the engine
                 completed = Completed(requests, (), is_step, error)
             else:
-                completed = Completed(
-                    requests,
-                    list(_outcomes(pending, np.all(finite.view(len(finite), -1).numpy(), axis=1).tolist(), images)),
-                    is_step,
-                )
+                previews = _previews(pending, images.pop()) if pending.previewed is not None else {}
+                finite_rows = np.all(finite.view(len(finite), -1).numpy(), axis=1).tolist()
+                outcomes = list(_outcomes(pending, finite_rows, images))
+                completed = Completed(requests, outcomes, is_step, previews=previews)
             self._pending.popleft()
             yield completed
+
+
+def _previews(pending: _Pending, pixels: Tensor) -> Mapping[str, Previewed]:
+    assert pending.previewed is not None
+    steps = {id(row): step for row, step in zip(pending.rows, pending.steps, strict=True)}
+    return pending.previewed.told([steps[id(row)] for row in pending.previewed.rows], pixels)
 
 
 def _outcomes(pending: _Pending, finite: Sequence[bool], images: Sequence[Tensor]) -> Iterator[RowOutcome]:

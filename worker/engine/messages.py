@@ -3,7 +3,7 @@
 The engine's thread never touches Redis and the RQ side never touches torch; these messages are all they share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -77,6 +77,15 @@ class Progressed:
 
 
 @dataclass(frozen=True, slots=True)
+class Previewed:
+    """What some images of a watched request are going to be, as their last step predicts it."""
+
+    job_id: str
+    images: "dict[int, tuple[int, NDArray[np.uint8]]]"
+    """By the image's index: the steps behind it, and [h, w, C], small."""
+
+
+@dataclass(frozen=True, slots=True)
 class Saved:
     """A long request's state a moment ago, to be kept for whoever takes the job over."""
 
@@ -117,7 +126,7 @@ class Canceled:
     job_id: str
 
 
-EngineEvent = Admitted | Progressed | Saved | Succeeded | Failed | Canceled
+EngineEvent = Admitted | Progressed | Previewed | Saved | Succeeded | Failed | Canceled
 
 
 class EnginePort(Protocol):
@@ -131,10 +140,14 @@ class EnginePort(Protocol):
 
     def submit(self, request: EngineRequest) -> None:
         """Take a request. Everything after that, errors included, is told in the outbox: each request gets any
-        number of `Admitted`, `Progressed` and `Saved`, then exactly one of `Succeeded`, `Failed`, `Canceled`."""
+        number of `Admitted`, `Progressed`, `Previewed` and `Saved`, then exactly one of `Succeeded`, `Failed` and
+        `Canceled`."""
 
     def cancel(self, job_id: str) -> None:
         """Drop the request at the next step boundary; unknown or ended ids are ignored."""
+
+    def watch(self, job_ids: "Collection[str]") -> None:
+        """Preview these requests from now on, as long as they are here, and no other."""
 
     def counters(self) -> EngineCounters:
         """What the engine has done so far."""

@@ -23,6 +23,7 @@ class RequestState:
         rows: its trajectories; empty while its condition is being encoded.
         encoded: results of the encoder calls so far.
         reported_at, reported_step: when it last reported its progress, and which.
+        previewed_at: when each image was last previewed, by its index.
         saved_at: when its state was last saved, or it was admitted; never while infinite.
         ran_s: seconds of the steps that its rows were in.
         in_flight: steps and decodings of its rows that are under way.
@@ -37,6 +38,7 @@ class RequestState:
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
     reported_at: float = float("-inf")
     reported_step: int = 0
+    previewed_at: dict[int, float] = field(default_factory=dict)
     saved_at: float = float("inf")
     ran_s: float = 0.0
     in_flight: int = 0

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
+PREVIEW_QUALITY = 70
+FEW_PIXELS = 32 * 32
+"""Up to so many, what lossy WebP takes of the colours shows, and spares nothing."""
+
 
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
@@ -35,9 +39,9 @@ def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat) -> EncodedIma
     """
     if pixels.dtype.name != "uint8" or pixels.ndim != 3 or pixels.shape[2] not in _MODES or 0 in pixels.shape:
         raise ValueError(f"need uint8 [H, W, C] with C = 1, 3 or 4, got {pixels.dtype} {list(pixels.shape)}")
-    height, width, channels = pixels.shape
+    height, width, _ = pixels.shape
     raw = pixels.tobytes(order="C")
-    image = Image.frombuffer(_MODES[channels], (width, height), raw, "raw", _MODES[channels], 0, 1)
+    image = _image(pixels, raw)
     buffer = BytesIO()
     if image_format is ImageFormat.PNG:
         # Runs only: what PNG's filters leave of a drawn image holds few longer repeats, and the search for them would
@@ -52,3 +56,17 @@ def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat) -> EncodedIma
         width=width,
         height=height,
     )
+
+
+def encode_preview(pixels: "NDArray[np.uint8]") -> bytes:
+    """Encode [h, w, C] uint8 pixels, C as for `encode`, as a small WebP: lossy, unless that would gain nothing."""
+    buffer = BytesIO()
+    image = _image(pixels, pixels.tobytes(order="C"))
+    few = pixels.shape[0] * pixels.shape[1] <= FEW_PIXELS
+    image.save(buffer, "WEBP", lossless=few, quality=PREVIEW_QUALITY, method=0)
+    return buffer.getvalue()
+
+
+def _image(pixels: "NDArray[np.uint8]", raw: bytes) -> Image.Image:
+    height, width, channels = pixels.shape
+    return Image.frombuffer(_MODES[channels], (width, height), raw, "raw", _MODES[channels], 0, 1)

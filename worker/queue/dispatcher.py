@@ -4,7 +4,7 @@ import logging
 import queue
 
 from worker.contract import ProgressSnapshot
-from worker.engine.messages import Admitted, EngineEvent, EnginePort, Failed, Progressed, Saved, Succeeded
+from worker.engine.messages import Admitted, EngineEvent, EnginePort, Failed, Previewed, Progressed, Saved, Succeeded
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.saved_chains import SavedChains
@@ -55,6 +55,8 @@ class Dispatcher:
         elif isinstance(event, Progressed):
             if job.progress is not None:
                 job.progress = job.progress.model_copy(update={"step": event.step, "steps": event.steps})
+        elif isinstance(event, Previewed):
+            job.previews = {**job.previews, **event.images}
         elif isinstance(event, Saved):
             self._chains.keep(job, event.chain)
         else:

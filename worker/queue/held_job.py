@@ -2,17 +2,21 @@
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from worker.contract import FUNCTION_NAME, ProgressSnapshot, SamplingRequest
 from worker.contract.job_origin import NO_ORIGIN, JobOrigin, valid_request_id, valid_traceparent
 from worker.queue import rq_overrides
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 JOB_DATA_LIMIT_BYTES = 65536
 """A request takes a few hundred bytes; this bounds what a hostile job can make the worker decompress."""
@@ -43,8 +47,8 @@ class Ending(Enum):
 class HeldJob:
     """One execution of one job, made by the main thread and read by all.
 
-    `ending`, `in_engine` and `entered_clock` change through `HeldJobs`, under its lock. `progress` is replaced by the
-    dispatcher alone and `progress_sent` by the reporter alone, so neither needs it.
+    `ending`, `in_engine` and `entered_clock` change through `HeldJobs`, under its lock. `progress` and `previews` are
+    replaced by the dispatcher alone, `progress_sent` and `previews_sent` by the reporter alone, so none needs it.
     """
 
     job_id: str
@@ -70,6 +74,12 @@ class HeldJob:
     ending: Ending | None = None
     progress: ProgressSnapshot | None = None
     progress_sent: ProgressSnapshot | None = None
+    previews: "Mapping[int, tuple[int, NDArray[np.uint8]]]" = field(default_factory=dict)
+    """By the image's index, the newest: the steps behind it, and pixels."""
+    previews_sent: "Mapping[int, tuple[int, NDArray[np.uint8]]]" = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.previews_sent = self.previews
 
     @property
     def images(self) -> int:

@@ -15,6 +15,7 @@ from worker.contract import (
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
 from worker.engine.messages import EnginePort
 from worker.queue.held_job import HeldJobs
+from worker.queue.previews import PreviewReporter
 from worker.queue.redis_health import RedisHealth
 
 if TYPE_CHECKING:
@@ -112,16 +113,20 @@ class ProgressReporter:
         client: "redis.Redis",
         held: HeldJobs,
         status: StatusPublisher,
+        previews: PreviewReporter,
         health: RedisHealth,
     ) -> None:
         self._client = client
         self._held = held
         self._status = status
+        self._previews = previews
         self._health = health
 
     def run(self, stop: threading.Event) -> None:
         while not stop.wait(PROGRESS_S):
             self._health.attempt("progress", self.report)
+            self._health.attempt("who watches", self._previews.look)
+            self._health.attempt("previews", self._previews.report)
             self._health.attempt("a status", self._status.publish_news)
 
     def report(self) -> None:

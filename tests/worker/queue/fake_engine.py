@@ -6,7 +6,7 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,6 +20,7 @@ from worker.engine.messages import (
     EngineEvent,
     EngineRequest,
     Failed,
+    Previewed,
     Progressed,
     Succeeded,
 )
@@ -87,6 +88,7 @@ class FakeEngine:
         self._jobs: dict[str, _Job] = {}
         self._counters = EngineCounters()
         self._costs = StepCosts()
+        self.watched: frozenset[str] = frozenset()
         self._now = 0.0
         """Seconds of steps: what a loaded machine adds to a sleep is nobody's running time."""
         self._last_step_at = time.monotonic()
@@ -96,6 +98,9 @@ class FakeEngine:
 
     def cancel(self, job_id: str) -> None:
         self._inbox.put(job_id)
+
+    def watch(self, job_ids: Collection[str]) -> None:
+        self.watched = frozenset(job_ids)
 
     def counters(self) -> EngineCounters:
         return self._counters
@@ -182,6 +187,8 @@ class FakeEngine:
         if step > job.step:
             job.step = step
             self.outbox.put(Progressed(job.job_id, step, job.request.steps))
+            if job.job_id in self.watched:
+                self.outbox.put(Previewed(job.job_id, {0: (step, pixels_of(job.request.seed))}))
         if job.request.seed == FAILS:
             self._leave(job)
             self.outbox.put(Failed(job.job_id, "not_finite", "image 0 is not finite at step 1", retryable=False))
