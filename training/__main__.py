@@ -12,7 +12,7 @@ from training.errors import TrainingError
 from training.flags import given_settings, parse
 from training.opening import settings_like, store_at
 from training.processes import choose_device, joined_processes
-from training.run import Run, told
+from training.run import Run, settings_lines
 from worker.store import StoreError
 
 EXIT_STOPPED = 130
@@ -44,7 +44,7 @@ def run(argv: Sequence[str], command: str, environment: Mapping[str, str]) -> bo
     device = choose_device(configuration.device, environment)
     with joined_processes(environment, device) as processes:
         training = Run(configuration, command, device, processes, resume)
-        training.say(told(configuration.model_dump(mode="json")))
+        training.say(settings_lines(configuration.model_dump(mode="json")))
         finished = training.train()
         if finished and processes.first:
             print(training.summary())

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from training.errors import SettingsError, TrainingError
+from training.command_line import exit_status
+from training.errors import SettingsError
 from training.opening import open_version, store_at
 from training.sheets import COLUMNS, grid, sheet_images
 from training.sources import load_sources
-from worker.store import StoreError
 
 
 def parser() -> argparse.ArgumentParser:
@@ -49,19 +49,15 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
     for which, version in zip(("first", "second"), versions, strict=True):
         metrics = version.checkpoint.manifest.metrics
         loss = metrics.get("held_out_loss")
-        told = "" if loss is None else f"  held-out loss {loss:.4f}"
-        print(f"{which} rows: {version.checkpoint.model}/{version.checkpoint.version}{told}")
+        quality = "" if loss is None else f"  held-out loss {loss:.4f}"
+        print(f"{which} rows: {version.checkpoint.model}/{version.checkpoint.version}{quality}")
     print(f"written to {arguments.out}")
 
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """Returns the exit status: 1 when the versions can't be drawn from."""
-    try:
-        run(parser().parse_args(argv), environment)
-    except (TrainingError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parser().parse_args(argv)
+    return exit_status(lambda: run(arguments, environment))
 
 
 if __name__ == "__main__":

@@ -82,7 +82,7 @@ def train_dual_encoder(
     device: torch.device,
     after_step: Callable[[int, float, float], None] = lambda step, loss, found: None,
 ) -> DualEncoder:
-    """Train on pairs of the source; `after_step` is told the step, the loss and the share found."""
+    """Train on pairs of the source; `after_step` gets the step, the loss and the share found."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         dual = DualEncoder(text, source.shape[0]).to(device).train()

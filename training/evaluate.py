@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.command_line import exit_status
 from training.contrastive import DualEncoder, train_dual_encoder
 from training.data import ImageSource
 from training.data.emoji import BACKGROUNDS, EmojiData
 from training.data.emoji_captions import behind
 from training.data.examples import null_label, to_x_0
-from training.errors import SettingsError, TrainingError
+from training.errors import SettingsError
 from training.metrics.distributions import (
     copy_shares,
     frechet_distance,
@@ -33,7 +34,6 @@ from training.randomness import generator
 from training.sampling import draw_images
 from training.sources import load_sources
 from training.text import CaptionTokenizer, build_text_encoder
-from worker.store import StoreError
 
 JUDGE_SEED = 1_000_003
 """Not a seed that anybody trains with: the judge must not be the encoder that the model began with."""
@@ -268,12 +268,8 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """Returns the exit status: 1 when the version can't be measured."""
-    try:
-        run(parser().parse_args(argv), environment)
-    except (TrainingError, StoreError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    arguments = parser().parse_args(argv)
+    return exit_status(lambda: run(arguments, environment))
 
 
 if __name__ == "__main__":

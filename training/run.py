@@ -334,6 +334,6 @@ def memory(device: torch.device) -> str:
     return f", {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
 
 
-def told(values: Mapping[str, Any]) -> str:
+def settings_lines(values: Mapping[str, Any]) -> str:
     """Settings as lines of TOML's look, for the start of a run."""
     return "\n".join(f"  {name} = {value}" for name, value in values.items() if value not in (None, [], ()))

@@ -2,6 +2,8 @@
 
 import json
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from worker.store import Checkpoint, ModelStore, Recipe, write_index
@@ -24,6 +26,19 @@ def write_tiny(folder: Path, value: float = 0.0, count: int = 16) -> None:
     (folder / NOISE_CONFIG_PATH).write_text('{"num_train_timesteps": 1000}')
     (folder / UNET_CONFIG_PATH).write_text('{"sample_size": 8, "out_channels": 1}')
     (folder / WEIGHTS_PATH).write_bytes(safetensors(value, count))
+
+
+@contextmanager
+def changed_byte(file: Path, position: float, flip: int) -> Iterator[None]:
+    """The file with other bits in the byte at this part of its length, whole again afterwards."""
+    whole = file.read_bytes()
+    damaged = bytearray(whole)
+    damaged[int(position * len(whole))] ^= flip
+    try:
+        file.write_bytes(damaged)
+        yield
+    finally:
+        file.write_bytes(whole)
 
 
 def publish_tiny(store: ModelStore, model: str = "digits", step: int = 1, make_current: bool = True) -> Checkpoint:

@@ -179,15 +179,15 @@ class Driver:
                 return
         raise AssertionError(f"still busy after {most_steps} steps")
 
-    def told(self, kind: type[EventT], job_id: str | None = None) -> list[EventT]:
+    def reported(self, kind: type[EventT], job_id: str | None = None) -> list[EventT]:
         return [e for e in self.events if isinstance(e, kind) and job_id in (None, e.job_id)]
 
     def failure(self, job_id: str) -> Failed:
-        (failed,) = self.told(Failed, job_id)
+        (failed,) = self.reported(Failed, job_id)
         return failed
 
     def images(self, job_id: str) -> tuple[NDArray[np.uint8], ...]:
-        succeeded = self.told(Succeeded, job_id)
+        succeeded = self.reported(Succeeded, job_id)
         assert len(succeeded) == 1, [e for e in self.events if e.job_id == job_id]
         return succeeded[0].images
 

@@ -40,9 +40,12 @@ def left_in_the_middle(pool: ModelPool, request: SamplingRequest) -> SavedChain:
     driver.submit("a", request)
     while True:
         assert driver.step()
-        if driver.told(Saved) and sum(image.step for image in driver.told(Saved)[-1].chain.images) >= 4 * request.batch:
-            assert not driver.told(Succeeded)
-            return driver.told(Saved)[-1].chain
+        if (
+            driver.reported(Saved)
+            and sum(image.step for image in driver.reported(Saved)[-1].chain.images) >= 4 * request.batch
+        ):
+            assert not driver.reported(Succeeded)
+            return driver.reported(Saved)[-1].chain
 
 
 def test_an_interrupted_request_draws_the_same_pixels_in_another_process(

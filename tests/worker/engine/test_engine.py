@@ -216,7 +216,7 @@ def test_a_job_that_comes_twice_while_in_flight_is_told_once(pool: ModelPool) ->
     driver.submit("job", ask())
     driver.submit("job", ask())
     driver.finish()
-    assert len(driver.told(Succeeded)) == 1
+    assert len(driver.reported(Succeeded)) == 1
 
 
 def not_a_number_at(timestep_below: int) -> Callable[[Tensor, Tensor], Tensor | None]:
@@ -327,15 +327,15 @@ def test_progress_is_told_at_the_first_step_and_then_at_most_once_an_interval(po
     for _ in range(10):
         driver.step()
         clock.now += 0.1  # the interval is 0.25
-    assert [e.step for e in driver.told(Progressed)] == [1, 4, 7, 10][: len(driver.told(Progressed))]
-    assert 2 <= len(driver.told(Progressed)) <= 4
+    assert [e.step for e in driver.reported(Progressed)] == [1, 4, 7, 10][: len(driver.reported(Progressed))]
+    assert 2 <= len(driver.reported(Progressed)) <= 4
 
 
 def test_a_request_of_one_step_tells_its_progress_too(pool: ModelPool) -> None:
     driver = Driver(pool)
     driver.submit("job", ask(steps=1))
     driver.finish()
-    assert [(e.step, e.steps) for e in driver.told(Progressed)] == [(1, 1)]
+    assert [(e.step, e.steps) for e in driver.reported(Progressed)] == [(1, 1)]
 
 
 def test_the_engines_thread_serves_requests_from_other_threads_until_it_is_stopped(tiny_store: ModelStore) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tests.worker.engine.harness import Driver, ask, draw, plain, same_pixels, trajectories
+from tests.worker.engine.harness import Driver, ask, draw, same_pixels, trajectories
+from tests.worker.engine.mixtures import Alone, Mixture, check_neighbours_do_not_matter, mixtures
 from tests.worker.tiny_models import TINY, publish_tiny
 from worker.contract import SamplerName, SamplingRequest
 from worker.engine.readback import read_back
@@ -99,22 +100,9 @@ def requests(draw: st.DrawFn) -> SamplingRequest:
 
 
 @settings(max_examples=15, deadline=None)
-@given(mixture=st.lists(st.tuples(st.integers(0, 5), requests()), min_size=2, max_size=6))
-def test_an_image_does_not_depend_on_its_neighbours(
-    pool: ModelPool, mixture: list[tuple[int, SamplingRequest]]
-) -> None:
-    driver = Driver(pool, MAX_BATCH)
-    for now in range(6):
-        for number, (joins_at, request) in enumerate(mixture):
-            if joins_at == now:
-                driver.submit(str(number), request)
-        driver.step()
-    driver.finish()
-    for number, (_, request) in enumerate(mixture):
-        images = driver.images(str(number))
-        for i in range(request.batch):
-            alone = draw(pool, plain(request, seed=request.seed + i, batch=1), max_batch=1)
-            assert same_pixels([images[i]], alone), request
+@given(mixture=mixtures(requests()))
+def test_an_image_does_not_depend_on_its_neighbours(pool: ModelPool, mixture: Mixture) -> None:
+    check_neighbours_do_not_matter(Driver(pool, MAX_BATCH), Alone(pool), mixture)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

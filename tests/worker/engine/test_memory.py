@@ -80,7 +80,7 @@ def test_a_state_that_there_is_no_memory_to_copy_is_not_saved_and_the_job_goes_o
     driver.submit("job", ask(steps=4))
     driver.finish()
     assert card.refused > 0
-    assert driver.told(Saved) == []
+    assert driver.reported(Saved) == []
     assert "its state is not saved" in caplog.text
     assert same_pixels(driver.images("job"), draw(driver.pool, ask(steps=4)))
 
@@ -89,7 +89,7 @@ def saved_chain(store: ModelStore) -> SavedChain:
     driver = saving_driver(store, FullCard())
     driver.submit("job", ask(steps=6, batch=2))
     driver.finish()
-    return driver.told(Saved)[2].chain
+    return driver.reported(Saved)[2].chain
 
 
 def test_a_job_whose_state_finds_no_memory_begins_anew_and_ends_on_the_same_pixels(
@@ -153,7 +153,7 @@ def test_batches_grow_again_when_there_is_room_again(tiny_store: ModelStore) -> 
     driver.submit("c", ask(steps=1, batch=8))
     driver.finish()
     assert (driver.engine.max_batch, sizes[-1]) == (8, 8)
-    assert driver.told(Failed) == []
+    assert driver.reported(Failed) == []
 
 
 def test_a_batch_that_never_fits_is_tried_ever_more_seldom() -> None:

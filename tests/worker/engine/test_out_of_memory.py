@@ -57,7 +57,7 @@ def test_a_request_that_finds_no_memory_once_draws_its_own_pixels(pool: ModelPoo
         at = max(1, last * point // POINTS)
         driver = run(pool, Allocator(lambda number, at=at: number == at))  # type: ignore[misc]
         assert same_pixels(driver.images("job"), expected), f"operation {at} of {last}"
-        assert driver.told(Failed) == []
+        assert driver.reported(Failed) == []
 
 
 def test_a_device_without_room_for_one_image_refuses_the_job_and_serves_the_next(pool: ModelPool) -> None:

@@ -1,8 +1,6 @@
 """The laws of equal pixels for prompts: alone, in company of any kind, taken up again, on another version."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, plain, same_pixels
+from tests.worker.engine.mixtures import Alone, Mixture, check_neighbours_do_not_matter, mixtures
 from tests.worker.engine.test_resume import resumed, saved_states
 from tests.worker.text_pipeline import TEXT, publish_text, text_encoder, write_text_pipeline
 from tests.worker.tiny_models import TINY, publish_tiny
@@ -28,7 +26,7 @@ from worker.contract import (
     TextCondition,
 )
 from worker.diffusion.noise import initial_noise
-from worker.engine.messages import Canceled, Failed, Succeeded
+from worker.engine.messages import Failed, Succeeded
 from worker.models.errors import BrokenModel
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
@@ -55,7 +53,6 @@ class FailingText:
         raise self.error
 
 
-Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
 PROMPTS = ("a cat", "dog", "", "a cat and a dog and a cat and a dog and a cat", "猫🐱 ́")
 
 
@@ -80,12 +77,7 @@ def pool(request: pytest.FixtureRequest, store: ModelStore) -> ModelPool:
 
 @pytest.fixture(scope="module")
 def alone(pool: ModelPool) -> Alone:
-    @cache
-    def drawn(as_json: str) -> NDArray[np.uint8]:
-        (image,) = draw(pool, SamplingRequest.model_validate_json(as_json), max_batch=1)
-        return image
-
-    return lambda request: drawn(request.model_dump_json())
+    return Alone(pool)
 
 
 @st.composite
@@ -106,27 +98,14 @@ def requests(draw: st.DrawFn) -> SamplingRequest:
 
 @settings(max_examples=8, deadline=None)
 @given(
-    mixture=st.lists(st.tuples(st.integers(0, 6), requests()), min_size=2, max_size=6),
+    mixture=mixtures(requests()),
     max_batch=st.sampled_from([1, 2, 3, 5, 8, 16]),
     canceled=st.sets(st.integers(0, 5), max_size=1),
 )
 def test_an_image_of_a_prompt_does_not_depend_on_its_neighbours(
-    pool: ModelPool, alone: Alone, mixture: list[tuple[int, SamplingRequest]], max_batch: int, canceled: set[int]
+    pool: ModelPool, alone: Alone, mixture: Mixture, max_batch: int, canceled: set[int]
 ) -> None:
-    driver = Driver(pool, max_batch)
-    for now in range(7):
-        for number, (joins_at, request) in enumerate(mixture):
-            if joins_at == now:
-                driver.submit(str(number), request)
-            elif joins_at + 1 == now and number in canceled:
-                driver.engine.cancel(str(number))
-        driver.step()
-    driver.finish()
-    for number, (_, request) in enumerate(mixture):
-        if driver.told(Canceled, str(number)):
-            continue
-        expected = [alone(plain(request, seed=request.seed + i, batch=1)) for i in range(request.batch)]
-        assert same_pixels(driver.images(str(number)), expected), request
+    check_neighbours_do_not_matter(Driver(pool, max_batch), alone, mixture, canceled)
 
 
 def test_the_network_runs_whole_batches(pool: ModelPool) -> None:
@@ -170,7 +149,7 @@ def test_a_prompt_that_was_cut_is_told_with_the_result(pool: ModelPool) -> None:
     driver.submit("cut", prompted("cat " * 14 + "dog"))
     driver.submit("whole", prompted("cat"))
     driver.finish()
-    (cut,), (whole,) = driver.told(Succeeded, "cut"), driver.told(Succeeded, "whole")
+    (cut,), (whole,) = driver.reported(Succeeded, "cut"), driver.reported(Succeeded, "whole")
     assert cut.warnings == ("prompt: text reads 14 tokens of it, lost: dog",)
     assert whole.warnings == ()
 
@@ -263,7 +242,7 @@ def test_a_reload_that_changes_the_text_encoder_alone_leaves_running_chains_on_t
     pool.load_pending()
     driver.submit("new", request)
     driver.finish()
-    versions = {event.job_id: event.version for event in driver.told(Succeeded)}
+    versions = {event.job_id: event.version for event in driver.reported(Succeeded)}
     assert versions == {"old": old.version, "new": new.version}
     assert not same_pixels(driver.images("old"), driver.images("new"))
     assert same_pixels(driver.images("new"), draw(filled_pool(store), request))

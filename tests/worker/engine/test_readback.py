@@ -136,7 +136,7 @@ def test_the_device_is_never_waited_for_while_there_is_work_for_it(pool: ModelPo
         assert driver.step()
         assert slow.started == step
         assert slow.waits == [MOST_AHEAD + 1] * max(0, step - MOST_AHEAD)
-    assert not driver.told(Succeeded)
+    assert not driver.reported(Succeeded)
     driver.finish()
     assert slow.waits[-MOST_AHEAD:] == [*range(MOST_AHEAD, 0, -1)], "with nothing left to do, one at a time"
     assert same_pixels(driver.images("job"), draw(pool, ask(steps=6, batch=2)))
@@ -169,7 +169,7 @@ def test_a_job_that_comes_again_gets_nothing_of_what_its_predecessor_left_under_
     driver.engine.cancel("job")
     driver.submit("job", ask(seed=2, steps=2))
     driver.finish()
-    assert len(driver.told(Canceled, "job")) == 1
+    assert len(driver.reported(Canceled, "job")) == 1
     assert same_pixels(driver.images("job"), draw(pool, ask(seed=2, steps=2)))
 
 
@@ -221,7 +221,7 @@ def test_what_is_kept_of_a_batch_does_not_keep_its_pinned_memory(pool: ModelPool
     clock.now += 60
     driver.step()
     driver.finish()
-    (saved, *_) = driver.told(Saved)
+    (saved, *_) = driver.reported(Saved)
     kept = [*driver.images("long"), *(image.x_t for image in saved.chain.images)]
     assert [array is not None and array.flags.owndata for array in kept] == [True] * 4
 
@@ -232,7 +232,7 @@ def test_states_are_saved_when_they_arrive_and_not_of_images_that_only_wait_for_
         driver.engine = Engine(pool, 4, clock=HandClock(), save_interval_s=0.0, read_back=slow)
         driver.submit("job", ask(steps=5, batch=2))
         driver.finish()
-        return driver.told(Saved)
+        return driver.reported(Saved)
 
     prompt, late, broken = saved(SlowDevice()), saved(SlowDevice(repeat(1))), saved(SlowDevice(broken={3, 5}))
     assert [event.chain.images[0].step for event in prompt] == [1, 2, 3, 4]

@@ -41,7 +41,7 @@ def saved_states(pool: ModelPool, request: SamplingRequest, max_batch: int) -> I
     driver = saving_driver(pool, max_batch)
     driver.submit("a", request)
     driver.finish()
-    return (saved.chain for saved in driver.told(Saved, "a"))
+    return (saved.chain for saved in driver.reported(Saved, "a"))
 
 
 def resumed(pool: ModelPool, request: SamplingRequest, chain: SavedChain) -> Driver:
@@ -118,7 +118,7 @@ def test_a_chain_stays_on_the_version_that_it_was_saved_on(pool: ModelPool, tiny
     driver = Driver(later)
     driver.engine.submit(EngineRequest("a", plain(request, version=chain.version), chain))
     driver.finish()
-    (admitted,) = driver.told(Admitted)
+    (admitted,) = driver.reported(Admitted)
     assert admitted.version == chain.version != newer.version
     assert driver.engine.counters().requests_resumed == 1
     assert same_pixels(driver.images("a"), draw(pool, request))
@@ -128,7 +128,7 @@ def test_a_short_request_is_never_saved_and_a_large_one_neither(pool: ModelPool)
     for driver in (saving_driver(pool, interval_s=5.0), saving_driver(pool, max_bytes=1)):
         driver.submit("a", ask(steps=20))
         driver.finish()
-        assert driver.told(Saved) == []
+        assert driver.reported(Saved) == []
 
 
 def test_saving_takes_a_hundredth_of_the_time_however_slow_it_is(pool: ModelPool) -> None:
@@ -138,7 +138,7 @@ def test_saving_takes_a_hundredth_of_the_time_however_slow_it_is(pool: ModelPool
     began = driver.clock()
     driver.submit("a", ask(steps=400))
     driver.finish()
-    saves = len(driver.told(Saved))
+    saves = len(driver.reported(Saved))
     assert saves >= 3
     assert saves <= 1 + 0.01 * (driver.clock() - began)
 
@@ -149,7 +149,7 @@ def test_all_requests_are_saved_in_turn(pool: ModelPool) -> None:
     for job_id in "abc":
         driver.submit(job_id, ask(steps=400))
     driver.finish()
-    told = [saved.job_id for saved in driver.told(Saved)]
+    told = [saved.job_id for saved in driver.reported(Saved)]
     assert told[:6] == ["a", "b", "c"] * 2
 
 
@@ -157,6 +157,6 @@ def test_an_image_not_begun_is_saved_as_such(pool: ModelPool) -> None:
     driver = saving_driver(pool, max_batch=1)
     driver.submit("a", ask(steps=3, batch=2))
     driver.step()
-    (saved,) = driver.told(Saved)
+    (saved,) = driver.reported(Saved)
     assert [image.step for image in saved.chain.images] == [1, 0]
     assert saved.chain.images[1] == SavedImage(0, None, None)

@@ -1,23 +1,20 @@
 """Same seed, same pixels: an image depends on its checkpoint, seed, plan and condition, and on nothing else."""
 
-from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, plain, same_pixels, trajectories
+from tests.worker.engine.mixtures import Alone, Mixture, check_neighbours_do_not_matter, mixtures
 from tests.worker.networks.prepared import prepared
 from tests.worker.tiny_models import LABELS, cifar_10_unet
 from worker.conditioning.labels import Unconditional
 from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion.noise import initial_noise
-from worker.engine.messages import Canceled
 from worker.engine.runner import run_step
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
@@ -32,8 +29,6 @@ from worker.networks.network_input import InputSpec, NetworkInput
 from worker.networks.unet2d import UNet2D
 from worker.store.model_store import Checkpoint, ModelStore
 
-Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
-
 
 @pytest.fixture(scope="module")
 def pool(tiny_store: ModelStore) -> ModelPool:
@@ -42,14 +37,7 @@ def pool(tiny_store: ModelStore) -> ModelPool:
 
 @pytest.fixture(scope="module")
 def alone(pool: ModelPool) -> Alone:
-    """One image, drawn by an engine that does nothing else, one row at a time."""
-
-    @cache
-    def drawn(as_json: str) -> NDArray[np.uint8]:
-        (image,) = draw(pool, SamplingRequest.model_validate_json(as_json), max_batch=1)
-        return image
-
-    return lambda request: drawn(request.model_dump_json())
+    return Alone(pool)
 
 
 @st.composite
@@ -69,28 +57,15 @@ def requests(draw: st.DrawFn, max_steps: int = 7) -> SamplingRequest:
 
 @settings(max_examples=10, deadline=None)
 @given(
-    mixture=st.lists(st.tuples(st.integers(0, 6), requests()), min_size=2, max_size=6),
+    mixture=mixtures(requests()),
     max_batch=st.sampled_from([1, 2, 3, 5, 8, 16]),
     canceled=st.sets(st.integers(0, 5), max_size=1),
 )
 def test_an_image_does_not_depend_on_its_neighbours(
-    pool: ModelPool, alone: Alone, mixture: list[tuple[int, SamplingRequest]], max_batch: int, canceled: set[int]
+    pool: ModelPool, alone: Alone, mixture: Mixture, max_batch: int, canceled: set[int]
 ) -> None:
     """Any mixture, in any order, joining late, set aside by a small batch and resumed, a neighbour leaving early."""
-    driver = Driver(pool, max_batch)
-    for now in range(7):
-        for number, (joins_at, request) in enumerate(mixture):
-            if joins_at == now:
-                driver.submit(str(number), request)
-            elif joins_at + 1 == now and number in canceled:
-                driver.engine.cancel(str(number))
-        driver.step()
-    driver.finish()
-    for number, (_, request) in enumerate(mixture):
-        if driver.told(Canceled, str(number)):
-            continue
-        expected = [alone(plain(request, seed=request.seed + i, batch=1)) for i in range(request.batch)]
-        assert same_pixels(driver.images(str(number)), expected), request
+    check_neighbours_do_not_matter(Driver(pool, max_batch), alone, mixture, canceled)
 
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
@@ -170,8 +145,7 @@ def test_requests_of_different_step_counts_and_samplers_share_a_batch(pool: Mode
     )
     assert (counters.steps, counters.image_steps, counters.batch_size_max) == (9, 2 * 9 + 6 + 2 * 4, 5)
     for job_id, request in asked.items():
-        expected = [alone(plain(request, seed=request.seed + i, batch=1)) for i in range(request.batch)]
-        assert same_pixels(driver.images(job_id), expected)
+        assert same_pixels(driver.images(job_id), alone.images(request))
 
 
 def test_other_seeds_give_other_pixels(alone: Alone) -> None:

@@ -1,19 +1,16 @@
 """Requests that walk two networks, with an encoder before and a decoder after: the engine's laws hold for them too."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
 from itertools import pairwise
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.worker.engine.harness import Driver, SlowDevice, ask, draw, plain, same_pixels
+from tests.worker.engine.harness import Driver, SlowDevice, ask, same_pixels
+from tests.worker.engine.mixtures import Alone, Mixture, check_neighbours_do_not_matter, mixtures
 from tests.worker.engine.two_legs import Journal, two_leg_pool
 from worker.contract import SamplerName, SamplingRequest
 from worker.engine.engine import Engine
@@ -21,7 +18,6 @@ from worker.engine.messages import Admitted, Canceled, EngineRequest, Progressed
 from worker.models.pool import ModelPool
 from worker.store.model_store import ModelStore
 
-Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
 STAGES = {"encode", "enter", "decode"}
 
 
@@ -32,15 +28,7 @@ def pool(tiny_store: ModelStore) -> ModelPool:
 
 @pytest.fixture(scope="module")
 def alone(pool: ModelPool) -> Alone:
-    @cache
-    def by_json(text: str) -> NDArray[np.uint8]:
-        return draw(pool, SamplingRequest.model_validate_json(text), max_batch=1)[0]
-
-    return lambda request: by_json(request.model_dump_json())
-
-
-def expected(alone: Alone, request: SamplingRequest) -> list[NDArray[np.uint8]]:
-    return [alone(plain(request, seed=request.seed + i, batch=1)) for i in range(request.batch)]
+    return Alone(pool)
 
 
 requests = st.builds(
@@ -56,23 +44,15 @@ requests = st.builds(
 
 @settings(max_examples=8, deadline=None)
 @given(
-    mixture=st.lists(st.tuples(st.integers(0, 5), requests), min_size=2, max_size=5),
+    mixture=mixtures(requests, most=5),
     max_batch=st.sampled_from([1, 2, 3, 8]),
     delays=st.lists(st.integers(0, 3), max_size=30),
 )
 def test_an_image_does_not_depend_on_its_neighbours(
-    pool: ModelPool, alone: Alone, mixture: list[tuple[int, SamplingRequest]], max_batch: int, delays: list[int]
+    pool: ModelPool, alone: Alone, mixture: Mixture, max_batch: int, delays: list[int]
 ) -> None:
-    """In both legs, whoever is being encoded and decoded between their steps, and however late that is told."""
-    driver = Driver(pool, max_batch, read_back=SlowDevice(delays))
-    for now in range(6):
-        for number, (joins_at, request) in enumerate(mixture):
-            if joins_at == now:
-                driver.submit(str(number), request)
-        driver.step()
-    driver.finish()
-    for number, (_, request) in enumerate(mixture):
-        assert same_pixels(driver.images(str(number)), expected(alone, request)), request
+    """In both legs, whatever is encoded and decoded between their steps, and however late that is known."""
+    check_neighbours_do_not_matter(Driver(pool, max_batch, read_back=SlowDevice(delays)), alone, mixture)
 
 
 def test_every_image_walks_both_legs_and_is_decoded_at_its_own_size(tiny_store: ModelStore) -> None:
@@ -83,7 +63,7 @@ def test_every_image_walks_both_legs_and_is_decoded_at_its_own_size(tiny_store: 
     assert journal.entries == ["encode"] * 2 + ["step 8"] * 4 + journal.entries[6:]
     assert sorted(journal.entries[6:]) == ["decode"] * 2 + ["enter"] * 2 + ["step 16"] * (len(journal.entries) - 10)
     assert [image.shape for image in driver.images("a")] == [(32, 32, 1)] * 2
-    progress = driver.told(Progressed)[-1]
+    progress = driver.reported(Progressed)[-1]
     assert progress.steps == 4 + 3
     counters = driver.engine.counters()
     assert (counters.encodes, counters.decodes, counters.image_steps) == (4, 2, 2 * (4 + 3))
@@ -121,7 +101,7 @@ def test_a_request_can_be_canceled_wherever_it_is(tiny_store: ModelStore, alone:
         Admitted,
         Canceled,
     ]
-    assert same_pixels(driver.images("other"), expected(alone, other))
+    assert same_pixels(driver.images("other"), alone.images(other))
     assert pool.pinned() == set()
 
 
@@ -130,7 +110,7 @@ def saved_states(pool: ModelPool, request: SamplingRequest) -> list[SavedChain]:
     driver.engine = Engine(pool, 3, clock=driver.clock, save_interval_s=0.0)
     driver.submit("a", request)
     driver.finish()
-    return [saved.chain for saved in driver.told(Saved, "a")]
+    return [saved.chain for saved in driver.reported(Saved, "a")]
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
@@ -150,7 +130,7 @@ def test_a_request_taken_up_anywhere_ends_on_the_same_pixels(
         driver = Driver(pool)
         driver.engine.submit(EngineRequest("a", request, state))
         driver.finish()
-        assert same_pixels(driver.images("a"), expected(alone, request)), [(i.leg, i.step) for i in state.images]
+        assert same_pixels(driver.images("a"), alone.images(request)), [(i.leg, i.step) for i in state.images]
         spared = sum(4 * image.leg + image.step for image in state.images)
         counters = driver.engine.counters()
         assert (counters.image_steps_spared, counters.image_steps) == (spared, 2 * (4 + 3) - spared)
@@ -175,7 +155,7 @@ def test_a_state_that_contradicts_its_legs_is_ignored(
         driver.engine.submit(EngineRequest("a", request, replace(state, images=(misfit,))))
         driver.finish()
         assert reason in caplog.text
-        assert same_pixels(driver.images("a"), expected(alone, request))
+        assert same_pixels(driver.images("a"), alone.images(request))
 
 
 @dataclass
@@ -217,7 +197,7 @@ def test_a_failure_between_two_steps_fails_its_request_alone(
     failed = driver.failure("bad")
     assert (failed.code, failed.retryable) == (code, True)
     assert str(error) in failed.detail
-    assert same_pixels(driver.images("good"), expected(alone, good))
+    assert same_pixels(driver.images("good"), alone.images(good))
     assert pool.pinned() == set()
 
 
@@ -231,4 +211,4 @@ def test_an_image_that_the_decoder_makes_no_number_of_fails_with_its_seed(tiny_s
     failed = driver.failure("bad")
     assert (failed.code, failed.retryable) == ("not_finite", False)
     assert failed.detail == "the image of seed 40 at step 2 of 2, decoded, is not a number"
-    assert same_pixels(driver.images("good"), expected(alone, good))
+    assert same_pixels(driver.images("good"), alone.images(good))

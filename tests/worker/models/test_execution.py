@@ -52,7 +52,7 @@ def test_images_that_run_one_by_one_are_counted_and_told(store: ModelStore) -> N
         assert driver.engine.counters().image_steps_one_by_one == counted
         (info,) = driver.pool.describe()
         assert info.form == form
-        (succeeded,) = driver.told(Succeeded)
+        (succeeded,) = driver.reported(Succeeded)
         assert succeeded.dtype == "bfloat16"
         assert succeeded.exact is (form is not Form.FAST)
 

@@ -75,8 +75,8 @@ def test_jobs_wait_for_the_next_try(store: ModelStore, error: Exception, version
     loader.run(5)
     loader.driver.submit("second", ask(seed=1))
     loader.run(60)
-    assert loader.driver.told(Failed) == []
-    assert {event.job_id for event in loader.driver.told(Succeeded)} == {"first", "second"}
+    assert loader.driver.reported(Failed) == []
+    assert {event.job_id for event in loader.driver.reported(Succeeded)} == {"first", "second"}
     if version is None:
         assert loader.tried_at == [100, 115, 130]
 
@@ -85,7 +85,7 @@ def test_jobs_go_back_to_the_queue_when_memory_is_short_for_long(store: ModelSto
     loader = Loader(store, MemoryError("no room"), failures=100)
     loader.driver.submit("job", ask())
     loader.run(1)
-    assert loader.driver.told(Failed) == []
+    assert loader.driver.reported(Failed) == []
     loader.run(int((ATTEMPTS - 1) * RETRY_AFTER_S))
     assert len(loader.tried_at) == ATTEMPTS
     failed = loader.driver.failure("job")

@@ -52,8 +52,8 @@ def test_a_new_version_serves_new_requests_and_old_ones_end_on_theirs(store: Mod
     driver.step()
     assert set(pool.resident()) == {(TINY, old), (TINY, new)}
     driver.finish()
-    assert [(e.job_id, e.version) for e in driver.told(Admitted)] == [("early", old), ("late", new)]
-    assert {e.job_id: e.version for e in driver.told(Succeeded)} == {"early": old, "late": new}
+    assert [(e.job_id, e.version) for e in driver.reported(Admitted)] == [("early", old), ("late", new)]
+    assert {e.job_id: e.version for e in driver.reported(Succeeded)} == {"early": old, "late": new}
     assert same_pixels(driver.images("early"), before)
     assert not same_pixels(driver.images("late"), before)
     assert pool.resident() == [(TINY, new)], "the old weights are freed when their last row has left"
@@ -142,7 +142,7 @@ def test_a_named_version_is_loaded_on_demand_and_dropped_after_use(store: ModelS
     driver = Driver(pool)
     driver.submit("job", ask(version=old))
     driver.finish()
-    assert [e.version for e in driver.told(Succeeded)] == [old]
+    assert [e.version for e in driver.reported(Succeeded)] == [old]
     assert pool.resident() == [(TINY, new)]
 
 
@@ -250,7 +250,7 @@ def test_loading_does_not_stop_the_rows_of_other_models(store: ModelStore) -> No
             driver.engine.take_messages()
             assert driver.engine.step()
         driver.collect()
-        assert [e.job_id for e in driver.told(Succeeded)] == ["runs"]
+        assert [e.job_id for e in driver.reported(Succeeded)] == ["runs"]
     finally:
         go_on.set()
         loader.join(timeout=60)

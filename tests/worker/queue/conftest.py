@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
+import redis
 from rq import Queue, Retry
 from rq.job import Job, JobStatus
 from rq.results import Result
@@ -192,6 +194,20 @@ class Workers:
         return {status.worker for status in live_workers(self._valkey.client)}
 
 
+def leases_of(client: redis.Redis, worker: str = "a", lease_s: float = SHORT_LEASE_S) -> Leases:
+    """One worker's hands on the queue."""
+    return Leases(
+        client,
+        QUEUE_NAME,
+        worker,
+        f"rq:worker:{worker}",
+        lease_s=lease_s,
+        default_ttl_s=3600,
+        max_job_images=64,
+        server_clock=ServerClock(),
+    )
+
+
 @pytest.fixture
 def jobs(valkey: ValkeyHandle) -> Jobs:
     return Jobs(valkey)
@@ -209,17 +225,4 @@ def workers(valkey: ValkeyHandle, tmp_path: Path) -> Iterator[Workers]:
 @pytest.fixture
 def worker_of(valkey: ValkeyHandle) -> Callable[..., Leases]:
     """One worker's hands on the queue, by the worker's name; its leases are over soon."""
-
-    def make(name: str, lease_s: float = SHORT_LEASE_S) -> Leases:
-        return Leases(
-            valkey.client,
-            QUEUE_NAME,
-            name,
-            f"rq:worker:{name}",
-            lease_s=lease_s,
-            default_ttl_s=3600,
-            max_job_images=64,
-            server_clock=ServerClock(),
-        )
-
-    return make
+    return partial(leases_of, valkey.client)

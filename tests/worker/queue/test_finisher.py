@@ -10,16 +10,14 @@ import redis
 from redis.client import Pipeline
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.worker.queue.conftest import Jobs, leases_of, wait_until
 from tests.worker.queue.fake_engine import MODEL, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
-from worker.contract import QUEUE_NAME
 from worker.engine.messages import Failed, Succeeded
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
-from worker.queue.server_clock import ServerClock
 from worker.results.redis_files import MOST_BYTES, RedisFiles
 
 
@@ -55,16 +53,7 @@ def client(valkey: ValkeyHandle) -> ObservedRedis:
 
 @pytest.fixture
 def leases(client: ObservedRedis) -> Leases:
-    return Leases(
-        client,
-        QUEUE_NAME,
-        "a",
-        "rq:worker:a",
-        lease_s=60,
-        default_ttl_s=3600,
-        max_job_images=64,
-        server_clock=ServerClock(),
-    )
+    return leases_of(client, lease_s=60)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs
+from tests.worker.queue.conftest import Jobs, leases_of
 from tests.worker.queue.fake_engine import MODEL, VERSION, FakeCatalogue
 from worker.contract import (
     QUEUE_NAME,
@@ -23,7 +23,6 @@ from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJob
 from worker.queue.leases import Leases
 from worker.queue.retention import Retention
-from worker.queue.server_clock import ServerClock
 from worker.store.errors import StoreError
 
 OLD, OLDER = "000000002-22222222", "000000001-11111111"
@@ -49,16 +48,7 @@ class FakePool:
 
 @pytest.fixture
 def leases(valkey: ValkeyHandle) -> Leases:
-    return Leases(
-        valkey.client,
-        QUEUE_NAME,
-        "a",
-        "rq:worker:a",
-        lease_s=60,
-        default_ttl_s=3600,
-        max_job_images=64,
-        server_clock=ServerClock(),
-    )
+    return leases_of(valkey.client, lease_s=60)
 
 
 def retention(valkey: ValkeyHandle, pool: FakePool | None = None) -> Retention:

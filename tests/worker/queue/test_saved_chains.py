@@ -8,15 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs
-from worker.contract import QUEUE_NAME, ImageFormat, SamplingRequest, chain_key
+from tests.worker.queue.conftest import Jobs, leases_of
+from worker.contract import ImageFormat, SamplingRequest, chain_key
 from worker.engine.messages import SavedChain, SavedImage
 from worker.queue.claim_terms import ClaimTerms
 from worker.queue.held_job import HeldJobs
-from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
 from worker.queue.saved_chains import SavedChains, UnreadableChainError, pack, unpack
-from worker.queue.server_clock import ServerClock
 
 REQUEST = SamplingRequest(model="digits", seed=3, steps=50, batch=2)
 VERSION = "000012000-3f2a9c1b"
@@ -112,16 +110,7 @@ def test_a_header_that_contradicts_itself_is_refused() -> None:
 
 
 def test_a_state_is_written_by_the_owner_alone_expires_and_goes_with_its_job(jobs: Jobs, valkey: ValkeyHandle) -> None:
-    leases = Leases(
-        valkey.client,
-        QUEUE_NAME,
-        "a",
-        "rq:worker:a",
-        lease_s=60,
-        default_ttl_s=3600,
-        max_job_images=64,
-        server_clock=ServerClock(),
-    )
+    leases = leases_of(valkey.client, lease_s=60)
     held = HeldJobs()
     chains = SavedChains(valkey.client, leases, held, RedisHealth())
     job_id = jobs.add(3, steps=50, batch=2)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worker.tiny_checkpoint import RECIPE, publish_tiny, safetensors, write_tiny
+from tests.worker.tiny_checkpoint import RECIPE, changed_byte, publish_tiny, safetensors, write_tiny
 from worker.store import BadCheckpoint, Checkpoint, ModelStore, PublishFailed, StoreError
 from worker.store.manifest import MANIFEST_NAME, REQUIRED_PATHS, UNET_CONFIG_PATH, WEIGHTS_PATH
 
@@ -117,16 +117,8 @@ def test_any_changed_byte_of_any_file_is_seen(
     published: tuple[ModelStore, Checkpoint], path: str, position: float, flip: int
 ) -> None:
     store, checkpoint = published
-    file = checkpoint.path / path
-    whole = file.read_bytes()
-    damaged = bytearray(whole)
-    damaged[int(position * len(whole))] ^= flip
-    try:
-        file.write_bytes(damaged)
-        with pytest.raises(BadCheckpoint):
-            store.verify("digits", checkpoint.version)
-    finally:
-        file.write_bytes(whole)
+    with changed_byte(checkpoint.path / path, position, flip), pytest.raises(BadCheckpoint):
+        store.verify("digits", checkpoint.version)
     store.verify("digits", checkpoint.version)
 
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 from tests.worker.text_pipeline import publish_text, text_encoder, text_unet, write_text_pipeline, write_tokenizer
-from tests.worker.tiny_checkpoint import RECIPE, publish_tiny, write_tiny
+from tests.worker.tiny_checkpoint import RECIPE, changed_byte, publish_tiny, write_tiny
 from worker.store import BadCheckpoint, Checkpoint, ModelStore, PublishFailed, bundled_store_path
 from worker.store.__main__ import main
 from worker.store.manifest import MANIFEST_NAME, WEIGHTS_PATH, Manifest
@@ -276,15 +276,8 @@ def test_any_changed_byte_of_any_component_is_seen(
 ) -> None:
     store, checkpoint = published
     file = checkpoint.path / data.draw(st.sampled_from(sorted(checkpoint.manifest.files)))
-    whole = file.read_bytes()
-    damaged = bytearray(whole)
-    damaged[int(position * len(whole))] ^= flip
-    try:
-        file.write_bytes(damaged)
-        with pytest.raises(BadCheckpoint):
-            store.verify("text", checkpoint.version)
-    finally:
-        file.write_bytes(whole)
+    with changed_byte(file, position, flip), pytest.raises(BadCheckpoint):
+        store.verify("text", checkpoint.version)
 
 
 @pytest.mark.parametrize(
