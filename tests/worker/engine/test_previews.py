@@ -38,7 +38,7 @@ def finish(driver: Driver, step_s: float = 1.0) -> None:
 
 def seen(driver: Driver, job_id: str) -> list[tuple[int, int]]:
     """Image and step of each preview, in order."""
-    return [(index, step) for told in driver.told(Previewed, job_id) for index, (step, _) in told.images.items()]
+    return [(index, step) for told in driver.reported(Previewed, job_id) for index, (step, _) in told.images.items()]
 
 
 def test_a_preview_is_the_x_0_that_the_step_predicts(pool: ModelPool) -> None:
@@ -53,7 +53,7 @@ def test_a_preview_is_the_x_0_that_the_step_predicts(pool: ModelPool) -> None:
         driver.step()
         driver.clock.now += PREVIEW_S  # type: ignore[attr-defined]
     driver.finish()
-    told = [told.images[0] for told in driver.told(Previewed, "job")]
+    told = [told.images[0] for told in driver.reported(Previewed, "job")]
     assert [step for step, _ in told] == [1, 2], "the third step makes the image itself"
     for (_, pixels), x_0 in zip(told, expected, strict=True):
         assert np.array_equal(pixels, to_pixels(x_0).numpy())
@@ -92,7 +92,7 @@ def test_nothing_is_made_or_copied_while_nobody_watches(pool: ModelPool) -> None
     driver.submit("job", ask(steps=5))
     finish(driver)
     assert copied == [1, 1, 1, 1, 2], "whether each step is finite, and at last the pixels"
-    assert driver.told(Previewed) == []
+    assert driver.reported(Previewed) == []
 
 
 def test_an_image_is_seen_a_few_times_a_second_and_those_that_wait_for_their_turn_too(pool: ModelPool) -> None:
@@ -150,7 +150,7 @@ def test_a_preview_that_can_t_be_made_costs_nobody_his_image(tiny_store: ModelSt
     driver.engine.watch(["job"])
     driver.submit("job", ask(steps=3))
     finish(driver)
-    assert driver.told(Succeeded, "job")
+    assert driver.reported(Succeeded, "job")
     assert seen(driver, "job") == []
 
 
@@ -161,7 +161,7 @@ def test_each_leg_of_a_request_is_seen(tiny_store: ModelStore) -> None:
     driver.engine.watch(["job"])
     driver.submit("job", ask(steps=4))
     finish(driver)
-    sides = [pixels.shape[0] for told in driver.told(Previewed, "job") for _, pixels in told.images.values()]
+    sides = [pixels.shape[0] for told in driver.reported(Previewed, "job") for _, pixels in told.images.values()]
     assert sorted(set(sides)) == [8, 16]
 
 
