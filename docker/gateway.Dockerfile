@@ -16,7 +16,8 @@ RUN /opt/reverie/bin/pip install --no-cache-dir --no-deps .
 RUN /opt/reverie/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') and 'torch is in the gateway image')"
 
 FROM ${BASE}
-RUN useradd --system --uid 10001 --create-home reverie
+RUN useradd --system --uid 10001 --create-home reverie \
+    && mkdir -p /var/lib/reverie/keys && chown -R 10001 /var/lib/reverie && chmod 700 /var/lib/reverie/keys
 COPY --from=build /opt/reverie /opt/reverie
 ENV PATH=/opt/reverie/bin:$PATH PYTHONUNBUFFERED=1 REVERIE_HOST=0.0.0.0 REVERIE_PORT=8000
 USER 10001

@@ -14,6 +14,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service import errors
+from service.access.guard import AccessGuard, is_public
+from service.access.key_ring import KeyRing
 from service.body_guard import BodyGuard, BodyRule
 from service.catalogue import Catalogue
 from service.gateway import Gateway
@@ -104,6 +106,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         rule=BodyRule(("application/json",), settings.max_body_bytes),
         of_paths={"/uploads": BodyRule(PICTURE_TYPES, settings.max_upload_bytes + FORM_BYTES)},
     )
+    app.add_middleware(AccessGuard, keys=KeyRing(settings.api_keys.get_secret_value()) if settings.api_keys else None)
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
     for part in (generate, jobs, events, images, uploads_route, models, health, metrics_route, home):
@@ -120,6 +123,8 @@ def _describe_exactly(app: FastAPI, settings: Settings) -> None:
         schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schemas[model.__name__].pop("$defs", {}))
     schemas["GenerateRequest"]["properties"]["batch"]["maximum"] = settings.max_images
+    if settings.api_keys is not None:
+        _describe_keys(document)
     for path in document["paths"].values():
         for operation in path.values():
             # The framework declares its own 422 wherever there is a parameter; ours are problem documents.
@@ -129,3 +134,11 @@ def _describe_exactly(app: FastAPI, settings: Settings) -> None:
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     app.openapi_schema = document
+
+
+def _describe_keys(document: dict[str, Any]) -> None:
+    document["components"]["securitySchemes"] = {"ApiKey": {"type": "http", "scheme": "bearer"}}
+    for path, operations in document["paths"].items():
+        for operation in operations.values() if not is_public(path) else ():
+            operation["security"] = [{"ApiKey": []}]
+            operation["responses"].update({str(k): v for k, v in errors.problem_responses(401, 403).items()})

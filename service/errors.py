@@ -3,7 +3,10 @@
 GatewayError
 ├── InvalidRequest        422  one or more fields break a rule
 ├── IdempotencyMismatch   422  the key was used with another body
-├── NotFound              404  no such job, model or image
+├── KeyInUrl              400  an API key stands in the address
+├── Unauthorized          401  no valid API key
+├── Forbidden             403  the key's scope does not include this
+├── NotFound              404  no such job, model or image, or not the caller's
 ├── ImageExpired          410  its job is known, its bytes are gone
 ├── ImageNotReady         409  the job has not succeeded
 ├── PictureRefused        422  an upload that is no picture, too large or corrupted
@@ -13,7 +16,7 @@ GatewayError
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -48,9 +51,17 @@ class GatewayError(Exception):
     status = HTTPStatus.INTERNAL_SERVER_ERROR
     code = "internal"
 
-    def __init__(self, detail: str, *, retry_after_s: int | None = None, fields: Sequence[FieldProblem] = ()) -> None:
+    def __init__(
+        self,
+        detail: str,
+        *,
+        retry_after_s: int | None = None,
+        fields: Sequence[FieldProblem] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         super().__init__(detail)
         self.detail = detail
+        self.headers = dict(headers or {})
         self.retry_after_s = retry_after_s
         self.fields = tuple(fields)
 
@@ -66,6 +77,27 @@ class InvalidRequest(GatewayError):
 class IdempotencyMismatch(GatewayError):
     status = HTTPStatus.UNPROCESSABLE_ENTITY
     code = "idempotency_mismatch"
+
+
+class KeyInUrl(GatewayError):
+    status = HTTPStatus.BAD_REQUEST
+    code = "key_in_url"
+
+
+class Unauthorized(GatewayError):
+    status = HTTPStatus.UNAUTHORIZED
+    code = "unauthorized"
+
+    def __init__(self, detail: str, challenge: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": challenge})
+
+
+class Forbidden(GatewayError):
+    status = HTTPStatus.FORBIDDEN
+    code = "forbidden"
+
+    def __init__(self, detail: str, scope: str) -> None:
+        super().__init__(detail, headers={"WWW-Authenticate": f'Bearer error="insufficient_scope", scope="{scope}"'})
 
 
 class NotFound(GatewayError):
@@ -210,7 +242,12 @@ def _echo(value: object) -> object:
 async def on_gateway_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, GatewayError)
     return problem_response(
-        error.status, error.code, error.detail, retry_after_s=error.retry_after_s, fields=error.fields
+        error.status,
+        error.code,
+        error.detail,
+        retry_after_s=error.retry_after_s,
+        fields=error.fields,
+        headers=error.headers,
     )
 
 

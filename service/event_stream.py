@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from service.access.caller import Caller
 from service.errors import GatewayError, NotFound, problem_document, redis_unavailable
 from service.gateway import Gateway
 from service.job_events import Watch
@@ -51,8 +52,11 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, gateway: Gateway, job: Job, last_event_id: str | None, *, previews: bool = False) -> None:
+    def __init__(
+        self, gateway: Gateway, caller: Caller, job: Job, last_event_id: str | None, *, previews: bool = False
+    ) -> None:
         self._gateway = gateway
+        self._caller = caller
         self._job = job
         self._previews = previews
         self._seen = last_event_id
@@ -122,7 +126,7 @@ class EventStream(Response):
                 watch.behind = True
 
     async def _read(self, job_id: str) -> Job:
-        job = await require_job(self._gateway, job_id)
+        job = await require_job(self._gateway, self._caller, job_id)
         if not self._previews:
             return job
         found = await self._gateway.previews.read(job_id) if job.status is JobState.RUNNING else []

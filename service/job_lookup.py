@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 
+from service.access.caller import Caller
 from service.errors import NotFound
 from service.gateway import Gateway
 from service.job_queue import JobRecord, UnreadableJob
@@ -16,11 +17,11 @@ FIRST_POLL_S = 0.02
 LAST_POLL_S = 0.5
 
 
-async def require_record(gateway: Gateway, job_id: str) -> JobRecord:
-    """The job as Redis holds it. NotFound also for jobs that no gateway wrote."""
+async def require_record(gateway: Gateway, caller: Caller, job_id: str) -> JobRecord:
+    """The job as Redis holds it. NotFound also for jobs of others, and for those that no gateway wrote."""
     try:
         record = await gateway.queue.read(job_id)
-        if record is not None:
+        if record is not None and caller.sees(record.owner):
             request_of(record.job)
             return record
     except UnreadableJob as error:
@@ -28,8 +29,8 @@ async def require_record(gateway: Gateway, job_id: str) -> JobRecord:
     raise NotFound(f"no job {job_id[:64]}: it never was, or it has expired")
 
 
-async def require_job(gateway: Gateway, job_id: str) -> Job:
-    record = await require_record(gateway, job_id)
+async def require_job(gateway: Gateway, caller: Caller, job_id: str) -> Job:
+    record = await require_record(gateway, caller, job_id)
     turn = None
     if record.place is not None and is_waiting(record):
         turn = await gateway.order.turn(job_id, record.place, await gateway.catalogue.read())

@@ -30,6 +30,7 @@ from service.waiting_job import Waiting, waiting_jobs
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
 from worker.contract.job_origin import NO_ORIGIN, JobOrigin
 from worker.contract.keys import (
+    OWNER_FIELD,
     REQUEST_ID_FIELD,
     ROWS_FIELD,
     TRACEPARENT_FIELD,
@@ -59,11 +60,14 @@ class Idempotency:
     key: str
     fingerprint: str
     """Hex digest of the request that it was sent with."""
+    owner: str | None
+    """Whose key it is: two owners may choose the same."""
 
     @property
     def digest(self) -> str:
         """Names its record in Redis: the client chooses the key, so its length and characters are unknown."""
-        return hashlib.sha256(self.key.encode()).hexdigest()
+        own = self.key if self.owner is None else f"{self.owner}\0{self.key}"
+        return hashlib.sha256(own.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,8 @@ class JobRecord:
     """What Redis held about one job at one moment."""
 
     job: RqJob
+    owner: str | None
+    """Whose it is; None for one that was queued while keys were off."""
     result: Result | None
     progress: bytes | None
     place: int | None
@@ -153,6 +159,7 @@ class JobQueue:
         idempotency: Idempotency | None,
         row_step_s: Mapping[str, float],
         origin: JobOrigin = NO_ORIGIN,
+        owner: str | None = None,
     ) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not.
 
@@ -170,7 +177,8 @@ class JobQueue:
         args += [ROWS_FIELD, request.rows]
         if request.version is not None:
             args += [VERSION_FIELD, request.version]
-        for field, text in ((REQUEST_ID_FIELD, origin.request_id), (TRACEPARENT_FIELD, origin.traceparent)):
+        own = ((REQUEST_ID_FIELD, origin.request_id), (TRACEPARENT_FIELD, origin.traceparent), (OWNER_FIELD, owner))
+        for field, text in own:
             if text is not None:
                 args += [field, text]
         async with self._deadline():
@@ -210,7 +218,8 @@ class JobQueue:
         if job.origin != QUEUE_NAME:
             return None
         read_at = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC)
-        return JobRecord(job, result, progress, place, ttl_ms, read_at)
+        owner = raw.get(OWNER_FIELD.encode())
+        return JobRecord(job, owner.decode() if owner else None, result, progress, place, ttl_ms, read_at)
 
     def _restore_result(self, job_id: str, entries: list[Any]) -> Result | None:
         if not entries:

@@ -1,7 +1,11 @@
 """The gateway's settings: environment variables with the prefix REVERIE_, read once into a frozen object."""
 
-from pydantic import Field
+from typing import Self
 
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from service.access.key_ring import KeyRing
+from service.access.listening import require_keys
 from service.pictures import MOST_PIXELS
 from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
@@ -14,6 +18,10 @@ class Settings(LogSettings):
     host: str = Field(default="127.0.0.1", min_length=1)
     port: int = Field(default=8000, ge=0, le=65535)
     """0 takes any free port; the log says which."""
+    api_keys: SecretStr | None = None
+    """Lines of `service.access.api_key`, or the path of a file that holds them; None: keys are off."""
+    allow_anonymous: bool = False
+    """Listen without keys where other machines can reach it."""
     max_queue: int = Field(default=1_000_000, ge=1)
     """Most image-steps (batch x steps, guided images twice, summed over the waiting jobs); above it new jobs are
     answered 429."""
@@ -44,3 +52,15 @@ class Settings(LogSettings):
     """An event stream ends after this long; its client reconnects and resumes."""
     stream_outage_s: float = Field(default=60, gt=0)
     """How long an event stream waits while Redis does not answer before it ends with an `error` event."""
+
+    @field_validator("api_keys")
+    @classmethod
+    def _readable(cls, source: SecretStr | None) -> SecretStr | None:
+        if source is not None:
+            KeyRing(source.get_secret_value())
+        return source
+
+    @model_validator(mode="after")
+    def _kept_from_strangers(self) -> Self:
+        require_keys(self.host, self.api_keys is not None, self.allow_anonymous)
+        return self

@@ -6,11 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
+from service.access.caller import Caller
 from service.errors import PictureRefused, UploadUnknown
 from service.pictures import Picture, read_picture
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
-from worker.contract.keys import upload_key
+from worker.contract.keys import upload_key, uploaded_by_key
 from worker.results.files import AsyncFiles, File, Kept
 from worker.results.names import upload_file
 from worker.results.uploads import Upload
@@ -26,7 +27,7 @@ class Uploads:
         self._settings = settings
         self._readers = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="picture")
 
-    async def keep(self, data: bytes) -> Upload:
+    async def keep(self, caller: Caller, data: bytes) -> Upload:
         """Keep the picture in `data`; one that is kept already has its time begin anew.
 
         Raises:
@@ -37,22 +38,26 @@ class Uploads:
             raise PictureRefused("picture_too_large", rule)
         loop = asyncio.get_running_loop()
         picture = await loop.run_in_executor(self._readers, read_picture, data, self._settings.max_upload_pixels)
-        return await self._known(picture.sha256) or await self._keep(picture)
+        upload = await self._known(picture.sha256) or await self._keep(picture)
+        if caller.owner is not None:
+            async with redis_deadline(self._settings.redis_timeout_s):
+                await self._redis.set(uploaded_by_key(caller.owner, upload.sha256), "", ex=upload.ttl_s)
+        return upload
 
-    async def use(self, sha256: str) -> Upload:
+    async def use(self, caller: Caller, sha256: str) -> Upload:
         """The upload of this name, for a request that names it: its time begins anew.
 
         Raises:
-            UploadUnknown: it has expired, or never was.
+            UploadUnknown: it has expired or never was, or only others have uploaded it.
         """
-        upload = await self._known(sha256)
+        upload = await self._known(sha256) if await self._is_seen_by(caller, sha256) else None
         if upload is None:
             raise UploadUnknown(f"no upload {sha256[:64]}: it has expired or never was, upload the picture again")
         return upload
 
-    async def read(self, sha256: str) -> Kept:
+    async def read(self, caller: Caller, sha256: str) -> Kept:
         """Its PNG, and how long it is kept. Raises UploadUnknown."""
-        upload = await self.use(sha256)
+        upload = await self.use(caller, sha256)
         kept = await self._files.get(upload.file)
         if kept is None:
             raise UploadUnknown(f"upload {sha256} has expired just now")
@@ -60,6 +65,13 @@ class Uploads:
 
     def close(self) -> None:
         self._readers.shutdown(wait=False, cancel_futures=True)
+
+    async def _is_seen_by(self, caller: Caller, sha256: str) -> bool:
+        if caller.owner is None or caller.sees(None):
+            return caller.sees(None)
+        async with redis_deadline(self._settings.redis_timeout_s):
+            mine = uploaded_by_key(caller.owner, sha256)
+            return await self._redis.getex(mine, ex=self._settings.upload_ttl_s) is not None
 
     async def _known(self, sha256: str) -> Upload | None:
         ttl_s = self._settings.upload_ttl_s

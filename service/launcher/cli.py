@@ -9,6 +9,7 @@ from pathlib import Path
 
 from service.client import Client, ReverieError
 from service.client.connection import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
+from service.launcher import key_command
 from service.launcher.command_errors import CommandError
 from service.launcher.generate import generate
 from service.launcher.request_options import add_request_options
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("name", nargs="?", help="list this model's versions, oldest first; * serves")
     models.set_defaults(run=_models)
 
+    key_command.add_parser(commands)
     for name, (_, text) in TRAINING_COMMANDS.items():
         commands.add_parser(name, add_help=False, help=text)
     for name, what in STORE_COMMANDS.items():

@@ -10,6 +10,7 @@ CommandError
 ├── DevicesError          the machine's devices can't be found out
 ├── StoreError            no checkpoint to serve
 ├── ChildError            a child process keeps dying or never gets ready
+├── KeyFileError          an API key can't be made or kept
 └── OutputError           a file can't be written
 """
 
@@ -43,6 +44,10 @@ class StoreError(CommandError):
 
 
 class ChildError(CommandError):
+    pass
+
+
+class KeyFileError(CommandError):
     pass
 
 

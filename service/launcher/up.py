@@ -7,11 +7,13 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import httpx
 import redis
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 
+from service.access.listening import require_keys
 from service.client.errors import ProblemError
 from service.launcher.command_errors import PortTakenError, RedisError, StoreError
 from service.launcher.data_dir import DataDir
@@ -41,6 +43,13 @@ class UpSettings(EnvironmentSettings):
     ready_timeout_s: float = Field(default=180.0, gt=0)
     grace_s: float = Field(default=25.0, ge=0)
     """How long the worker may finish running jobs after a stop; the rest goes back into the queue."""
+    api_keys: SecretStr | None = None
+    allow_anonymous: bool = False
+
+    @model_validator(mode="after")
+    def _kept_from_strangers(self) -> Self:
+        require_keys(self.host, self.api_keys is not None, self.allow_anonymous)
+        return self
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Header, Query, Response
 
+from service.access.caller import CallerDep
 from service.errors import Unavailable, problem_responses
 from service.event_stream import ERROR_NAME, EVENT_NAMES, EventStream, event_id
 from service.gateway import GatewayDep
@@ -89,12 +90,13 @@ STREAM: dict[str, Any] = {
 async def follow_job(
     job_id: str,
     gateway: GatewayDep,
+    caller: CallerDep,
     preview: Annotated[
         Literal["0", "1"], Query(description="`1`: `progress` events carry `previews` of the images.")
     ] = "0",
     last_event_id: Annotated[str | None, Header(description="The `id` of the last event that you have seen.")] = None,
 ) -> Response:
-    job = await require_job(gateway, job_id)
+    job = await require_job(gateway, caller, job_id)
     if job.status.is_terminal and last_event_id == event_id(job):
         return Response(status_code=204, headers={"Cache-Control": "no-store"})
     most = gateway.settings.max_streams
@@ -104,4 +106,4 @@ async def follow_job(
         )
     if preview == "1":
         await gateway.previews.ask([job_id])  # the poll that repeats it comes within a second
-    return EventStream(gateway, job, last_event_id, previews=preview == "1")
+    return EventStream(gateway, caller, job, last_event_id, previews=preview == "1")

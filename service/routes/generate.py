@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request, Response
 from redis.exceptions import RedisError
 
+from service.access.caller import Caller, CallerDep
 from service.admission import Admitted, admit
 from service.catalogue import Reading
 from service.errors import IdempotencyMismatch, QueueFull, problem_responses
@@ -54,6 +55,7 @@ async def generate(
     body: GenerateRequest,
     gateway: GatewayDep,
     request: Request,
+    caller: CallerDep,
     response: Response,
     prefer: Annotated[
         str | None, Header(description=f"`wait=N`: answer when the job has ended, or after N <= {LONGEST_WAIT_S} s.")
@@ -69,14 +71,14 @@ async def generate(
 ) -> Job:
     reading = await gateway.catalogue.read()
     admitted = admit(body, reading, gateway.settings.max_images)
-    job = await _submit(gateway, body, admitted, idempotency_key, reading, origin_of(request))
+    job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, origin_of(request))
 
     wait = WAIT.search(prefer or "")
     if wait:
         response.headers["Preference-Applied"] = f"wait={min(int(wait[1]), LONGEST_WAIT_S)}"
         try:
             await wait_for_end(gateway, job.id, min(int(wait[1]), LONGEST_WAIT_S))
-            job = await require_job(gateway, job.id)
+            job = await require_job(gateway, caller, job.id)
         except RedisError as error:
             if not may_pass(error):
                 raise
@@ -92,22 +94,27 @@ async def generate(
 
 async def _submit(
     gateway: Gateway,
+    caller: Caller,
     body: GenerateRequest,
     admitted: Admitted,
     idempotency_key: str | None,
     reading: Reading,
     origin: JobOrigin,
 ) -> Job:
-    idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json"))) if idempotency_key else None
+    idempotency = None
+    if idempotency_key:
+        idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json")), caller.owner)
     rq_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
-    submitted = await gateway.queue.submit(rq_job, admitted.request, idempotency, reading.row_step_s, origin)
+    submitted = await gateway.queue.submit(
+        rq_job, admitted.request, idempotency, reading.row_step_s, origin, caller.owner
+    )
     match submitted.outcome:
         case "mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")
         case "full":
             raise _queue_full(gateway, submitted, admitted.request, reading)
         case "known":
-            return await require_job(gateway, submitted.job_id)
+            return await require_job(gateway, caller, submitted.job_id)
     log.info(
         "job %s: queued behind %d job(s): %s, %d image(s) x %d steps",
         *(rq_job.id, submitted.jobs_ahead, admitted.request.model, admitted.request.batch, admitted.request.steps),
@@ -115,7 +122,15 @@ async def _submit(
     assert submitted.queued_at is not None  # it was queued just now
     rq_job.created_at = rq_job.enqueued_at = submitted.queued_at
     place = submitted.jobs_ahead
-    record = JobRecord(job=rq_job, result=None, progress=None, place=place, ttl_ms=-1, read_at=submitted.queued_at)
+    record = JobRecord(
+        job=rq_job,
+        owner=caller.owner,
+        result=None,
+        progress=None,
+        place=place,
+        ttl_ms=-1,
+        read_at=submitted.queued_at,
+    )
     try:
         turn = await gateway.order.turn(rq_job.id, place, reading)
     except RedisError as error:

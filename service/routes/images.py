@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
 
+from service.access.caller import CallerDep
 from service.errors import ImageExpired, ImageNotReady, NotFound, problem_responses
 from service.gateway import GatewayDep
 from service.job_lookup import require_record
@@ -38,9 +39,10 @@ async def get_image(
     job_id: str,
     index: int,
     gateway: GatewayDep,
+    caller: CallerDep,
     if_none_match: Annotated[str | None, Header(description="ETags that you have.")] = None,
 ) -> Response:
-    record = await require_record(gateway, job_id)
+    record = await require_record(gateway, caller, job_id)
     batch = request_of(record.job).batch
     if not 0 <= index < batch:
         raise NotFound(f"no image {index}: job {job_id} has images 0 to {batch - 1}")

@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter, Response
 
+from service.access.caller import CallerDep
 from service.errors import problem_responses
 from service.gateway import GatewayDep
 from service.job_lookup import require_job, require_record
@@ -11,9 +12,9 @@ router = APIRouter(tags=["jobs"])
 
 
 @router.get("/jobs/{job_id}", summary="Look at a job", responses=problem_responses(404))
-async def get_job(job_id: str, gateway: GatewayDep, response: Response) -> Job:
+async def get_job(job_id: str, gateway: GatewayDep, caller: CallerDep, response: Response) -> Job:
     response.headers["Cache-Control"] = "no-store"
-    return await require_job(gateway, job_id)
+    return await require_job(gateway, caller, job_id)
 
 
 @router.delete(
@@ -22,7 +23,7 @@ async def get_job(job_id: str, gateway: GatewayDep, response: Response) -> Job:
     description="Cancels a job that waits or runs. One that has ended stays as it is: repeating gives the same answer.",
     responses=problem_responses(404),
 )
-async def cancel_job(job_id: str, gateway: GatewayDep) -> Job:
-    await require_record(gateway, job_id)
+async def cancel_job(job_id: str, gateway: GatewayDep, caller: CallerDep) -> Job:
+    await require_record(gateway, caller, job_id)
     await gateway.queue.cancel(job_id)
-    return await require_job(gateway, job_id)
+    return await require_job(gateway, caller, job_id)

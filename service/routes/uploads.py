@@ -9,6 +9,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
+from service.access.caller import CallerDep
 from service.errors import FieldProblem, InvalidRequest, problem_responses
 from service.gateway import GatewayDep
 from service.schemas import UploadedPicture
@@ -41,9 +42,9 @@ FORM: dict[str, Any] = {
         }
     },
 )
-async def upload(request: Request, gateway: GatewayDep, response: Response) -> UploadedPicture:
+async def upload(request: Request, gateway: GatewayDep, caller: CallerDep, response: Response) -> UploadedPicture:
     data = await (_file_of_form(request) if _is_form(request) else request.body())
-    kept = await gateway.uploads.keep(data)
+    kept = await gateway.uploads.keep(caller, data)
     response.headers["Location"] = f"/uploads/{kept.sha256}"
     expires_at = datetime.now(UTC) + timedelta(seconds=kept.ttl_s)
     return UploadedPicture(
@@ -60,8 +61,10 @@ async def upload(request: Request, gateway: GatewayDep, response: Response) -> U
         **problem_responses(404, 422),
     },
 )
-async def get_upload(sha256: Annotated[str, Path(pattern=UPLOAD_NAME_PATTERN)], gateway: GatewayDep) -> Response:
-    kept = await gateway.uploads.read(sha256)
+async def get_upload(
+    sha256: Annotated[str, Path(pattern=UPLOAD_NAME_PATTERN)], gateway: GatewayDep, caller: CallerDep
+) -> Response:
+    kept = await gateway.uploads.read(caller, sha256)
     freshness = f"private, max-age={max(kept.ttl_ms, 0) // 1000}, immutable"
     return Response(kept.data, media_type="image/png", headers={"ETag": f'"{sha256}"', "Cache-Control": freshness})
 

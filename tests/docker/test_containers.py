@@ -124,6 +124,17 @@ def test_the_published_port_and_the_images_can_be_chosen() -> None:
     assert config.count("BASE: my-base") == 2
 
 
+def test_the_gateway_in_a_container_is_given_keys_or_the_word_that_it_needs() -> None:
+    """It listens on all addresses there, which it does not do without."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    gateway = compose["services"]["gateway"]
+    assert {"REVERIE_API_KEYS", "REVERIE_ALLOW_ANONYMOUS"} <= set(gateway["environment"])
+    assert "keys:/var/lib/reverie/keys" in gateway["volumes"]
+    dockerfile = (ROOT / "docker" / "gateway.Dockerfile").read_text()
+    assert "REVERIE_HOST=0.0.0.0" in dockerfile
+    assert "/var/lib/reverie/keys" in dockerfile, "the volume gets its owner from the image"
+
+
 def test_the_worker_is_given_longer_to_stop_than_it_takes() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     (grace_s,) = re.findall(r"REVERIE_GRACE_S: (\d+)", text)

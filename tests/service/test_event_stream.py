@@ -9,6 +9,7 @@ import httpx
 import pytest
 from rq.job import Job
 
+from service.access.caller import ANYBODY
 from service.app import connect, create_app
 from service.event_stream import EventStream
 from service.gateway import Gateway
@@ -71,7 +72,7 @@ def test_a_slow_client_skips_states_and_nothing_is_kept_for_it(
     async def run() -> list[str]:
         async with gateway_of(valkey) as gateway:
             client = SlowClient()
-            stream = EventStream(gateway, await require_job(gateway, job_id), None)
+            stream = EventStream(gateway, ANYBODY, await require_job(gateway, ANYBODY, job_id), None)
             streaming = asyncio.create_task(stream({"type": "http"}, client.receive, client.send))  # type: ignore[arg-type]
             await client.waits.wait()
             for step in range(1, 300):

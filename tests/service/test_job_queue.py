@@ -60,7 +60,7 @@ def test_submitting_again_does_not_revive_a_job_that_has_begun(valkey: ValkeyHan
 def test_a_key_and_its_own_job_sent_again_is_that_job(valkey: ValkeyHandle) -> None:
     async def submit_twice(queue: JobQueue) -> Submitted:
         job = queue.new_job("1" * 32, REQUEST, None)
-        key = Idempotency("k", "ab" * 32)
+        key = Idempotency("k", "ab" * 32, None)
         await queue.submit(job, REQUEST, key, {})
         return await queue.submit(job, REQUEST, key, {})
 

@@ -28,6 +28,11 @@ def run_gateway(**variables: str) -> "subprocess.CompletedProcess[str]":
             {"REVERIE_REDIS_URL": "http://u:secret@h/0"},
             "REVERIE_REDIS_URL=http://***@h/0: need redis://, rediss:// or unix://",
         ),
+        (
+            {**REDIS, "REVERIE_HOST": "0.0.0.0"},
+            "REVERIE_HOST=0.0.0.0 can be reached from other machines and there are no API keys: make a key",
+        ),
+        ({**REDIS, "REVERIE_API_KEYS": "secret"}, "REVERIE_API_KEYS=***: the file of API keys "),
     ],
 )
 def test_a_bad_setting_is_one_line_with_variable_value_and_rule(variables: dict[str, str], line: str) -> None:

@@ -5,9 +5,9 @@ An empty variable counts as absent, so that a compose file or a shell can pass o
 
 import os
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, SecretStr, ValidationError
 
 from worker.contract.redis_address import without_password
 
@@ -47,4 +47,9 @@ class EnvironmentSettings(BaseModel):
         name = f"--{field.replace('_', '-')}" if field in options else PREFIX + field.upper()
         if problem["type"] == "missing":
             return f"{name} is not set: need {cls.model_fields[field].description or 'a value'}"
-        return f"{name}={without_password(str(problem['input']))}: {rule[0].lower()}{rule[1:]}"
+        shown = "***" if _holds_secret(cls.model_fields[field].annotation) else without_password(str(problem["input"]))
+        return f"{name}={shown}: {rule[0].lower()}{rule[1:]}"
+
+
+def _holds_secret(annotation: Any) -> bool:
+    return annotation is SecretStr or SecretStr in get_args(annotation)

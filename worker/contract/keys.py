@@ -30,6 +30,7 @@ SUSPENDED_KEY = "rq:suspended"
 _WORKER = "reverie:worker:{}"
 _FILE = "reverie:file:{}"
 _UPLOAD = "reverie:upload:{}"
+_UPLOADED_BY = "reverie:uploaded_by:{}:{}"
 _PROGRESS = "reverie:progress:{}"
 _PREVIEW = "reverie:preview:{}"
 _PREVIEW_ASKED = "reverie:preview_asked:{}"
@@ -67,6 +68,8 @@ ADMITTED_FIELD = "reverie_admitted"
 """The last progress of a job that waits again: it names the version that the job stays on."""
 IDEMPOTENCY_FIELD = "reverie_idempotency"
 """Digest of the Idempotency-Key that it came with, whose record expires as long after the job's end as the job."""
+OWNER_FIELD = "reverie_owner"
+"""Whose job it is: the name of an API key; absent while keys are off."""
 LOST_FIELD = "reverie_lost"
 """How many workers died while they ran it."""
 REQUEST_ID_FIELD = "reverie_request_id"
@@ -135,6 +138,11 @@ def worker_key(worker: str) -> str:
 def file_key(name: str) -> str:
     """The bytes of a kept file; see `worker.results.names`."""
     return _FILE.format(name)
+
+
+def uploaded_by_key(owner: str, sha256: str) -> str:
+    """There while an owner may use an upload: it has sent that picture itself."""
+    return _UPLOADED_BY.format(owner, sha256)
 
 
 def upload_key(sha256: str) -> str:
@@ -217,6 +225,7 @@ LUA_NAMES = "".join(
                 "PUT_BACK_FIELD": PUT_BACK_FIELD,
                 "ADMITTED_FIELD": ADMITTED_FIELD,
                 "IDEMPOTENCY_FIELD": IDEMPOTENCY_FIELD,
+                "OWNER_FIELD": OWNER_FIELD,
                 "LOST_FIELD": LOST_FIELD,
                 "REQUEST_ID_FIELD": REQUEST_ID_FIELD,
                 "TRACEPARENT_FIELD": TRACEPARENT_FIELD,

@@ -77,7 +77,7 @@ async def live(url: str) -> None:
         queue = JobQueue(gateway_client, settings)
         ids = [character * 32 for character in "123456"]
         for job_id in ids:
-            key = Idempotency(job_id, "ab" * 32)
+            key = Idempotency(job_id, "ab" * 32, None)
             await queue.submit(queue.new_job(job_id, REQUEST, None), REQUEST, key, {})
             assert (await queue.submit(queue.new_job(job_id, REQUEST, None), REQUEST, key, {})).outcome == "known"
         assert len(await queue.look(ids)) == len(ids)

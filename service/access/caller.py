@@ -1,0 +1,33 @@
+"""Who sent a request, and what of the jobs it may see."""
+
+from dataclasses import dataclass
+from typing import Annotated, cast
+
+from fastapi import Depends, Request
+
+from service.access.api_key import CostLimit, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The sender of one request, as its key says."""
+
+    owner: str | None
+    """The name that its jobs belong to; None while keys are off."""
+    scope: Scope
+    limit: CostLimit | None = None
+
+    def sees(self, owner: str | None) -> bool:
+        """Whether what belongs to this owner exists for it."""
+        return self.scope is Scope.ADMIN or (self.owner is not None and owner == self.owner)
+
+
+ANYBODY = Caller(None, Scope.ADMIN)
+"""Every sender while keys are off."""
+
+
+def caller_of(request: Request) -> Caller:
+    return cast(Caller, request.scope["reverie.caller"])
+
+
+CallerDep = Annotated[Caller, Depends(caller_of)]
