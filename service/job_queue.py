@@ -33,6 +33,7 @@ from worker.contract.keys import (
     OWNER_FIELD,
     REQUEST_ID_FIELD,
     ROWS_FIELD,
+    TOTALS_KEY,
     TRACEPARENT_FIELD,
     VERSION_FIELD,
     QueueKeys,
@@ -40,6 +41,7 @@ from worker.contract.keys import (
     progress_key,
     results_key,
 )
+from worker.contract.totals import Total, read_totals
 
 log = logging.getLogger(__name__)
 
@@ -243,6 +245,11 @@ class JobQueue:
         async with self._deadline():
             jobs, work, oldest_s = await self._state(keys=[self._keys.queue], args=[LOOKED_AT])
         return QueueState(jobs, work, float(oldest_s))
+
+    async def totals(self) -> dict[tuple[Total, str], int]:
+        """What became of all jobs, by model."""
+        async with self._deadline():
+            return read_totals(await cast(Any, self._redis.hgetall(TOTALS_KEY)))
 
     async def line(self, most: int) -> tuple[int, list[Waiting]]:
         """How many jobs wait, and the first of them as they stand in the queue."""

@@ -1,26 +1,49 @@
-"""What Prometheus scrapes: the live workers' own counters as they last reported them, and the queue as it is now."""
+"""What Prometheus scrapes at a gateway: itself, the queue, what became of all jobs, and the live workers' statuses."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from service.gateway import Gateway
 from service.job_queue import QueueState
-from worker.contract import EngineCounters, WorkerStatus
+from worker.contract import WorkerStatus
+from worker.contract.totals import Total
+from worker.contract.worker_metrics import worker_metrics
 
 
-def exposition(own: CollectorRegistry, live: Iterable[WorkerStatus], queue: QueueState | None, streams: int) -> bytes:
+@dataclass(frozen=True, slots=True)
+class InRedis:
+    """What all gateways of one Redis tell alike."""
+
+    queue: QueueState
+    queue_s: float | None
+    """Seconds that the waiting jobs take the live workers; None while no cost is known."""
+    totals: Mapping[tuple[Total, str], int]
+    live: tuple[WorkerStatus, ...]
+
+
+async def in_redis(gateway: Gateway) -> InRedis:
+    """Raises RedisError."""
+    queue = await gateway.queue.state()
+    reading = await gateway.catalogue.read()
+    return InRedis(queue, await gateway.order.waiting_s(reading), await gateway.queue.totals(), reading.live)
+
+
+def exposition(gateway: Gateway, shared: InRedis | None) -> bytes:
     """The metrics as text.
 
     Args:
-        own: of this gateway's process.
-        queue: None while Redis does not answer.
-        streams: open event streams of this gateway.
+        shared: None while Redis does not answer.
     """
     registry = CollectorRegistry()
-    registry.register(_Once([*_of_gateway(queue, streams), *_of_workers(list(live))]))
-    return generate_latest(own) + generate_latest(registry)
+    metrics = [*_of_gateway(gateway, shared is not None)]
+    if shared is not None:
+        metrics += [*_of_queue(shared), *_of_totals(shared.totals), *worker_metrics(shared.live)]
+    registry.register(_Once(metrics))
+    return generate_latest(gateway.metrics.registry) + generate_latest(registry)
 
 
 class _Once(Collector):
@@ -31,65 +54,45 @@ class _Once(Collector):
         return self._metrics
 
 
-def _of_gateway(queue: QueueState | None, streams: int) -> Iterable[Metric]:
-    yield GaugeMetricFamily("reverie_redis_up", "Whether Redis answers this gateway.", value=float(queue is not None))
-    yield GaugeMetricFamily("reverie_event_streams", "Open event streams of this gateway.", value=streams)
-    if queue is None:
-        return
+def _of_gateway(gateway: Gateway, redis_up: bool) -> Iterable[Metric]:
+    yield GaugeMetricFamily("reverie_redis_up", "Whether Redis answers this gateway.", value=float(redis_up))
+    outages = "Times that Redis went away or refused under a request of this gateway."
+    yield CounterMetricFamily("reverie_redis_outages", outages, value=gateway.outage.count)
+    streams = "Open event streams of this gateway."
+    yield GaugeMetricFamily("reverie_event_streams", streams, value=gateway.events.watched)
+
+
+def _of_queue(shared: InRedis) -> Iterable[Metric]:
+    queue = shared.queue
     yield GaugeMetricFamily("reverie_queue_jobs", "Jobs that wait.", value=queue.jobs)
     yield GaugeMetricFamily(
         "reverie_queue_work", "Work of the jobs that wait, in the unit of REVERIE_MAX_QUEUE.", value=queue.work
     )
+    if shared.queue_s is not None:
+        seconds = "What the jobs that wait take the live workers, as measured."
+        yield GaugeMetricFamily("reverie_queue_seconds", seconds, value=shared.queue_s)
     yield GaugeMetricFamily(
         "reverie_queue_oldest_wait_seconds", "How long the job that was queued first has waited.", value=queue.oldest_s
     )
 
 
-def _of_workers(live: list[WorkerStatus]) -> Iterable[Metric]:
-    yield GaugeMetricFamily("reverie_workers", "Live workers.", value=len(live))
-    info = GaugeMetricFamily("reverie_worker_info", "Where a worker computes.", labels=["worker", "device", "dtype"])
-    batch = GaugeMetricFamily("reverie_worker_max_batch", "Rows of one batch.", labels=["worker"])
-    waiting = GaugeMetricFamily("reverie_worker_images_waiting", "Images held beyond the batch.", labels=["worker"])
-    model = GaugeMetricFamily(
-        "reverie_model_info",
-        "The version that a worker serves and how it runs; dtype and form are empty until it was loaded.",
-        labels=["worker", "model", "version", "dtype", "form"],
+def _of_totals(totals: Mapping[tuple[Total, str], int]) -> Iterable[Metric]:
+    submitted = CounterMetricFamily("reverie_jobs_submitted", "Jobs that were accepted.", labels=["model"])
+    ended = CounterMetricFamily("reverie_jobs_ended", "Jobs that have ended.", labels=["model", "status"])
+    retries = CounterMetricFamily(
+        "reverie_job_tries_lost",
+        "Tries that ended without an end of the job: it failed for now, or its worker's lease ran out.",
+        labels=["model", "reason"],
     )
-    exact = GaugeMetricFamily(
-        "reverie_model_exact", "Whether an image is the same in every batch.", labels=["worker", "model"]
-    )
-    one_by_one = GaugeMetricFamily(
-        "reverie_model_one_by_one", "Whether images are run one by one.", labels=["worker", "model"]
-    )
-    failures = CounterMetricFamily(
-        "reverie_model_load_failures", "Versions that could not be loaded.", labels=["worker", "model"]
-    )
-    reload_error = GaugeMetricFamily(
-        "reverie_model_reload_error", "Whether the current version is not the served one.", labels=["worker", "model"]
-    )
-    for status in live:
-        info.add_metric([status.worker, status.device, status.dtype], 1)
-        batch.add_metric([status.worker], status.max_batch)
-        waiting.add_metric([status.worker], status.images_waiting)
-        for served in status.models:
-            how = [served.dtype or "", served.form or ""]
-            model.add_metric([status.worker, served.name, served.version or "", *how], 1)
-            if served.exact is not None:
-                exact.add_metric([status.worker, served.name], float(served.exact))
-                one_by_one.add_metric([status.worker, served.name], float(served.form == "one_by_one"))
-            failures.add_metric([status.worker, served.name], served.load_failures)
-            reload_error.add_metric([status.worker, served.name], float(served.reload_error is not None))
-    yield from (info, batch, waiting, model, exact, one_by_one, failures, reload_error)
-    yield from _of_engines(live)
-
-
-def _of_engines(live: list[WorkerStatus]) -> Iterable[Metric]:
-    """One metric for each counter, so that a new one needs no line here."""
-    for name, field in EngineCounters.model_fields.items():
-        full_name = f"reverie_engine_{name.removesuffix('_s')}" + ("_seconds" if name.endswith("_s") else "")
-        help_text = (field.description or name.replace("_", " ").capitalize() + ".").replace("\n", " ")
-        kind = GaugeMetricFamily if name.endswith("_max") else CounterMetricFamily
-        metric: GaugeMetricFamily | CounterMetricFamily = kind(full_name, help_text, labels=["worker"])
-        for status in live:
-            metric.add_metric([status.worker], getattr(status.counters, name))
-        yield metric
+    cached = CounterMetricFamily("reverie_jobs_cached", "Jobs that were answered from the cache.", labels=["model"])
+    for (total, model), count in sorted(totals.items()):
+        match total:
+            case Total.SUBMITTED:
+                submitted.add_metric([model], count)
+            case Total.RETRIED | Total.WORKER_LOST:
+                retries.add_metric([model, total.value], count)
+            case Total.CACHED:
+                cached.add_metric([model], count)
+            case _:
+                ended.add_metric([model, total.value], count)
+    return submitted, ended, retries, cached

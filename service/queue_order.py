@@ -122,6 +122,13 @@ class QueueOrder:
             return known
         return Turn(place, None if walk.mean_s is None else walk.mean_s * place)
 
+    async def waiting_s(self, reading: Reading) -> float | None:
+        """Seconds that all waiting jobs take the live workers; None while no cost is known."""
+        walk = await self._walked(reading)
+        if not walk.length:
+            return 0.0
+        return None if walk.mean_s is None else walk.mean_s * walk.length
+
     async def _walked(self, reading: Reading) -> "_Walk":
         length, line = await self._queue.line(MOST_WALKED)
         costs = reading.row_step_s

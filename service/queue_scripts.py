@@ -1,6 +1,7 @@
 """The Lua scripts that change the queue: each decides and acts in one step, so that no retry queues a job twice."""
 
 from worker.contract.keys import LUA_NAMES
+from worker.contract.totals import LUA_TOTALS
 
 # The server's time as RQ writes times, so that no process's own clock shows in a job: days to civil date, era by era.
 _SERVER_TIME = """
@@ -30,7 +31,7 @@ end
 # Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued}; outcome is queued, known,
 # mismatch or full.
 SUBMIT = (
-    LUA_NAMES
+    LUA_TOTALS
     + _SERVER_TIME
     + """
 local queue_key = KEYS[1]
@@ -100,6 +101,7 @@ if digest ~= '' then
     redis.call('SET', idempotency_key(digest), fingerprint .. ':' .. job_id, 'EX', record_s)
     redis.call('HSET', hash_key, IDEMPOTENCY_FIELD, digest)
 end
+count_total('submitted', job_id)
 return {'queued', job_id, jobs, waiting, tostring(waiting_s), time_text()}
 """
 )
@@ -108,7 +110,7 @@ return {'queued', job_id, jobs, waiting, tostring(waiting_s), time_text()}
 # ARGV: job id, seconds to keep it
 # Returns the status that the job had: nil when there is no such job.
 CANCEL = (
-    LUA_NAMES
+    LUA_TOTALS
     + _SERVER_TIME
     + """
 local queue_key, started_key, canceled_key = unpack(KEYS)
@@ -127,6 +129,7 @@ for _, execution_id in ipairs(redis.call('ZRANGE', executions_key(job_id), 0, -1
 end
 redis.call('DEL', executions_key(job_id), chain_key(job_id))
 redis.call('HSET', hash_key, 'status', 'canceled', 'ended_at', time_text())
+count_total('canceled', job_id)
 redis.call('EXPIRE', hash_key, keep_s)
 local digest = redis.call('HGET', hash_key, IDEMPOTENCY_FIELD)
 if digest then redis.call('EXPIRE', idempotency_key(digest), keep_s) end

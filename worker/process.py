@@ -15,15 +15,16 @@ from uuid import uuid4
 
 import redis
 
-from worker.contract import QUEUE_NAME
+from worker.contract import QUEUE_NAME, QueueCounters
 from worker.contract.redis_errors import REDIS_AWAY
 from worker.engine.messages import EnginePort, Failed
+from worker.metrics_port import serve_metrics
 from worker.queue.claimer import Claimer
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.finisher import Finisher
 from worker.queue.give_back import GiveBack
 from worker.queue.heartbeat import Heartbeat
-from worker.queue.held_job import HeldJobs
+from worker.queue.held_job import Ending, HeldJobs
 from worker.queue.job_log_fields import JobLogFields
 from worker.queue.leases import Leases
 from worker.queue.live_workers import LiveWorkers
@@ -118,6 +119,7 @@ class WorkerProcess:
             dtype=dtype,
             default_model=settings.default_model,
             ttl_s=settings.worker_ttl_s,
+            queue_counters=self._queue_counters,
         )
         self._finisher = Finisher(self._leases, RedisFiles(client), self._held, self._health, clock=clock)
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
@@ -173,6 +175,9 @@ class WorkerProcess:
         signal.signal(signal.SIGINT, self._on_signal)
         for handler in logging.getLogger().handlers:
             handler.addFilter(JobLogFields(self._held))
+        if self._settings.metrics_port is not None:
+            port = serve_metrics(self._settings.metrics_host, self._settings.metrics_port, self._status.status)
+            logger.info("metrics at http://%s:%d/metrics", self._settings.metrics_host, port)
         self._rq_worker.announce()
         self._heartbeat.beat()
         threads = {
@@ -197,6 +202,15 @@ class WorkerProcess:
             self._broken = True
         self._end(threads)
         return EXIT_BROKEN if self._broken else EXIT_OK
+
+    def _queue_counters(self) -> QueueCounters:
+        return QueueCounters(
+            jobs_claimed=self._held.claimed,
+            jobs_given_back=self._held.ended_early[Ending.GIVEN_BACK],
+            leases_lost=self._held.ended_early[Ending.LOST],
+            redis_outages=self._health.outages,
+            image_encode_s=self._finisher.encode_s(),
+        )
 
     def _on_signal(self, _signum: int, _frame: FrameType | None) -> None:
         # A plain count: a lock taken here could be one that the interrupted main thread holds.

@@ -15,6 +15,7 @@ from worker.contract.logs import configure_logs
 from worker.contract.no_pickle import disable_pickle
 from worker.contract.redis_address import without_password
 from worker.contract.redis_errors import REDIS_AWAY
+from worker.metrics_port import CannotListen
 from worker.queue import rq_overrides
 from worker.queue.connection import connect, wait_until_ready
 from worker.settings import WorkerSettings
@@ -99,7 +100,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     from worker.networks.batch_form import ExactMode
     from worker.networks.cuda.graph_capture import recording_is_safe
     from worker.networks.cuda.networks import gpu_networks
-    from worker.networks.device import DeviceLost, choose_device, choose_dtype, dtype_name, end_if_lost
+    from worker.networks.device import DeviceLost, choose_device, choose_dtype, device_memory, dtype_name, end_if_lost
     from worker.networks.padded import PadBatch
     from worker.process import Background, WorkerProcess
     from worker.queue.network_choices import RedisChoices
@@ -139,6 +140,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
         ),
         spares=networks,
         check_device=partial(end_if_lost, device),
+        device_memory=partial(device_memory, device),
         memory_budget_bytes=settings.model_budget_bytes,
         keep_versions=settings.keep_versions,
     )
@@ -168,6 +170,8 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     )
     try:
         return process.run()
+    except CannotListen as error:
+        raise CantStartError(str(error)) from None
     except redis.exceptions.RedisError as error:
         raise CantStartError(f"Redis went away while the worker signed on: {error}") from None
 

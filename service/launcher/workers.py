@@ -16,7 +16,8 @@ def worker_environments(
 ) -> list[dict[str, str]]:
     """The environment of each worker.
 
-    Several workers divide the GPUs, or the cores of the CPU, among them; what the environment sets applies to all.
+    Several workers divide the GPUs, or the cores of the CPU, among them, and the ports from REVERIE_METRICS_PORT on;
+    whatever else the environment sets applies to all.
 
     Args:
         wanted: `auto` for one on each device, or how many.
@@ -31,6 +32,8 @@ def worker_environments(
             environment["REVERIE_DEVICE"] = devices[number % len(devices)]
         if environment.get("REVERIE_DEVICE") == "cpu":
             environment.setdefault("REVERIE_CPU_THREADS", str(max(1, cores // count)))
+        if (first_port := environment.get("REVERIE_METRICS_PORT", "")).isdigit() and first_port != "0":
+            environment["REVERIE_METRICS_PORT"] = str(int(first_port) + number)
     return own
 
 

@@ -1,4 +1,4 @@
-"""GET /metrics: the state of the queue and of the live workers, for Prometheus."""
+"""GET /metrics: the gateway, the queue and the live workers, for Prometheus."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from redis.exceptions import RedisError
 
 from service.errors import problem_responses
 from service.gateway import GatewayDep
-from service.metrics import exposition
+from service.metrics import InRedis, exposition, in_redis
 from worker.contract.redis_errors import may_pass
 
 router = APIRouter(tags=["health"])
@@ -24,12 +24,10 @@ TEXT: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     responses={200: {"description": "In Prometheus's text format.", "content": TEXT}, **problem_responses()},
 )
 async def metrics(gateway: GatewayDep) -> Response:
+    shared: InRedis | None = None
     try:
-        queue = await gateway.queue.state()
-        live = (await gateway.catalogue.read()).live
+        shared = await in_redis(gateway)
     except RedisError as error:
         if not may_pass(error):
             raise
-        queue, live = None, ()
-    text = exposition(gateway.metrics.registry, live, queue, gateway.events.watched)
-    return Response(text, media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})
+    return Response(exposition(gateway, shared), media_type=CONTENT_TYPE_LATEST, headers={"Cache-Control": "no-store"})

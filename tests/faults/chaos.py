@@ -176,6 +176,8 @@ class Report:
     """Other pixels than in a calm run, or images that are not there."""
     mistold: list[str]
     """Another end in a stream of events than the job's own, or a state told twice."""
+    miscounted: list[str]
+    """Metrics that differ from what the clients saw."""
     left: list[str]
     """Keys without an expiry, entries in registries."""
     ends: Counter[str]
@@ -191,6 +193,7 @@ class Report:
             f"doubled: {len(self.doubled)}",
             f"other pixels than a calm run: {len(self.wrong)}",
             f"told wrongly by a stream: {len(self.mistold)}",
+            f"metrics that miscount: {len(self.miscounted)}",
             f"left behind: {len(self.left)}",
             f"longest recovery: {max(taken, default=0):.1f} s of {self.recoveries.bar_s:.1f} s allowed"
             f" ({len(taken)} kills with {self.recoveries.jobs} jobs running)",
@@ -199,4 +202,4 @@ class Report:
     @property
     def troubles(self) -> list[str]:
         slow = [f"back in work after {s:.1f} s" for s in self.recoveries.taken_s if s > self.recoveries.bar_s]
-        return [*self.lost, *self.doubled, *self.wrong, *self.mistold, *self.left, *slow]
+        return [*self.lost, *self.doubled, *self.wrong, *self.mistold, *self.miscounted, *self.left, *slow]

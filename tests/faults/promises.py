@@ -8,15 +8,18 @@ from itertools import pairwise
 from typing import Any
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
+from service.job_queue import RETRIES
 from tests.faults.chaos import Chaos, Report
 from tests.faults.clients import Kind, Order
-from tests.faults.processes import Machines
+from tests.faults.processes import Machines, text
 from tests.worker.queue.fake_engine import pixels_sha256
 from worker.contract import QUEUE_NAME
+from worker.contract.keys import TOTALS_KEY
 
-PERMANENT_KEYS = {"rq:queues", "rq:workers", f"rq:workers:{QUEUE_NAME}"}
-"""What RQ keeps about queues and workers; nothing of any job."""
+PERMANENT_KEYS = {"rq:queues", "rq:workers", f"rq:workers:{QUEUE_NAME}", TOTALS_KEY}
+"""What RQ keeps about queues and workers, and the totals; nothing of any job."""
 TERMINAL = {"succeeded", "failed", "canceled"}
 MAY_END_AS = {
     Kind.PLAIN: {"succeeded"},
@@ -48,6 +51,7 @@ def look(
     """Wait until all jobs have ended, then check each and what is left of them; `learn` is told each one's pixels."""
     with httpx.Client(base_url=machines.urls[0], timeout=30, trust_env=False) as http:
         documents = _ended(http, placed, patience_s)
+        miscounted = _miscounted(machines, http, placed, documents)
         wrong = [trouble for order in placed for trouble in _wrong_images(http, order, documents[order.key], calm)]
     for order in placed if learn else ():
         assert learn is not None
@@ -70,6 +74,7 @@ def look(
         doubled=_doubled(machines, placed, documents),
         wrong=wrong,
         mistold=_mistold(placed, documents),
+        miscounted=miscounted,
         left=_left_behind(machines),
         ends=ends,
     )
@@ -131,6 +136,29 @@ def _doubled(machines: Machines, placed: Sequence[Order], documents: dict[str, d
     if hashes != len(placed):
         troubles.append(f"{hashes} jobs were made of {len(placed)} orders")
     return troubles
+
+
+def _miscounted(
+    machines: Machines, http: httpx.Client, placed: Sequence[Order], documents: dict[str, dict[str, Any]]
+) -> list[str]:
+    """What /metrics tells of all jobs, against what their clients saw and what the jobs say of themselves."""
+    counted: Counter[str] = Counter()
+    for family in text_string_to_metric_families(_get(http, "/metrics").text):
+        for sample in family.samples:
+            counted[sample.name] += int(sample.value)
+            if "status" in sample.labels:
+                counted[f"{sample.name} {sample.labels['status']}"] += int(sample.value)
+    ended = Counter(f"reverie_jobs_ended_total {document['status']}" for document in documents.values())
+    tries = [machines.client.hget(f"rq:job:{order.job_ids[0]}", "retries_left") for order in placed]
+    given_up = sum((document.get("error") or {}).get("code") == "worker_lost" for document in documents.values())
+    expected = {
+        "reverie_jobs_submitted_total": len(placed),
+        "reverie_job_tries_lost_total": sum(RETRIES - int(text(left)) for left in tries) + given_up,
+        **{name: ended[name] for name in (f"reverie_jobs_ended_total {status}" for status in TERMINAL)},
+    }
+    return [
+        f"{name} is {counted[name]}, it were {number}" for name, number in expected.items() if counted[name] != number
+    ]
 
 
 def _mistold(placed: Sequence[Order], documents: dict[str, dict[str, Any]]) -> list[str]:

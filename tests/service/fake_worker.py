@@ -76,6 +76,28 @@ CLOUDS = DIGITS.model_copy(
 EMOJI = DIGITS.model_copy(update={"name": "emoji", "labels": [], "takes": Takes.PROMPT})
 
 
+def status_of(
+    counters: EngineCounters,
+    models: tuple[ModelInfo, ...] = (DIGITS, CLOUDS, EMOJI),
+    default_model: str | None = "digits",
+    row_step_s: dict[str, float] | None = None,
+    name: str = NAME,
+    memory: MemoryUse | None = None,
+) -> WorkerStatus:
+    return WorkerStatus(
+        worker=name,
+        started_at=datetime.now(UTC),
+        device="cpu",
+        dtype="float32",
+        max_batch=16,
+        default_model=default_model,
+        models=list(models),
+        counters=counters,
+        row_step_s=row_step_s or {},
+        memory=memory or MemoryUse(),
+    )
+
+
 class FakeWorker:
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
@@ -96,18 +118,7 @@ class FakeWorker:
         name: str = NAME,
         memory: MemoryUse | None = None,
     ) -> None:
-        status = WorkerStatus(
-            worker=name,
-            started_at=datetime.now(UTC),
-            device="cpu",
-            dtype="float32",
-            max_batch=16,
-            default_model=default_model,
-            models=list(models),
-            counters=counters or EngineCounters(),
-            row_step_s=row_step_s or {},
-            memory=memory or MemoryUse(),
-        )
+        status = status_of(counters or EngineCounters(), models, default_model, row_step_s, name, memory)
         self._client.register_script(ANNOUNCE)(args=[name, status.model_dump_json(), 600, 600])
 
     def die(self) -> None:

@@ -154,9 +154,9 @@ def test_nothing_of_an_ended_job_is_kept_without_an_expiry(
     worker.take()
     http.delete(f"/jobs/{running}")
     worker.succeed(worker.take())
-    # RQ's set of queues names the one queue; RQ's index of finished jobs is trimmed by the workers.
+    # The totals stay; RQ's set of queues names the one queue; its index of finished jobs is trimmed by the workers.
     lasting = {key for key in client.scan_iter() if client.ttl(key) < 0}
-    assert lasting == {b"rq:queues", b"rq:finished:reverie"}
+    assert lasting == {b"rq:queues", b"rq:finished:reverie", b"reverie:totals"}
     assert all(client.ttl(key) <= 600 for key in client.scan_iter())
 
 

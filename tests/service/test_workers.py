@@ -37,6 +37,14 @@ def test_what_the_environment_says_holds_for_all() -> None:
     assert [(each["REVERIE_DEVICE"], each["REVERIE_CPU_THREADS"]) for each in own] == [("cpu", "7")] * 2
 
 
+def test_each_tells_its_metrics_at_a_port_of_its_own() -> None:
+    own = worker_environments("3", {"REVERIE_METRICS_PORT": "9100"}, ["cpu"], cores=3)
+    assert [each["REVERIE_METRICS_PORT"] for each in own] == ["9100", "9101", "9102"]
+    assert worker_environments("1", {"REVERIE_METRICS_PORT": "9100"}, [], cores=3)[0]["REVERIE_METRICS_PORT"] == "9100"
+    any_port = worker_environments("2", {"REVERIE_METRICS_PORT": "0"}, ["cpu"], cores=3)
+    assert [each["REVERIE_METRICS_PORT"] for each in any_port] == ["0", "0"]
+
+
 def test_the_devices_are_those_that_torch_sees() -> None:
     assert visible_devices(Machine((A100, A100))) == GPUS
     assert visible_devices(Machine()) == ["cpu"]

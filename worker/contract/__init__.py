@@ -28,7 +28,15 @@ from worker.contract.names import (
 )
 from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, Preview, PreviewSnapshot, ProgressSnapshot
 from worker.contract.requests import Condition, Guidance, LabelCondition, NoCondition, SamplingRequest, TextCondition
-from worker.contract.status import EngineCounters, MemoryUse, ModelInfo, VersionInfo, WorkerStatus
+from worker.contract.status import (
+    Distribution,
+    EngineCounters,
+    MemoryUse,
+    ModelInfo,
+    QueueCounters,
+    VersionInfo,
+    WorkerStatus,
+)
 
 __all__ = [
     "CATALOGUE_KEY",
@@ -42,6 +50,7 @@ __all__ = [
     "QUEUE_NAME",
     "VERSION_PATTERN",
     "Condition",
+    "Distribution",
     "EngineCounters",
     "Guidance",
     "ImageFormat",
@@ -56,6 +65,7 @@ __all__ = [
     "Preview",
     "PreviewSnapshot",
     "ProgressSnapshot",
+    "QueueCounters",
     "SamplerName",
     "SamplingRequest",
     "Spacing",

@@ -47,6 +47,8 @@ STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
 WAITING_WORK_KEY = "reverie:waiting_work"
 """Hash: the queue's row-steps and seconds, as counted less than half a second ago."""
+TOTALS_KEY = "reverie:totals"
+"""Hash of what became of all jobs, see `worker.contract.totals`."""
 IDLE_WORKERS_KEY = "reverie:idle"
 """Sorted set of the workers that hold no job and found none; a score is the server's second until which that holds."""
 
@@ -216,6 +218,7 @@ LUA_NAMES = "".join(
                 "STRANDED_KEY": STRANDED_KEY,
                 "WAITING_WORK_KEY": WAITING_WORK_KEY,
                 "IDLE_WORKERS_KEY": IDLE_WORKERS_KEY,
+                "TOTALS_KEY": TOTALS_KEY,
                 "MODEL_FIELD": MODEL_FIELD,
                 "VERSION_FIELD": VERSION_FIELD,
                 "ROWS_FIELD": ROWS_FIELD,

@@ -1,6 +1,8 @@
 """What a worker says of itself and of its models."""
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Self
 
 from pydantic import Field
 
@@ -52,6 +54,26 @@ class ModelInfo(Message):
     """Why the version that `current` names is not the one being served."""
     load_failures: int = 0
     """How often this worker could not load a version of the model, since its process began."""
+    loads: int = 0
+    """How often it has loaded one."""
+
+
+class Distribution(Message):
+    """How often a quantity came to lie between which bounds."""
+
+    bounds: tuple[float, ...]
+    counts: tuple[int, ...]
+    """Of the values up to each bound and above the one before; the last is of those above all."""
+    total: float
+    """The sum of the values."""
+
+    @classmethod
+    def empty(cls, bounds: Sequence[float]) -> Self:
+        return cls(bounds=tuple(bounds), counts=(0,) * (len(bounds) + 1), total=0.0)
+
+
+ROW_BOUNDS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+SECONDS_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 10)
 
 
 class EngineCounters(Message):
@@ -80,6 +102,29 @@ class EngineCounters(Message):
     decodes: int = 0
     """Images through a decoder that is run one by one."""
     busy_s: float = 0.0
+    batch_rows: Distribution = Distribution.empty(ROW_BOUNDS)
+    """Rows of a batch, each image one."""
+    step_s: Distribution = Distribution.empty(SECONDS_BOUNDS)
+    """Seconds of one batch's step."""
+    encode_s: Distribution = Distribution.empty(SECONDS_BOUNDS)
+    """Seconds of one item in an encoder."""
+    decode_s: Distribution = Distribution.empty(SECONDS_BOUNDS)
+    """Seconds of one image in a decoder."""
+    model_image_steps: dict[str, int] = Field(default_factory=dict)
+    """Rows by model."""
+
+
+class QueueCounters(Message):
+    """What a worker's side of the queue has done since its process began."""
+
+    jobs_claimed: int = 0
+    jobs_given_back: int = 0
+    """Claimed and not begun, when another worker had nothing to do."""
+    leases_lost: int = 0
+    """Jobs that another worker took over, while this one still held them."""
+    redis_outages: int = 0
+    image_encode_s: Distribution = Distribution.empty(SECONDS_BOUNDS)
+    """Seconds to encode one job's files."""
 
 
 class MemoryUse(Message):
@@ -91,6 +136,11 @@ class MemoryUse(Message):
     """Of networks kept for the weights of versions to come; the first to leave."""
     recording_bytes: int = 0
     """Of the CUDA graphs of all networks, which share it: activations, and the workspaces of CUDA's libraries."""
+    device_used_bytes: int = 0
+    """Of a GPU, by whatever process; 0 on a CPU, and so is the next."""
+    device_total_bytes: int = 0
+    host_bytes: int = 0
+    """Resident memory of the worker's process."""
 
 
 class WorkerStatus(Message):
@@ -107,6 +157,7 @@ class WorkerStatus(Message):
     default_model: str | None
     models: list[ModelInfo]
     counters: EngineCounters
+    queue: QueueCounters = Field(default_factory=QueueCounters)
     memory: MemoryUse = Field(default_factory=MemoryUse)
     images_waiting: int = 0
     row_step_s: dict[str, float] = Field(default_factory=dict)

@@ -95,6 +95,7 @@ class Catalogue:
         executions: Mapping[str, Execution],
         reload_errors: Mapping[str, str],
         load_failures: Mapping[str, int],
+        loads: Mapping[str, int],
         memory_bytes: Mapping[str, int],
         retired: AbstractSet[tuple[str, str]] = frozenset(),
     ) -> list[ModelInfo]:
@@ -107,7 +108,8 @@ class Catalogue:
             offered: version that a request gets which names none; None when no version can be had.
             executions: how each model's network ran when it was last loaded.
             reload_errors: why the current version can't be loaded.
-            load_failures: since this process began.
+            load_failures: since this process began, and so
+            loads: that succeeded.
             memory_bytes: of each model's versions in memory.
             retired: versions not to be listed.
         """
@@ -119,6 +121,7 @@ class Catalogue:
                 dict(executions),
                 dict(reload_errors),
                 dict(load_failures),
+                dict(loads),
                 dict(memory_bytes),
                 frozenset(retired),
             )
@@ -154,6 +157,7 @@ class Catalogue:
                     memory_bytes=memory_bytes.get(model, 0),
                     reload_error=reload_errors.get(model),
                     load_failures=load_failures.get(model, 0),
+                    loads=loads.get(model, 0),
                 )
             )
         with self._lock:

@@ -3,6 +3,7 @@
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 
@@ -45,6 +46,7 @@ class ModelPool:
         memory_budget_bytes: of weights; None: all that the store holds.
         spares: what `load` keeps of evicted models; counted in the budget, and the first to leave.
         check_device: called with the error of each failed load; raises DeviceLost when it was more than that.
+        device_memory: bytes in use and in all on a GPU; (0, 0) on a CPU.
         keep_versions: of each model, offer these many newest versions and delete the rest, see `prune`; None: all.
         poll_interval_s: how often `current` is looked at.
         retry_after_s: a load that failed for a temporary reason is tried again after so long.
@@ -59,6 +61,7 @@ class ModelPool:
         memory_budget_bytes: int | None = None,
         spares: Spares | None = None,
         check_device: Callable[[Exception], None] = lambda error: None,
+        device_memory: Callable[[], tuple[int, int]] = lambda: (0, 0),
         keep_versions: int | None = None,
         poll_interval_s: float = 1.0,
         retry_after_s: float = 15.0,
@@ -67,6 +70,7 @@ class ModelPool:
         self._store = store
         self._load = load
         self._check_device = check_device
+        self._device_memory = device_memory
         self._spares = spares
         self._poll_interval_s = poll_interval_s
         self._clock = clock
@@ -76,6 +80,7 @@ class ModelPool:
         self._serving: dict[str, str] = {}
         self._measured_bytes: dict[str, int] = {}  # by model: what its last version took in memory
         self._executions: dict[str, Execution] = {}  # by model: how its last version ran
+        self._load_counts: Counter[str] = Counter()
         self._bytes_per_file_byte = 1.0  # of the last load: another dtype takes another part
         self._retirement = Retirement(keep_versions, clock)
         self._listeners: list[Callable[[], None]] = []
@@ -124,15 +129,18 @@ class ModelPool:
         currents = self._catalogue.currents()
         with self._changed:
             offered = {model: self._offered(model, current) for model, current in currents.items()}
-            errors, counts = self._loads.reload_errors(), dict(self._loads.failure_counts)
+            errors, failures = self._loads.reload_errors(), dict(self._loads.failure_counts)
+            loads = dict(self._load_counts)
             executions, retired = dict(self._executions), self._retirement.retired()
             held = self._residents.bytes_by_model()
-        return self._catalogue.describe(offered, executions, errors, counts, held, retired)
+        return self._catalogue.describe(offered, executions, errors, failures, loads, held, retired)
 
     def memory(self) -> MemoryUse:
         """What the models take on the device, now."""
+        used_bytes, total_bytes = self._device_memory()
         with self._changed:
-            return self._residents.memory()
+            models = self._residents.memory()
+        return models.model_copy(update={"device_used_bytes": used_bytes, "device_total_bytes": total_bytes})
 
     def loaded(self) -> list[LoadedModel]:
         """The models in memory; they may leave at any time."""
@@ -281,6 +289,7 @@ class ModelPool:
         with self._changed:
             self._measured_bytes[model] = loaded.weight_bytes
             self._executions[model] = loaded.execution
+            self._load_counts[model] += 1
             self._bytes_per_file_byte = loaded.weight_bytes / max(1, weight_file_bytes(checkpoint.manifest))
             self._residents.add(loaded, self._clock(), demanded=self._loads.is_demanded(request))
         log.info("loaded %s/%s", model, version)

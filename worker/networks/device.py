@@ -26,6 +26,14 @@ def end_if_lost(device: torch.device, error: Exception) -> None:
         raise DeviceLost(f"{device} is lost to this process: {error}") from lost
 
 
+def device_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes in use by whatever process, and in all; (0, 0) for a CPU."""
+    if device.type != "cuda":
+        return 0, 0
+    free_bytes, total_bytes = torch.cuda.mem_get_info(device)
+    return total_bytes - free_bytes, total_bytes
+
+
 def choose_device(wanted: str = "auto", cards: Cards = THIS_MACHINES) -> torch.device:
     """`auto`: the GPU if there is one, else the CPU.
 

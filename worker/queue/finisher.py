@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from worker.contract import ImageFormat, ImageRecord, JobError, JobOutcome, ProgressSnapshot
+from worker.contract import Distribution, ImageFormat, ImageRecord, JobError, JobOutcome, ProgressSnapshot
+from worker.contract.histogram import Histogram
 from worker.contract.redis_errors import REDIS_AWAY, refused_for_now
+from worker.contract.status import SECONDS_BOUNDS
 from worker.engine.messages import Canceled, Failed, Succeeded
 from worker.outputs.image_files import EncodedImage, encode
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
@@ -77,6 +79,13 @@ class Finisher:
             for number in range(encoder_threads)
         ]
         self._abandoned = False
+        self._counting = threading.Lock()
+        self._encode_s = Histogram(SECONDS_BOUNDS)
+
+    def encode_s(self) -> Distribution:
+        """Seconds that encoding the files of a job took."""
+        with self._counting:
+            return self._encode_s.snapshot()
 
     def drawn(self, job: HeldJob, event: Succeeded) -> None:
         self._drawn.put((job, event))
@@ -122,7 +131,10 @@ class Finisher:
             assert job.request is not None  # only a job with a request ever entered the engine
             end: _End
             try:
+                began = self._clock()
                 end = _encoded(job, event, job.request.format)
+                with self._counting:
+                    self._encode_s.add(self._clock() - began)
             except Exception as error:
                 logger.exception("job %s: its images can't be encoded", job.job_id)
                 end = _undeliverable(error)
@@ -241,6 +253,8 @@ class Finisher:
     def _log(self, job: HeldJob, end: _End, answer: str) -> None:
         """Log the end of a job."""
         took_ms = (self._clock() - job.claimed_clock) * 1e3
+        if answer == "lost":
+            self._held.end_early(job, Ending.LOST)
         if job.ending is Ending.GIVEN_BACK:
             logger.info("job %s: given back to the queue, another worker had nothing to do", job.job_id)
         elif job.ending is Ending.LOST:

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -165,7 +166,7 @@ def read_claimed_row(
 ) -> HeldJob:
     """One row of the claim script's answer. Never raises: a job that can't be read is held as one that can't be run."""
     job_id, execution_id, data, timeout, result_ttl, failure_ttl, retries_left, lost, waited, progress, saved = row[:11]
-    request_id, traceparent = ((text or b"").decode(errors="replace") for text in row[11:])
+    request_id, traceparent = ((text or b"").decode(errors="replace") for text in row[11:13])
     request, problem = None, ""
     try:
         request = read_request(data, max_images)
@@ -199,9 +200,13 @@ class HeldJobs:
         self._jobs: dict[str, HeldJob] = {}
         self._changed = threading.Condition()
         self._clock = clock
+        self.claimed = 0
+        """How many jobs were ever held; and in the next, how many left by each ending."""
+        self.ended_early: Counter[Ending] = Counter()
 
     def add(self, job: HeldJob) -> None:
         with self._changed:
+            self.claimed += 1
             self._jobs[job.job_id] = job
             self._changed.notify_all()
 
@@ -238,6 +243,7 @@ class HeldJobs:
         overrides any."""
         with self._changed:
             if job.ending is None or not ending.is_ours:
+                self.ended_early[ending] += job.ending is not ending
                 job.ending = ending
 
     def wait_for_change(self, timeout_s: float) -> None:

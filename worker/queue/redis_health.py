@@ -29,6 +29,8 @@ class RedisHealth:
         self._lock = threading.Lock()
         self._away_since: float | None = None
         self._last_failure: float | None = None
+        self.outages = 0
+        """How many there were."""
 
     def attempt(self, what: str, act: Callable[[], object]) -> Attempt:
         """Call `act`; an error of Redis is logged and ends no thread.
@@ -51,6 +53,7 @@ class RedisHealth:
             self._last_failure = self._clock()
             if self._away_since is None:
                 self._away_since = self._last_failure
+                self.outages += 1
                 logger.warning("Redis is away (%s): jobs go on, results wait", error)
 
     def answered(self) -> None:

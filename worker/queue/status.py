@@ -1,13 +1,17 @@
 """What the worker publishes of itself: its `WorkerStatus`, and the progress of the jobs it runs."""
 
+import os
 import threading
+from collections.abc import Callable
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from worker.contract import (
     CATALOGUE_TTL_S,
     MemoryUse,
     ModelInfo,
+    QueueCounters,
     WorkerStatus,
     events_channel,
     progress_key,
@@ -50,6 +54,7 @@ class StatusPublisher:
         dtype: str,
         default_model: str | None,
         ttl_s: int,
+        queue_counters: Callable[[], QueueCounters],
     ) -> None:
         self._announce = client.register_script(ANNOUNCE)
         self._withdraw = client.register_script(WITHDRAW)
@@ -62,12 +67,13 @@ class StatusPublisher:
         self._dtype = dtype
         self._default_model = default_model
         self._ttl_s = ttl_s
+        self._queue_counters = queue_counters
         self._lock = threading.Lock()
         self._published: WorkerStatus | None = None
 
     def publish(self) -> None:
         with self._lock:
-            status = self._status()
+            status = self.status()
             self._announce(args=[self._worker, status.model_dump_json(), self._ttl_s, CATALOGUE_TTL_S])
             self._published = status
 
@@ -86,7 +92,8 @@ class StatusPublisher:
         """The worker is gone; what it could draw stays known."""
         self._withdraw(args=[self._worker])
 
-    def _status(self) -> WorkerStatus:
+    def status(self) -> WorkerStatus:
+        """As of now."""
         models, max_batch = self._catalogue.describe(), self._engine.max_batch
         names = [model.name for model in models]
         default = self._default_model if self._default_model in names else (names[0] if names else None)
@@ -99,10 +106,20 @@ class StatusPublisher:
             default_model=default,
             models=models,
             counters=self._engine.counters(),
-            memory=self._catalogue.memory(),
+            queue=self._queue_counters(),
+            memory=self._catalogue.memory().model_copy(update={"host_bytes": resident_bytes()}),
             images_waiting=max(0, self._held.images() - max_batch),
             row_step_s=dict(self._engine.row_step_s()),
         )
+
+
+def resident_bytes() -> int:
+    """Of this process; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 class ProgressReporter:

@@ -29,6 +29,8 @@ def held(job_id: bytes = b"a", **changes: Any) -> HeldJob:
         "waited": b"1.000",
         "progress": None,
         "saved": 0,
+        "request_id": None,
+        "traceparent": None,
     }
     row = [job_id, b"e", *(fields | changes).values()]
     return read_claimed_row(row, now=NOW, clock=10.0, max_images=64, default_ttl_s=3600)
@@ -44,7 +46,7 @@ def test_a_row_is_read_as_it_was_written() -> None:
 
 
 @settings(deadline=None, max_examples=200)
-@given(st.lists(st.one_of(st.none(), st.binary(max_size=40)), min_size=9, max_size=9))
+@given(st.lists(st.one_of(st.none(), st.binary(max_size=40)), min_size=11, max_size=11))
 def test_no_row_whatever_its_bytes_breaks_the_worker_or_lives_for_ever(values: list[bytes | None]) -> None:
     job = read_claimed_row([b"a", b"e", *values], now=NOW, clock=0.0, max_images=64, default_ttl_s=3600)
     assert job.ttl_s > 0

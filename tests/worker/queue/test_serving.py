@@ -20,8 +20,8 @@ from worker.contract import (
 )
 from worker.results.redis_files import RedisFiles
 
-PERMANENT_KEYS = {"rq:queues", "rq:workers", "rq:workers:reverie"}
-"""What RQ keeps about queues and workers; nothing of any job."""
+PERMANENT_KEYS = {"rq:queues", "rq:workers", "rq:workers:reverie", "reverie:totals"}
+"""What RQ keeps about queues and workers, and the totals; nothing of any job."""
 
 
 @pytest.mark.parametrize("image_format", list(ImageFormat))
@@ -132,7 +132,8 @@ def test_a_worker_says_what_it_can_draw(workers: Workers, valkey: ValkeyHandle) 
         status = WorkerStatus.model_validate_json(valkey.client.get(place) or b"")
         assert status.models[0].version == VERSION
         assert (status.default_model, status.max_batch) == ("digits", 7)
-        assert status.memory == MEMORY
+        assert status.memory.host_bytes > 2**20
+        assert status.memory.model_copy(update={"host_bytes": 0}) == MEMORY
         assert valkey.client.ttl(place) > 0
 
 

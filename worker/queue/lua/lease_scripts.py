@@ -95,6 +95,7 @@ if ARGV[6] == '1' and retries_left > 0 then
   requeue(id)
   redis.call('HSET', job_key(id), QUEUED_AT_FIELD, string.format('%.6f', NOW))
   redis.call('RPUSH', QUEUE, id)
+  count_total('retried', id)
   return 'queued'
 end
 end_job(id, final, FAILED, ttl, slice(9, width), slice(9 + width, #ARGV - 8 - width))

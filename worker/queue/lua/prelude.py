@@ -5,10 +5,10 @@ A worker owns a job as long as its entry `<job>:<execution>` is in that registry
 checks that first. All keys that RQ reads (job hash, registries, executions, results) are left as RQ itself leaves them.
 """
 
-from worker.contract.keys import LUA_NAMES
+from worker.contract.totals import LUA_TOTALS
 
 PRELUDE = (
-    LUA_NAMES
+    LUA_TOTALS
     + """
 local QUEUE, INTERMEDIATE, WIP = KEYS[1], KEYS[2], KEYS[3]
 local FINISHED, FAILED, CANCELED = KEYS[4], KEYS[5], KEYS[6]
@@ -60,6 +60,8 @@ local function put_back(id)
   redis.call('LPUSH', QUEUE, id)
 end
 
+local ENDED_AS = {finished = 'succeeded', failed = 'failed', stopped = 'canceled'}
+
 local function end_job(id, status, registry, ttl, fields, result)
   redis.call('DEL', chain_key(id))
   redis.call('HSET', job_key(id), 'status', status, unpack(fields))
@@ -69,6 +71,7 @@ local function end_job(id, status, registry, ttl, fields, result)
   redis.call('XADD', results_key(id), 'MAXLEN', 10, '*', unpack(result))
   redis.call('EXPIRE', results_key(id), ttl)
   add_to_registry(registry, id, ttl)
+  count_total(ENDED_AS[status], id)
 end
 
 local function count(worker_key, counter)

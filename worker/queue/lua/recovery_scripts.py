@@ -27,6 +27,7 @@ for _, entry in ipairs(redis.call('ZREVRANGEBYSCORE', WIP, string.format('%.3f',
     drop_execution(id, execution)
     local status = status_of(id)
     if status == 'started' then
+      count_total('worker_lost', id)
       local retries_left = tonumber(redis.call('HGET', job_key(id), 'retries_left') or '') or 0
       if retries_left > 0 then
         redis.call('HSET', job_key(id), 'retries_left', retries_left - 1)
