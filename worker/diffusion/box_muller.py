@@ -52,11 +52,10 @@ def _cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:
     quarter = (word + 2**29) >> 30  # 0..4
     angle = (word - (quarter << 30)).double() * (2 * math.pi / 2**32)  # in [-pi/4, pi/4)
     square = angle * angle
-    cosine, sine = torch.ones_like(angle), torch.ones_like(angle)
-    for of_cosine, of_sine in _divisors(angle.device):
-        cosine = 1 - cosine * square / of_cosine
-        sine = 1 - sine * square / of_sine
-    sine = sine * angle
+    series = torch.ones((2, *angle.shape), dtype=angle.dtype, device=angle.device)  # of the cosine, of the sine
+    for divisors in _divisors(angle.device):
+        series = 1 - series * square / divisors.view(2, *(1,) * angle.dim())
+    cosine, sine = series[0], series[1] * angle
     odd = (quarter & 1) == 1
     cosine, sine = torch.where(odd, -sine, cosine), torch.where(odd, cosine, sine)
     half = (quarter & 2) == 2
@@ -64,12 +63,11 @@ def _cos_sin(word: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.cache
-def _divisors(device: torch.device) -> tuple[tuple[Tensor, Tensor], ...]:
-    """2k (2k - 1) and 2k (2k + 1) of each term of the series, the last first: as tensors, which CUDA divides by."""
+def _divisors(device: torch.device) -> tuple[Tensor, ...]:
+    """[2k (2k - 1), 2k (2k + 1)] of each term of the series, the last first: as tensors, which CUDA divides by."""
     with torch.inference_mode(False):  # they outlive the caller's mode
         terms = torch.arange(_TRIGONOMETRIC_TERMS, 0, -1, dtype=torch.float64, device=device) * 2
-        of_cosine, of_sine = terms * (terms - 1), terms * (terms + 1)
-    return tuple(zip(of_cosine.unbind(), of_sine.unbind(), strict=True))
+        return torch.stack([terms * (terms - 1), terms * (terms + 1)], dim=1).unbind()
 
 
 def _sqrt(x: Tensor) -> Tensor:

@@ -28,32 +28,27 @@ def philox4x32_10(counter: Tensor, key: Tensor) -> Tensor:
     """
     c0, c1, c2, c3 = counter.unbind(0)
     # Both halves of a round side by side: [2, 1, ...] against [2, ...], half as many kernels.
-    shape = (2, *(1 for _ in range(max(counter.dim(), key.dim()) - 1)))
-    multipliers, weyl = (numbers.view(shape) for numbers in _constants(counter.device))
+    ones = (1,) * (max(counter.dim(), key.dim()) - 1)
+    low_multipliers, high_multipliers, weyl = _constants(counter.device)
+    low_multipliers, high_multipliers = low_multipliers.view(2, *ones), high_multipliers.view(2, *ones)
+    round_keys = (key + weyl.view(_ROUNDS, 2, *ones)) & MASK_32  # [rounds, 2, ...]
 
     multiplied, added = torch.stack([c0, c2]), torch.stack([c1, c3])
-    for round_index in range(_ROUNDS):
-        round_key = (key + round_index * weyl) & MASK_32
-        high, low = _multiply(multiplied, multipliers)
+    for round_key in round_keys.unbind():
+        # A product of 32-bit words from two halves, because it can pass 2^63.
+        by_low, by_high = multiplied * low_multipliers, multiplied * high_multipliers
+        high = (by_high + (by_low >> 16)) >> 16
+        low = (((by_high & 0xFFFF) << 16) + by_low) & MASK_32
         multiplied = high.flip(0) ^ added ^ round_key
         added = low.flip(0)
     return torch.stack([multiplied[0], added[0], multiplied[1], added[1]])
 
 
 @functools.cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """The multipliers and the Weyl constants, [2] each; made once, for a copy to a GPU waits until it has arrived."""
+def _constants(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Lower and upper halves of the multipliers, [2] each, and multiples of the Weyl constants, [rounds, 2]; made once,
+    for a copy to a GPU waits until it has arrived."""
     with torch.inference_mode(False):  # they outlive the caller's mode
-        return (
-            torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=device),
-            torch.tensor(_WEYL, dtype=torch.int64, device=device),
-        )
-
-
-def _multiply(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """High and low 32 bits of a product of 32-bit words; b is split, because the product can pass 2^63."""
-    by_low = a * (b & 0xFFFF)
-    by_high = a * (b >> 16)
-    high = (by_high + (by_low >> 16)) >> 16
-    low = (((by_high & 0xFFFF) << 16) + by_low) & MASK_32
-    return high, low
+        multipliers = torch.tensor(_MULTIPLIERS, dtype=torch.int64, device=device)
+        weyl = torch.tensor(_WEYL, dtype=torch.int64, device=device)
+        return multipliers & 0xFFFF, multipliers >> 16, torch.arange(_ROUNDS, device=device)[:, None] * weyl

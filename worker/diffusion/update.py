@@ -102,16 +102,14 @@ def apply_update(
     """
     m = model_output.to(x_t.dtype)
 
-    def weight(column: Column) -> Tensor:
-        return coefficients[:, column].view(-1, 1, 1, 1)
-
-    x_0 = clip(weight(Column.X_0_FROM_X_T) * x_t + weight(Column.X_0_FROM_OUTPUT) * m)
-    x_next = weight(Column.X_T) * x_t + weight(Column.X_0) * x_0 + weight(Column.OUTPUT) * m
+    weights = coefficients.view(len(x_t), len(Column), 1, 1, 1).unbind(1)  # [N, 1, 1, 1] each
+    x_0 = clip(weights[Column.X_0_FROM_X_T] * x_t + weights[Column.X_0_FROM_OUTPUT] * m)
+    x_next = weights[Column.X_T] * x_t + weights[Column.X_0] * x_0 + weights[Column.OUTPUT] * m
     # where, and not a product with 0: what an idle slot holds may be anything, and -0.0 + 0.0 is another zero
     if x_0_previous is not None:
-        c = weight(Column.X_0_PREVIOUS)
+        c = weights[Column.X_0_PREVIOUS]
         x_next = torch.where(c == 0, x_next, x_next + c * x_0_previous)
     if z is not None:
-        s = weight(Column.Z)
+        s = weights[Column.Z]
         x_next = torch.where(s == 0, x_next, x_next + s * z)
     return x_next, x_0

@@ -99,8 +99,7 @@ class InFlight:
                 completed = Completed(requests, (), is_step, error)
             else:
                 previews = _previews(pending, images.pop()) if pending.previewed is not None else {}
-                finite_rows = np.all(finite.view(len(finite), -1).numpy(), axis=1).tolist()
-                outcomes = list(_outcomes(pending, finite_rows, images))
+                outcomes = list(_outcomes(pending, finite.numpy(), images))
                 completed = Completed(requests, outcomes, is_step, previews=previews)
             self._pending.popleft()
             yield completed
@@ -112,13 +111,15 @@ def _previews(pending: _Pending, pixels: Tensor) -> Mapping[str, Previewed]:
     return pending.previewed.told([steps[id(row)] for row in pending.previewed.rows], pixels)
 
 
-def _outcomes(pending: _Pending, finite: Sequence[bool], images: Sequence[Tensor]) -> Iterator[RowOutcome]:
-    """`images` holds one tensor with the pixels of the pictured rows; none when there is no such row."""
-    if not images and all(finite):
+def _outcomes(pending: _Pending, finite: NDArray[np.bool_], images: Sequence[Tensor]) -> Iterator[RowOutcome]:
+    """`finite` is [N] or [N, parts]; `images` holds one tensor with the pixels of the pictured rows, or none when there
+    is no such row."""
+    if not images and finite.all():
         return  # as nearly always
+    finite_rows: list[bool] = np.all(finite.reshape(len(finite), -1), axis=1).tolist()
     pictured = {id(row) for row in pending.pictured}
     pixels = iter(images[0].numpy() if images else ())
-    for row, step, is_finite in zip(pending.rows, pending.steps, finite, strict=True):
+    for row, step, is_finite in zip(pending.rows, pending.steps, finite_rows, strict=True):
         # A copy: the batch's memory, pinned for a GPU's sake, must not live as long as its last image.
         image = next(pixels).copy() if id(row) in pictured else None
         if image is not None or not is_finite:

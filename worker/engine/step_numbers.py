@@ -3,7 +3,6 @@
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,14 +89,14 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
 
 def _send(integers: Sequence["array[int]"], floats: Sequence["array[float]"], device: torch.device) -> list[Tensor]:
     """Each list as a slice of one tensor on the device; the wider numbers stand first, where they are aligned."""
-    lists: list[array[Any]] = [*integers, *floats]
-    there = torch.frombuffer(bytearray(b"".join(numbers.tobytes() for numbers in lists)), dtype=torch.uint8)
+    there = torch.frombuffer(bytearray(b"".join([*integers, *floats])), dtype=torch.uint8)
     if device.type == "cuda":
         there = there.pin_memory().to(device, non_blocking=True)
-    dtypes = [torch.int64] * len(integers) + [torch.float32] * len(floats)
-    parts, begin = [], 0
-    for numbers, dtype in zip(lists, dtypes, strict=True):
-        end = begin + numbers.itemsize * len(numbers)
-        parts.append(there[begin:end].view(dtype))
+    parts: list[Tensor] = []
+    begin = 0
+    for lists, dtype in ((integers, torch.int64), (floats, torch.float32)):
+        sizes = [len(numbers) for numbers in lists]
+        end = begin + dtype.itemsize * sum(sizes)
+        parts += torch.split_with_sizes(there[begin:end].view(dtype), sizes)
         begin = end
     return parts

@@ -35,7 +35,6 @@ class WarmUps:
                 self._known.add(model)
                 self._waiting.extend((ref(model), model.warm_up.inputs, size) for size in model.warm_up.sizes)
 
-    @torch.inference_mode()
     def run_next(self) -> bool:
         """Evaluate one network with one size; False when none is left.
 
@@ -47,7 +46,8 @@ class WarmUps:
             if (model := of_model()) is None:
                 continue  # it was evicted
             try:
-                model.denoise(inputs.zeros(size, model.device))
+                with torch.inference_mode():  # here, and not around a turn that has nothing to do
+                    model.denoise(inputs.zeros(size, model.device))
             except Exception as error:  # no memory, say: its requests will tell, if it lasts
                 log.warning("%s/%s: not warmed up for %d rows: %s", model.name, model.version, size, error)
                 end_if_lost(model.device, error)

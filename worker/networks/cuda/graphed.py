@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from worker.networks.cuda.graph_capture import Capture
-from worker.networks.denoiser import Denoiser, ResultT, in_parts
+from worker.networks.denoiser import Denoiser, InPlaceDenoiser, ResultT, in_parts
 from worker.networks.network_input import InputSpec, NetworkInput
 
 
-class GraphedDenoiser:
+class GraphedDenoiser(InPlaceDenoiser):
     """Copies a batch into fixed tensors, runs the recording of the next size and copies the answer out.
 
     Rows up to that size hold what an earlier batch left there; their answers are thrown away. The weights are read
