@@ -10,14 +10,22 @@ class Codec(Protocol):
 
     Attributes:
         in_step: what is denoised is the image itself, and an image's last step makes its pixels, for the whole batch.
-            Else `decode` is run for one image at a time, between two steps.
+            Else `encode` and `decode` are run for one image at a time, between two steps.
+        is_narrow: it computes in float16, whose range large numbers leave.
     """
 
     @property
     def in_step(self) -> bool: ...
 
-    def encode(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] in [-1, 1] → [N, c, h, w] as it is denoised."""
+    @property
+    def is_narrow(self) -> bool: ...
+
+    def encode(self, images: Tensor, eps: Tensor | None = None) -> Tensor:
+        """[N, C, H, W] in [-1, 1] → [N, c, h, w] as it is denoised.
+
+        Args:
+            eps: [N, c, h, w] standard normal, where an image stands for a distribution: a draw from it; None: its mode.
+        """
 
     def decode(self, x_0: Tensor) -> Tensor:
         """[N, c, h, w] as it was denoised → [N, C, H, W] images in [-1, 1], up to rounding."""

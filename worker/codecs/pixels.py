@@ -10,8 +10,9 @@ class Pixels:
     """Implements `Codec`: the identity."""
 
     in_step: bool = True
+    is_narrow: bool = False
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, eps: Tensor | None = None) -> Tensor:
         return images
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -41,6 +41,8 @@ class ModelInfo(Message):
     """How a batch runs. `fast` and `direct`, with plain convolutions: all images at once on a CPU. `one_by_one`: each
     image by itself, because this processor is exact in no other way; a batch then costs as much as its images one
     after the other. `graphs` and `kernels`: all images at once on a GPU, recorded or kernel by kernel."""
+    skipped: list[str] = Field(default_factory=list)
+    """Components that its directory brought and that are not run, a safety checker say."""
     takes: Takes = Takes.NOTHING
     """The field of a request that says what to draw; a model with labels or a prompt draws without it too."""
     batch_sizes: list[int] | None = None

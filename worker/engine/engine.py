@@ -326,7 +326,8 @@ class Engine:
             if not outcome.finite:
                 where = f"the image of seed {row.seed} at step {outcome.step} of {row.steps}"
                 decoded = "" if work.is_step else ", decoded,"
-                hint = ": ask for REVERIE_DTYPE=float32" if row.model.execution.dtype == "float16" else ""
+                narrow = row.model.execution.dtype == "float16" or row.model.codec.is_narrow
+                hint = ": it leaves the range of float16, ask for REVERIE_DTYPE=float32" if narrow else ""
                 self._endings.fail(row.job_id, "not_finite", f"{where}{decoded} is not a number{hint}", retryable=False)
             elif outcome.pixels is not None:
                 self._endings.keep_image(outcome.request, row, outcome.pixels)

@@ -151,6 +151,7 @@ class Catalogue:
                     dtype=execution.dtype if execution else None,
                     exact=execution.exact if execution else None,
                     form=execution.form if execution else None,
+                    skipped=manifest.skipped,
                     takes=_takes(manifest),
                     batch_sizes=list(execution.batch_sizes) if execution else None,
                     exact_cost=execution.exact_cost if execution else None,

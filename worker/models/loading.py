@@ -14,11 +14,13 @@ from worker.conditioning.conditioning import Conditioner
 from worker.conditioning.labels import Labels, Unconditional
 from worker.conditioning.text import Text
 from worker.diffusion.noise import Shape
+from worker.models.autoencoder import Autoencoding, open_codec, read_autoencoding
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
 from worker.models.loaded_model import Execution, LoadedModel, WarmUp
 from worker.models.text_parts import TextParts, open_text_parts
+from worker.models.weights import check_finite, open_diffusers
 from worker.networks.architecture import Architecture, NetworkSource
 from worker.networks.batch_form import InexactNetworkError
 from worker.networks.cpu.dtype_choice import choice_key, prepare_in_chosen_dtype
@@ -37,8 +39,11 @@ from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_STATES
 from worker.store.errors import BadCheckpoint
-from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
+from worker.store.manifest import NOISE_CONFIG_PATH, PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
+
+STABLE_DIFFUSION, SDXL = "StableDiffusion", "StableDiffusionXL"
+"""How the names of diffusers' pipelines begin."""
 
 log = logging.getLogger(__name__)
 
@@ -70,10 +75,13 @@ def load_checkpoint(
     """
     where = f"{checkpoint.model}/{checkpoint.version}"
     manifest = checkpoint.manifest
-    chain = read_chain_config(_read_json(checkpoint.path / NOISE_CONFIG_PATH, where), where)
+    autoencoding = read_autoencoding(checkpoint)
+    chain = read_chain_config(_noise_config(checkpoint, autoencoding, where), where)
     config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
-    shape = (manifest.channels, manifest.height, manifest.width)
+    shape = autoencoding.shape
     architecture = _architecture(config, where)
+    if manifest.channels not in (1, 3, 4):
+        raise UnsupportedModel(f"{where}: need 1, 3 or 4 channels, got {manifest.channels}")
     text = open_text_parts(checkpoint, device)
     inputs = _input_spec(architecture, config, shape, text, where)
     num_classes = inputs.values_of(CLASS_LABELS)
@@ -81,9 +89,9 @@ def load_checkpoint(
     threads = cpu_threads(threads)
 
     def open_network(dtype: torch.dtype) -> nn.Module:
-        network = _open_network(architecture, checkpoint.path / "unet", dtype, where)
+        network = open_diffusers(architecture.model_class(), checkpoint.path / "unet", dtype, where)
         if dtype is not torch.float16:  # whose range large weights leave: seen by what the network says
-            _check_finite(network, where)
+            check_finite(network, where)
         return network
 
     def source_in(dtype: torch.dtype) -> NetworkSource:
@@ -107,6 +115,8 @@ def load_checkpoint(
         on_evict: Callable[[], None] = lambda: None,
         warm_up: WarmUp | None = None,
     ) -> LoadedModel:
+        number_format = "float32" if execution.dtype == "tf32" else execution.dtype
+        opened = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads)
         model = LoadedModel(
             name=checkpoint.model,
             version=checkpoint.version,
@@ -114,6 +124,7 @@ def load_checkpoint(
             denoise=denoise,
             chain=chain,
             shape=shape,
+            codec=opened.codec,
             conditioner=_conditioner(num_classes, text, manifest, checkpoint.model, device),
             labels=tuple(manifest.labels),
             num_classes=num_classes,
@@ -122,7 +133,7 @@ def load_checkpoint(
             execution=execution,
             warm_up=warm_up,
             end_step=choose_end_step(device),
-            weight_bytes=bytes_of(network) + (text.encoder.weight_bytes if text else 0),
+            weight_bytes=bytes_of(network) + opened.weight_bytes + (text.encoder.weight_bytes if text else 0),
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
@@ -178,6 +189,19 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     return value
 
 
+def _noise_config(checkpoint: Checkpoint, autoencoding: Autoencoding, where: str) -> Mapping[str, Any]:
+    """The scheduler's configuration as the checkpoint's pipeline reads it.
+
+    diffusers' pipelines of Stable Diffusion 1 and 2 set these two whatever the file says, because the files of the
+    first releases lacked them.
+    """
+    config = _read_json(checkpoint.path / NOISE_CONFIG_PATH, where)
+    pipeline = str(_read_json(checkpoint.path / PIPELINE_INDEX_PATH, where).get("_class_name"))
+    if autoencoding.vae is None or not pipeline.startswith(STABLE_DIFFUSION) or pipeline.startswith(SDXL):
+        return config
+    return config | {"steps_offset": 1, "clip_sample": False}
+
+
 def _conditioner(
     num_classes: int, text: TextParts | None, manifest: Manifest, model: str, device: torch.device
 ) -> Conditioner:
@@ -213,30 +237,3 @@ def _check_classes(num_classes: int, manifest: Manifest, where: str) -> None:
         raise BrokenModel(f"{where}: null_label {manifest.null_label}, but the network knows {num_classes} classes")
     if num_classes and not manifest.labels and manifest.null_label is None:
         raise BrokenModel(f"{where}: a model with {num_classes} classes needs labels or a null_label in its manifest")
-
-
-def _open_network(architecture: Architecture, folder: Path, dtype: torch.dtype, where: str) -> nn.Module:
-    model_class: Any = architecture.model_class()
-    try:
-        network, info = model_class.from_pretrained(
-            str(folder),
-            local_files_only=True,
-            use_safetensors=True,
-            low_cpu_mem_usage=False,
-            torch_dtype=dtype,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BrokenModel(f"{where}: diffusers can't open it: {reason[:300]}") from error
-    for problem in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs"):
-        if info.get(problem):
-            raise BrokenModel(f"{where}: {problem.replace('_', ' ')}: {list(info[problem])[:3]}")
-    module: nn.Module = network.eval().requires_grad_(False)
-    return module
-
-
-def _check_finite(network: nn.Module, where: str) -> None:
-    for name, weight in network.state_dict().items():
-        if not bool(torch.isfinite(weight).all()):
-            raise BrokenModel(f"{where}: weight {name} is not finite")

@@ -85,6 +85,8 @@ def run(options: argparse.Namespace) -> None:
             )
             if checkpoint.manifest.absent:
                 print(f"not in the pipeline: {', '.join(checkpoint.manifest.absent)}")
+            if checkpoint.manifest.skipped:
+                print(f"not taken, nothing runs it: {', '.join(checkpoint.manifest.skipped)}")
             print(f"{checkpoint.model}/{checkpoint.version} is current")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.unet_config import SUPPORTED, Config, Rule, check_rules, read_unet_config
+from worker.store.vae_config import read_vae_config
 from worker.store.weight_files import check_weights
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
@@ -53,6 +54,14 @@ def check_unet(class_name: str, config: Config, where: str) -> None:
         raise BadCheckpoint(f"{where}: the U-Net: {error}") from error
 
 
+def check_vae(config: Config, where: str) -> None:
+    """Raise BadCheckpoint unless images can be decoded with it."""
+    try:
+        read_vae_config(config)
+    except BadCheckpoint as error:
+        raise BadCheckpoint(f"{where}: the VAE: {error}") from error
+
+
 def check_noise_config(config: Config, where: str) -> None:
     """Raise BadCheckpoint unless the samplers can follow such a noise schedule."""
     rules: list[Rule] = [
@@ -87,6 +96,7 @@ _tokenizer = ComponentRule(
 )
 
 RULES: Mapping[str, ComponentRule] = {
+    "AutoencoderKL": ComponentRule("diffusers", ("vae",), "config.json", "diffusion_pytorch_model", check_vae),
     "CLIPTextModel": ComponentRule("transformers", ("text_encoder",), "config.json", "model", check_nothing),
     "CLIPTokenizer": _tokenizer,
     "CLIPTokenizerFast": _tokenizer,
@@ -102,6 +112,11 @@ SYSTEMS: Mapping[str, frozenset[str]] = {
     "UNet2DConditionModel": frozenset({"unet", "scheduler", "text_encoder", "tokenizer"}),
 }
 """Class of the denoiser → the components that the system consists of."""
+OPTIONAL: Mapping[str, frozenset[str]] = {"UNet2DConditionModel": frozenset({"vae"})}
+"""Class of the denoiser → what it may denoise with or without: images as they are where there is no autoencoder."""
+
+SKIPPED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+"""Components that a pipeline may bring and that no system runs; they are not taken, and `/models` says so."""
 
 
 def check_files(folder: Path, name: str, class_name: str, where: str) -> None:
@@ -133,15 +148,21 @@ def check_system(components: Mapping[str, str], where: str) -> None:
     needed = SYSTEMS[denoiser]
     if missing := sorted(needed - components.keys()):
         raise BadCheckpoint(f"{where}: a pipeline with {denoiser} lacks {', '.join(missing)}")
-    if extra := sorted(components.keys() - needed):
+    if extra := sorted(components.keys() - needed - OPTIONAL.get(denoiser, frozenset())):
         raise BadCheckpoint(f"{where}: can't take {', '.join(extra)}: not supported beside {denoiser}")
 
 
 def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
-    """Raise BadCheckpoint unless tokenizer, text encoder and U-Net fit each other."""
+    """Raise BadCheckpoint unless tokenizer, text encoder, U-Net and autoencoder fit each other."""
     if "text_encoder" not in components:
         return
     unet = read_json_object(folder, "unet/config.json", where)
+    if "vae" in components:
+        latent_channels = read_vae_config(read_json_object(folder, "vae/config.json", where)).latent_channels
+        if (channels := unet.get("in_channels", 4)) != latent_channels:
+            raise BadCheckpoint(
+                f"{where}: the U-Net denoises {channels} channels, the VAE's latents have {latent_channels}"
+            )
     encoder = read_json_object(folder, "text_encoder/config.json", where)
     tokenizer = read_json_object(folder, "tokenizer/tokenizer_config.json", where)
     # Defaults of CLIPTextConfig.

@@ -35,6 +35,7 @@ class Details:
     labels: Sequence[str] = ()
     null_label: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
+    skipped: Sequence[str] = ()
     golden: GoldenOutput | None = None
 
 
@@ -68,7 +69,8 @@ def describe(folder: Path, model: str, details: Details, created_at: datetime) -
             metrics=dict(details.metrics),
             weights_sha256=weights_sha256,
             components=components,
-            absent=list(index.absent),
+            absent=[name for name in index.absent if name not in details.skipped],
+            skipped=list(details.skipped),
             files=files,
             recipe=details.recipe,
             golden=details.golden,

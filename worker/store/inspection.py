@@ -10,7 +10,8 @@ from worker.store.component_rules import check_files
 from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
-from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, FileRecord, Manifest
+from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, VAE_CONFIG_PATH, FileRecord, Manifest
+from worker.store.vae_config import read_vae_config
 
 UNSAFE_SUFFIXES = frozenset(
     {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".py", ".pyc", ".so"}
@@ -98,13 +99,17 @@ def files_below(folder: Path, where: str) -> list[str]:
 
 
 def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
-    """(height, width, channels) of a version's images, from the U-Net's configuration."""
+    """(height, width, channels) of the images that a version draws at the size it was made for."""
     config = read_json_object(folder, UNET_CONFIG_PATH, where)
-    size, channels = config.get("sample_size"), config.get("out_channels")
+    size, channels, factor = config.get("sample_size"), config.get("out_channels"), 1
+    if (folder / VAE_CONFIG_PATH).is_file():
+        vae = read_json_object(folder, VAE_CONFIG_PATH, where)
+        known = read_vae_config(vae)
+        channels, factor = known.channels, known.factor
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
     if not (isinstance(height, int) and isinstance(width, int) and isinstance(channels, int)):
         raise BadCheckpoint(f"{where}: {UNET_CONFIG_PATH} lacks sample_size or out_channels: {size!r}, {channels!r}")
-    return height, width, channels
+    return factor * height, factor * width, channels
 
 
 def folder_fingerprint(folder: Path) -> Fingerprint:

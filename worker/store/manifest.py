@@ -24,6 +24,7 @@ from worker.contract import MAX_SEED, MAX_STEPS, MODEL_NAME_PATTERN, VERSION_PAT
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_PATH = "unet/diffusion_pytorch_model.safetensors"
 UNET_CONFIG_PATH = "unet/config.json"
+VAE_CONFIG_PATH = "vae/config.json"
 NOISE_CONFIG_PATH = "scheduler/scheduler_config.json"
 PIPELINE_INDEX_PATH = "model_index.json"
 REQUIRED_PATHS = (PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, WEIGHTS_PATH, NOISE_CONFIG_PATH)
@@ -127,6 +128,8 @@ class Manifest(ManifestPart):
     """Every entry of `model_index.json` that has a class."""
     absent: list[ComponentName] = []
     """Entries of `model_index.json` that the pipeline could have and this one has not: `[null, null]`."""
+    skipped: list[ComponentName] = []
+    """Components that the imported directory had and that are not here, because nothing runs them."""
     files: dict[str, FileRecord]
     """Relative path with forward slashes → record. `manifest.json` itself is not listed."""
     recipe: Recipe

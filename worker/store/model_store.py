@@ -133,6 +133,7 @@ class ModelStore:
         labels: Sequence[str] = (),
         null_label: int | None = None,
         metrics: Mapping[str, float] | None = None,
+        skipped: Sequence[str] = (),
         golden: GoldenOutput | None = None,
         make_current: bool = True,
     ) -> Checkpoint:
@@ -159,13 +160,20 @@ class ModelStore:
             labels: name of each class, for a model with classes.
             null_label: the class that means "no class".
             metrics: how good the weights are.
+            skipped: components that the weights came with and that are not published.
             golden: outputs of the network that loaders compare with theirs.
             make_current: serve it at once.
         """
         if not is_model_name(model):
             raise PublishFailed(f"need a model name that matches {MODEL_NAME_PATTERN}, got {model!r}")
         details = Details(
-            step=step, recipe=recipe, labels=labels, null_label=null_label, metrics=metrics or {}, golden=golden
+            step=step,
+            recipe=recipe,
+            labels=labels,
+            null_label=null_label,
+            metrics=metrics or {},
+            skipped=skipped,
+            golden=golden,
         )
         folder = self.root / model
         try:

@@ -79,8 +79,9 @@ def import_pipeline(
         for part in parts:
             _write_part(part, folder / part.name)
         pipeline = "DDPMPipeline" if unet.class_name == "UNet2DModel" else "StableDiffusionPipeline"
-        flags = {"requires_safety_checker": False} if "safety_checker" in index.absent else None
-        write_index(folder, pipeline, components, index.absent, flags)
+        absent = {*index.absent, *index.skipped}
+        flags = {"requires_safety_checker": False} if "safety_checker" in absent else None
+        write_index(folder, pipeline, components, absent, flags)
 
     return store.publish(
         model,
@@ -88,6 +89,7 @@ def import_pipeline(
         step=step,
         labels=labels,
         null_label=null_label,
+        skipped=index.skipped,
         recipe=Recipe(command=f"import {directory.name}", data="unknown"),
         make_current=make_current,
     )

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.store.component_rules import RULES, rule_for
+from worker.store.component_rules import RULES, SKIPPED, rule_for
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH
@@ -17,10 +17,17 @@ from worker.store.manifest import PIPELINE_INDEX_PATH
 
 @dataclass(frozen=True, slots=True)
 class PipelineIndex:
-    """The components of a pipeline: name → class, and the names of those it has not."""
+    """The components of a pipeline.
+
+    Attributes:
+        components: name → class.
+        absent: those that it could have and has not.
+        skipped: those that it has and that are not taken, see `SKIPPED`.
+    """
 
     components: Mapping[str, str]
     absent: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
 
 
 def read_index(folder: Path, where: str) -> PipelineIndex:
@@ -29,19 +36,21 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
     Raises:
         BadCheckpoint: it can't be read, or names a component that no supported system has.
     """
-    components, absent = {}, []
+    components, absent, skipped = {}, [], []
     for name, entry in read_json_object(folder, PIPELINE_INDEX_PATH, where).items():
         if name.startswith("_") or not isinstance(entry, list):
             continue
         match entry:
             case [None, None]:
                 absent.append(name)
+            case [str(), str()] if name in SKIPPED:
+                skipped.append(name)
             case [str(), str(class_name)]:
                 rule_for(name, class_name, where)
                 components[name] = class_name
             case _:
                 raise BadCheckpoint(f"{where}: {PIPELINE_INDEX_PATH}: need [library, class] for {name}, got {entry!r}")
-    return PipelineIndex(components, tuple(absent))
+    return PipelineIndex(components, tuple(absent), tuple(skipped))
 
 
 def write_index(

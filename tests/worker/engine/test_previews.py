@@ -131,8 +131,9 @@ def test_who_stops_watching_gets_no_more_and_a_request_that_ended_none_late(pool
 def test_a_preview_that_can_t_be_made_costs_nobody_his_image(tiny_store: ModelStore) -> None:
     class Blind:
         in_step = True
+        is_narrow = False
 
-        def encode(self, images: Tensor) -> Tensor:
+        def encode(self, images: Tensor, eps: Tensor | None = None) -> Tensor:
             return images
 
         def decode(self, x_0: Tensor) -> Tensor:

@@ -88,8 +88,9 @@ class Doubling:
 
     journal: Journal
     in_step: bool = False
+    is_narrow: bool = False
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, eps: Tensor | None = None) -> Tensor:
         return images[..., ::2, ::2]
 
     def decode(self, x_0: Tensor) -> Tensor:

@@ -52,7 +52,7 @@ class Block:
 def conv(channels: int, out_channels: int, side: int, kernel: int = 3, stride: int = 1) -> Block:
     return Block(
         partial(nn.Conv2d, channels, out_channels, kernel, stride=stride, padding=kernel // 2),
-        lambda plain: FixedConv2d(plain, (side, side)),  # type: ignore[arg-type]
+        lambda plain: FixedConv2d(plain),  # type: ignore[arg-type]
         ((channels, side, side),),
     )
 
@@ -106,7 +106,7 @@ def fixed_resnet(plain: Any, side: int) -> nn.Module:
         setattr(plain, name, FixedGroupNorm(getattr(plain, name), TEAM))
     for name in ("conv1", "conv2", "conv_shortcut"):
         if getattr(plain, name) is not None:
-            setattr(plain, name, FixedConv2d(getattr(plain, name), (side, side)))
+            setattr(plain, name, FixedConv2d(getattr(plain, name)))
     time_shifts = TimeShifts()
     block = FastResnetBlock(plain, time_shifts)
     time_shifts.fuse(FixedLinear)

@@ -111,7 +111,7 @@ def test_the_slower_way_is_measured_to_be_so(slow: str) -> None:
 def test_weights_lie_in_the_order_that_onednn_wants_for_the_batch(threads: int) -> None:
     """In any other they would be brought into it in each call, which takes longer than the convolution itself."""
     conv = torch.nn.Conv2d(64, 64, 3, padding=1)
-    fixed = FixedConv2d(conv, (8, 8))
+    fixed = FixedConv2d(conv)
     order = torch.ops.mkldnn._get_mkldnn_serialized_md
 
     def check() -> None:
@@ -121,7 +121,7 @@ def test_weights_lie_in_the_order_that_onednn_wants_for_the_batch(threads: int) 
             wanted = torch.ops.mkldnn._reorder_convolution_weight(
                 conv.weight.contiguous(memory_format=torch.channels_last), [1, 1], [1, 1], [1, 1], 1, [*x.shape]
             )
-            assert torch.equal(order(fixed._packed(images)), order(wanted)), images
+            assert torch.equal(order(fixed._packed(x.shape)), order(wanted)), images
 
     team = CpuTeam(threads)
     team.narrow([check])

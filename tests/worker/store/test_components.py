@@ -209,7 +209,14 @@ def test_sharded_weights_that_are_not_whole_are_refused(
 @pytest.mark.parametrize(
     ("file", "changes", "reason"),
     [
-        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, r"can't take vae \(AutoencoderKL\)"),
+        ("model_index.json", {"vae": ["diffusers", "AutoencoderKL"]}, r"vae lacks config\.json"),
+        ("model_index.json", {"vae": ["diffusers", "VQModel"]}, "vae: need AutoencoderKL, got 'VQModel'"),
+        ("model_index.json", {"vocoder": ["x", "Y"]}, r"can't take vocoder \(Y\)"),
+        (
+            "unet/config.json",
+            {"in_channels": 5, "out_channels": 5},
+            "need in_channels 1 or 3 or 4, got 5",
+        ),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "need CLIPTextModel, got 'T5Enc"),
         ("model_index.json", {"text_encoder": [None, None]}, "UNet2DConditionModel lacks text_encoder"),
         ("model_index.json", {"unet": [None, None]}, "lacks the component unet"),

@@ -42,10 +42,9 @@ class FixedConv2d(nn.Module):
 
     Args:
         conv: with numeric zero padding.
-        image_size: (H, W) of its inputs.
     """
 
-    def __init__(self, conv: nn.Conv2d, image_size: tuple[int, int]) -> None:
+    def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
             raise ValueError(f"need a convolution with numeric zero padding, got {conv}")
@@ -54,29 +53,28 @@ class FixedConv2d(nn.Module):
         self.stride = list(conv.stride)
         self.dilation = list(conv.dilation)
         self.groups = conv.groups
-        self.input_size = [conv.in_channels, *image_size]
-        self._packings: dict[tuple[int, int], Tensor] = {}  # by (threads, images)
+        self._packings: dict[tuple[int, ...], Tensor] = {}  # by threads and shape of the input
         self._packing = threading.Lock()
         self._plain: Tensor | None = conv.weight.detach().contiguous(memory_format=torch.channels_last)
 
-    def _packed(self, images: int) -> Tensor:
-        """The weights in the layout that oneDNN wants for this many images on the calling thread's threads.
+    def _packed(self, shape: torch.Size) -> Tensor:
+        """The weights in the layout that oneDNN wants for inputs [N, C, H, W] on the calling thread's threads.
 
         oneDNN would otherwise repack them in each call, which takes twenty times as long as the convolution. Most
-        batch sizes want the same layout and share one copy.
+        shapes want the same layout and share one copy.
         """
-        key = (torch.get_num_threads(), images)
+        key = (torch.get_num_threads(), *shape)
         packed = self._packings.get(key)
         if packed is None:
             with self._packing:
-                packed = self._packings[key] = self._pack(images)
+                packed = self._packings[key] = self._pack(shape)
         return packed
 
-    def _pack(self, images: int) -> Tensor:
+    def _pack(self, shape: torch.Size) -> Tensor:
         weight = self._plain
         if weight is None:
             weight = next(self.buffers()).to_dense().contiguous(memory_format=torch.channels_last)
-        how = (self.padding, self.stride, self.dilation, self.groups, [images, *self.input_size])
+        how = (self.padding, self.stride, self.dilation, self.groups, list(shape))
         packed = torch.ops.mkldnn._reorder_convolution_weight(weight, *how)
         order = torch.ops.mkldnn._get_mkldnn_serialized_md(packed)
         for known in self.buffers():
@@ -99,7 +97,7 @@ class FixedConv2d(nn.Module):
         """
         # Some operations return a batch of one in another memory format, in which oneDNN sums in another order.
         x = x.contiguous(memory_format=torch.channels_last)
-        how = (self._packed(len(x)), self.bias, self.padding, self.stride, self.dilation, self.groups)
+        how = (self._packed(x.shape), self.bias, self.padding, self.stride, self.dilation, self.groups)
         if residual is None:
             y = torch.ops.mkldnn._convolution_pointwise(x, *how, "none", [], None)
         else:
@@ -178,18 +176,36 @@ def make_batch_invariant(
     """Replace a network's modules by forms that are exact in batches and, where possible, faster.
 
     Whole blocks of the kinds that `fast_blocks` knows, else their convolutions, linear layers and group norms; what is
-    of another kind is left as it is. The network may then be called with images of this shape only, from any number of
-    threads at a time.
+    of another kind is left as it is. The network may then be called from any number of threads at a time.
 
     Args:
         denoise: calls the network.
     """
     time_shifts = TimeShifts()
-    _replace_inside(network, _image_sizes(network, denoise, spec), winograd, time_shifts, team)
+    _replace_blocks(network, _image_sizes(network, denoise, spec), winograd, time_shifts, team)
     time_shifts.fuse(FixedLinear)
 
 
-def _replace_inside(
+def fix_layers(network: nn.Module, team: CpuTeam) -> None:
+    """Replace a network's convolutions, linear layers and group norms by forms that are exact in batches."""
+    for name, child in network.named_children():
+        fixed = _fixed_layer(child, team)
+        if fixed is None:
+            fix_layers(child, team)
+        else:
+            setattr(network, name, fixed)
+
+
+def _fixed_layer(layer: nn.Module, team: CpuTeam) -> nn.Module | None:
+    """None for a module of another kind."""
+    if type(layer) is nn.Conv2d:
+        return FixedConv2d(layer)
+    if type(layer) is nn.Linear:
+        return FixedLinear(layer)
+    return FixedGroupNorm(layer, team) if type(layer) is nn.GroupNorm else None
+
+
+def _replace_blocks(
     module: nn.Module,
     sizes: Mapping[nn.Module, tuple[int, int]],
     winograd: bool,
@@ -197,15 +213,12 @@ def _replace_inside(
     team: CpuTeam,
 ) -> None:
     for name, child in module.named_children():
-        if type(child) is nn.Conv2d and child in sizes:
-            suits = winograd and winograd_suits(child, *sizes[child])
-            setattr(module, name, WinogradConv2d(child) if suits else FixedConv2d(child, sizes[child]))
-        elif type(child) is nn.Linear:
-            setattr(module, name, FixedLinear(child))
-        elif type(child) is nn.GroupNorm:
-            setattr(module, name, FixedGroupNorm(child, team))
+        if type(child) is nn.Conv2d and child in sizes and winograd and winograd_suits(child, *sizes[child]):
+            setattr(module, name, WinogradConv2d(child))
+        elif (fixed := _fixed_layer(child, team)) is not None:
+            setattr(module, name, fixed)
         else:
-            _replace_inside(child, sizes, winograd, time_shifts, team)
+            _replace_blocks(child, sizes, winograd, time_shifts, team)
             if is_plain_resnet(child):
                 setattr(module, name, FastResnetBlock(child, time_shifts))
             elif is_plain_attention(child):

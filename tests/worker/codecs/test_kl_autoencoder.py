@@ -1,0 +1,73 @@
+"""An autoencoder between images and latents, against diffusers' own way."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.worker.engine.harness import CPU
+from tests.worker.stable_diffusion import import_sd, tiny_vae
+from worker.codecs.codec import Codec
+from worker.codecs.kl_autoencoder import KlAutoencoder, fit_colours
+from worker.models.autoencoder import open_codec, read_autoencoding
+from worker.models.errors import BrokenModel
+from worker.store import ModelStore
+
+
+@pytest.fixture(scope="module")
+def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
+    checkpoint = import_sd(ModelStore(tmp_path_factory.mktemp("vae")))
+    return open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float32, threads=2).codec
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def test_both_ways_are_those_of_diffusers(codec: Codec) -> None:
+    vae, latents, images = tiny_vae(), noise(3, 4, 8, 8), noise(3, 3, 16, 16).tanh()
+    expected = vae.decode(latents / 0.18215).sample
+    assert float((codec.decode(latents) - expected).norm() / expected.norm()) < 1e-6
+    posterior, eps = vae.encode(images).latent_dist, noise(3, 4, 8, 8, seed=1)
+    for drawn, wanted in (
+        (codec.encode(images), 0.18215 * posterior.mean),
+        (codec.encode(images, eps), 0.18215 * (posterior.mean + posterior.std * eps)),
+    ):
+        assert float((drawn - wanted).norm() / wanted.norm()) < 1e-6
+
+
+@torch.inference_mode()
+def test_an_image_has_the_same_bits_whatever_is_decoded_with_it(codec: Codec) -> None:
+    latents, images = noise(5, 4, 8, 8), noise(5, 3, 16, 16)
+    for call, inputs in ((codec.decode, latents), (codec.encode, images)):
+        alone = torch.cat([call(inputs[i : i + 1]) for i in range(5)])
+        assert torch.equal(call(inputs), alone)
+
+
+@torch.inference_mode()
+def test_a_preview_shows_the_mean_colours_where_they_are_linear_in_the_latent() -> None:
+    x_0, weights, bias = noise(1, 4, 8, 8), noise(4, 3, seed=1), noise(3, seed=2)
+    small = torch.einsum("nchw,cd->ndhw", x_0, weights) + bias[:, None, None]
+    colours = fit_colours(x_0, small.repeat_interleave(2, -1).repeat_interleave(2, -2))
+    codec = KlAutoencoder(None, torch.float32, 1.0, to_colours=colours)  # type: ignore[arg-type]
+    assert torch.allclose(codec.preview(x_0), small, atol=1e-5)
+
+
+def test_a_preview_has_the_channels_of_the_image(codec: Codec) -> None:
+    assert codec.preview(noise(2, 4, 8, 8)).shape == (2, 3, 8, 8)
+
+
+def test_an_autoencoder_that_asks_for_it_computes_in_float32(tmp_path: Path) -> None:
+    checkpoint = import_sd(ModelStore(tmp_path), vae=tiny_vae(force_upcast=True))
+    codec = open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float16, threads=1).codec
+    assert not codec.is_narrow
+
+
+def test_an_autoencoder_that_makes_no_numbers_is_refused(tmp_path: Path) -> None:
+    vae = tiny_vae()
+    vae.decoder.conv_in.weight.data[:] = 3e38
+    checkpoint = import_sd(ModelStore(tmp_path), vae=vae)
+    with pytest.raises(BrokenModel, match="the VAE decodes noise to what is not a number"):
+        open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float32, threads=1)

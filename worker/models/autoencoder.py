@@ -1,0 +1,132 @@
+"""The autoencoder of a checkpoint: opened, checked and made ready for its device."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from worker.codecs.codec import Codec
+from worker.codecs.kl_autoencoder import KlAutoencoder, at_once, fit_colours
+from worker.codecs.pixels import Pixels
+from worker.diffusion.noise import Shape, initial_noise
+from worker.models.errors import BrokenModel
+from worker.models.weights import check_finite, open_diffusers
+from worker.networks.cpu.batch_invariant import fix_layers
+from worker.networks.cpu.team import CpuTeam
+from worker.networks.cuda.forms import prepare_on_cuda
+from worker.networks.cuda.networks import bytes_of
+from worker.networks.device import choose_memory_format
+from worker.store.errors import BadCheckpoint
+from worker.store.json_files import read_json_object
+from worker.store.manifest import VAE_CONFIG_PATH
+from worker.store.model_store import Checkpoint
+from worker.store.vae_config import VaeConfig, read_vae_config
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class DiffusersAutoencoder:
+    """Implements `AutoencoderNetwork` with diffusers' `AutoencoderKL`."""
+
+    vae: Any
+    memory_format: torch.memory_format = torch.channels_last
+
+    def moments(self, images: Tensor) -> Tensor:
+        hidden = self.vae.encoder(images.contiguous(memory_format=self.memory_format))
+        return torch.as_tensor(hidden if self.vae.quant_conv is None else self.vae.quant_conv(hidden))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        latents = latents.contiguous(memory_format=self.memory_format)
+        post_quant = self.vae.post_quant_conv
+        return torch.as_tensor(self.vae.decoder(latents if post_quant is None else post_quant(latents))).contiguous()
+
+
+@dataclass(frozen=True, slots=True)
+class Autoencoding:
+    """Between a checkpoint's images and what its network denoises, before the weights are read.
+
+    Attributes:
+        shape: (C, H, W) of what is denoised, for images of the size that the checkpoint was made for.
+        vae: None where images are denoised as they are.
+    """
+
+    shape: Shape
+    vae: VaeConfig | None
+
+
+def read_autoencoding(checkpoint: Checkpoint) -> Autoencoding:
+    """Raises BrokenModel."""
+    manifest, where = checkpoint.manifest, f"{checkpoint.model}/{checkpoint.version}"
+    if "vae" not in manifest.components:
+        return Autoencoding((manifest.channels, manifest.height, manifest.width), None)
+    try:
+        vae = read_vae_config(read_json_object(checkpoint.path, VAE_CONFIG_PATH, where))
+    except BadCheckpoint as error:
+        raise BrokenModel(f"{where}: the VAE: {error}") from error
+    return Autoencoding((vae.latent_channels, manifest.height // vae.factor, manifest.width // vae.factor), vae)
+
+
+@dataclass(frozen=True, slots=True)
+class OpenedCodec:
+    codec: Codec
+    weight_bytes: int
+
+
+@torch.inference_mode()
+def open_codec(
+    checkpoint: Checkpoint, autoencoding: Autoencoding, device: torch.device, dtype: torch.dtype, threads: int
+) -> OpenedCodec:
+    """The checkpoint's codec on its device.
+
+    Args:
+        dtype: that the network computes in; where that is float16, an autoencoder computes in float32 if it asks for it
+            (`force_upcast`) or is seen to leave float16's range.
+
+    Raises:
+        BrokenModel: weights missing, left over, of another shape or not finite.
+    """
+    config, where = autoencoding.vae, f"{checkpoint.model}/{checkpoint.version}"
+    if config is None:
+        return OpenedCodec(Pixels(), 0)
+    if dtype is torch.float16 and config.force_upcast:
+        dtype = torch.float32
+    codec, weight_bytes = _open(checkpoint, config, device, dtype, threads)
+    x_0 = _coloured_noise(autoencoding.shape, device)
+    images = codec.decode(x_0)
+    if codec.is_narrow and not bool(torch.isfinite(images).all()):
+        log.warning("%s: the VAE leaves the range of float16, it runs in float32", where)
+        codec, weight_bytes = _open(checkpoint, config, device, torch.float32, threads)
+        images = codec.decode(x_0)
+    if not bool(torch.isfinite(images).all()):
+        raise BrokenModel(f"{where}: the VAE decodes noise to what is not a number")
+    return OpenedCodec(replace(codec, to_colours=fit_colours(x_0, images)), weight_bytes)
+
+
+def _coloured_noise(shape: Shape, device: torch.device) -> Tensor:
+    """[1, c, h, w]: noise in squares of 2x2, for what is sampled differs little from place to place."""
+    C, H, W = shape
+    coarse = initial_noise(torch.zeros(1, dtype=torch.int64, device=device), (C, -(-H // 2), -(-W // 2)))
+    return coarse.repeat_interleave(2, -1).repeat_interleave(2, -2)[..., :H, :W].contiguous()
+
+
+def _open(
+    checkpoint: Checkpoint, config: VaeConfig, device: torch.device, dtype: torch.dtype, threads: int
+) -> tuple[KlAutoencoder, int]:
+    """The autoencoder, and the bytes of its weights."""
+    from diffusers import AutoencoderKL  # here: it takes seconds to import
+
+    where = f"{checkpoint.model}/{checkpoint.version}: the VAE"
+    vae: nn.Module = open_diffusers(AutoencoderKL, checkpoint.path / "vae", dtype, where)
+    check_finite(vae, where)
+    run, memory_format = at_once, choose_memory_format(dtype, device)
+    if device.type == "cpu":
+        team = CpuTeam(threads)
+        fix_layers(vae, team)
+        run = team.wide
+    else:
+        vae = prepare_on_cuda(vae.to(device), 1, memory_format)
+    network = DiffusersAutoencoder(vae, memory_format)
+    return KlAutoencoder(network, dtype, config.scaling_factor, config.shift_factor, run), bytes_of(vae)
