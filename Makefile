@@ -49,9 +49,11 @@ gpu-check: $(READY)
 	$(BIN)/python -m tests.gpu_check $(CHECK)
 
 bench-gpu: $(READY)
-	@if $(BIN)/python -m tests.gpu_check --present; then \
-	  $(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]' \
-	  && $(BIN)/python -m tests.bench overhead engine reload --device cuda; fi
+	@$(BIN)/python -m tests.gpu_check --present; present=$$?; \
+	if [ $$present -eq 3 ]; then exit 0; fi; \
+	[ $$present -eq 0 ] || exit $$present; \
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[bench]' \
+	&& $(BIN)/python -m tests.bench overhead engine reload --device cuda
 
 # Kills everything that can be killed for ten minutes, and prints what was lost. SOAK='--seed N' runs the same faults again.
 soak: $(READY)

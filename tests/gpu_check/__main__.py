@@ -18,20 +18,22 @@ from worker.networks.cuda.cards import Cards, TorchsCards
 PARTS_S = {"machine": 60, "suite": 240, "sizes": 150, "layers": 90, "memory": 90, "step": 60}
 """Seconds that each part may take, in the order in which they run."""
 WHOLE_S = 590.0
+NO_GPU = 3
+"""Exit code of `--present`; not 1, with which Python ends when the look for a GPU breaks."""
 
 
 def main(arguments: Sequence[str], cards: Cards | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.gpu_check", description="Check what only a GPU shows.")
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"any of {', '.join(PARTS_S)} (default: all)")
     parser.add_argument("--out", type=Path, default=Path("gpu-check.json"), metavar="FILE", help="where the JSON goes")
-    parser.add_argument("--present", action="store_true", help="run nothing, say whether there is a GPU (exit code)")
+    parser.add_argument("--present", action="store_true", help=f"run nothing; exit {NO_GPU} when there is no GPU")
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - PARTS_S.keys():
         parser.error(f"need parts of {', '.join(PARTS_S)}, got {', '.join(sorted(unknown))}")
     cards = cards or TorchsCards()
     if cards.count() == 0:
         print(f"no GPU: nothing was run ({cards.why_none()})")
-        return 1 if given.present else 0
+        return NO_GPU if given.present else 0
     if given.present:
         return 0
     findings = run_parts([part for part in PARTS_S if part in (given.parts or PARTS_S)], WHOLE_S)

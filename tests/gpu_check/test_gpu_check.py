@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.gpu_check import layers
-from tests.gpu_check.__main__ import main, run_parts
+from tests.gpu_check.__main__ import NO_GPU, main, run_parts
 from tests.gpu_check.findings import Finding, held, table
 from tests.gpu_check.part import run_checks
 from tests.gpu_check.sizes import network
@@ -39,7 +39,7 @@ def test_without_a_gpu_it_says_why_runs_nothing_and_ends_well(
     assert main(["--out", str(file)], Machine(driver="Found no NVIDIA driver")) == 0
     assert "no GPU: nothing was run (Found no NVIDIA driver)" in capsys.readouterr().out
     assert not file.exists()
-    assert main(["--present"], Machine()) == 1
+    assert main(["--present"], Machine()) == NO_GPU
     assert main(["--present"], Machine(((9, 0),))) == 0
 
 
@@ -59,6 +59,26 @@ def test_as_a_command_too(target: str) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("no GPU: nothing was run")
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(("exit_code", "status", "calls"), [(0, 0, 3), (NO_GPU, 0, 1), (1, 2, 1), (139, 2, 1)])
+def test_a_look_for_a_gpu_that_breaks_is_not_taken_for_none(
+    tmp_path: Path, exit_code: int, status: int, calls: int
+) -> None:
+    """A stand-in for the environment's programs writes down its calls; the first one, the look, ends as asked."""
+    program = f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n[ "$3" != --present ] || exit {exit_code}\n'
+    (tmp_path / "bin").mkdir()
+    for name in ("python", "pip"):
+        (tmp_path / "bin" / name).write_text(program)
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = ["make", "--silent", "-o", f"{tmp_path}/.ready", f"VENV={tmp_path}", "bench-gpu"]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    called = (tmp_path / "calls").read_text().splitlines()
+    assert len(called) == calls
+    assert called[0] == "-m tests.gpu_check --present"
+    assert calls == 1 or called[-1].startswith("-m tests.bench overhead")
 
 
 def test_a_part_that_dies_or_hangs_is_a_finding_and_the_next_one_runs() -> None:
