@@ -1,4 +1,4 @@
-"""Part step: what a step of the engine tells the driver beside the network's replay, and how long a step takes."""
+"""Part step: what a step of the engine asks of the driver beside the network's replay, and how long a step takes."""
 
 import itertools
 import tempfile
@@ -58,12 +58,14 @@ def launches(device: torch.device) -> Iterator[Finding]:
         took_s = time.perf_counter() - began
         one, other = (driver_calls(pool, request) for request in (long, short))
         # Of one step between the first, which draws x_T, and the end.
-        replays, told = ((one[what] - other[what]) / STEPS for what in ("replays", "launches"))
+        replays, launched = ((one[what] - other[what]) / STEPS for what in ("replays", "launches"))
         what = f"{model}, {sampler.value}{', guided' if guided else ''}, batch {BATCH}"
         yield figure("step", f"{what}: ms a step", f"{took_s / (STEPS + 1) * 1e3:.3g}")
         yield figure("step", f"{what}: replays a step", f"{replays:.2f}")
         expected = f"at most {MOST_LAUNCHES}"
-        yield Finding("step", f"{what}: launches beside it", expected, f"{told:.2f}", told <= MOST_LAUNCHES + 0.05)
+        yield Finding(
+            "step", f"{what}: launches beside it", expected, f"{launched:.2f}", launched <= MOST_LAUNCHES + 0.05
+        )
 
 
 def chain(model: str, sampler: SamplerName, steps: int, images: int, *, guided: bool) -> SamplingRequest:
@@ -74,7 +76,7 @@ def chain(model: str, sampler: SamplerName, steps: int, images: int, *, guided: 
 
 
 def driver_calls(pool: ModelPool, request: SamplingRequest) -> Counter[str]:
-    """How often a request's chain has told the device to work."""
+    """How often a request's chain sets the device to work."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
         draw_all(Engine(pool, BATCH), [request])
     names = [event.name for event in profiled.events() or ()]
