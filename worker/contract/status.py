@@ -137,7 +137,9 @@ class MemoryUse(Message):
     spare_bytes: int = 0
     """Of networks kept for the weights of versions to come; the first to leave."""
     recording_bytes: int = 0
-    """Of the CUDA graphs of all networks, which share it: activations, and the workspaces of CUDA's libraries."""
+    """Of the CUDA graphs of all networks, which share it: activations, and the workspaces of their matrix products."""
+    workspace_bytes: int = 0
+    """Of matrix products outside the CUDA graphs, at most."""
     device_used_bytes: int = 0
     """Of a GPU, by whatever process; 0 on a CPU, and so is the next."""
     device_total_bytes: int = 0

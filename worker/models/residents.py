@@ -15,7 +15,11 @@ FETCH_WITHIN_S = 10.0
 
 
 class Spares(Protocol):
-    """Networks kept for the weights of versions to come. Thread-safe."""
+    """Networks kept for the weights of versions to come, and what all networks of a device share. Thread-safe."""
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Memory that the device's libraries keep, however many networks there are."""
 
     def spare_bytes(self) -> int:
         """Memory of their weights."""
@@ -55,7 +59,7 @@ class Residents:
     """Models in memory and their pins. Not thread-safe: the pool's lock guards it.
 
     Args:
-        budget_bytes: of weights, spares and recordings included; None: no limit.
+        budget_bytes: of weights, spares, recordings and the libraries' workspaces; None: no limit.
         spares: what is kept of evicted models; the first to leave.
     """
 
@@ -95,6 +99,7 @@ class Residents:
             weight_bytes=self.bytes_by_model().total(),
             spare_bytes=spares.spare_bytes() if spares else 0,
             recording_bytes=spares.recording_bytes() if spares else 0,
+            workspace_bytes=spares.workspace_bytes if spares else 0,
         )
 
     def add(self, model: LoadedModel, now: float, *, demanded: bool) -> None:
@@ -181,5 +186,6 @@ class Residents:
         return needed <= self._budget
 
     def _used_bytes(self) -> int:
-        recordings = 0 if self._spares is None else self._spares.recording_bytes()
-        return recordings + self.bytes_by_model().total()
+        spares = self._spares
+        shared = spares.recording_bytes() + spares.workspace_bytes if spares else 0
+        return shared + self.bytes_by_model().total()

@@ -113,6 +113,8 @@ def test_the_saved_state_is_taken_up_when_the_spares_make_room_for_it(tiny_store
     card = FullCard(full=True)
 
     class Spares:
+        workspace_bytes = 0
+
         def spare_bytes(self) -> int:
             return int(card.full)
 

@@ -28,9 +28,10 @@ class Card:
 
     store: ModelStore
     capture: RunAgain = field(default_factory=RunAgain)
+    workspace_bytes: int = 0
 
     def __post_init__(self) -> None:
-        self.networks = GpuNetworks(self.capture)
+        self.networks = GpuNetworks(self.capture, workspace_bytes=self.workspace_bytes)
         self.clock = HandClock()
         self.pool = self.pool_with(self.load)
         self.poll()

@@ -53,6 +53,22 @@ def test_spares_count_in_the_budget_and_leave_first(store: ModelStore) -> None:
         assert card.networks.spare_bytes() == spare
 
 
+def test_the_libraries_workspaces_count_in_the_budget(store: ModelStore) -> None:
+    first = Card(store)
+    used = first.load(store.checkpoint(TINY)).weight_bytes + first.networks.recording_bytes()
+    other = publish_tiny(store, "other", weights_seed=5)
+    for workspace_bytes, budget, models in ((0, 2 * used, 2), (100, 2 * used, 1), (100, 2 * used + 100, 2)):
+        card = Card(store, workspace_bytes=workspace_bytes)
+        card.pool = card.pool_with(card.load, budget)
+        card.poll()
+        card.pool.acquire("other", other.version)
+        card.pool.load_pending()
+        card.clock.now += 60
+        card.pool.poll()
+        assert len(card.pool.resident()) == models, (workspace_bytes, budget)
+        assert card.pool.memory().workspace_bytes == workspace_bytes
+
+
 def test_what_counts_in_the_budget_is_reported(store: ModelStore) -> None:
     card = Card(store)
     size = card.load(store.checkpoint(TINY)).weight_bytes

@@ -201,7 +201,7 @@ class FakeEngine:
             self.outbox.put(Succeeded(job.job_id, job.request.model, job.version, WEIGHTS_SHA256, "float32", images))
 
 
-MEMORY = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3)
+MEMORY = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3, workspace_bytes=2)
 
 
 class FakeCatalogue:

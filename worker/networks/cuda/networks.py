@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import logging
 import math
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ from worker.networks.cuda.graph_capture import Capture, CudaGraphs, GraphCapture
 from worker.networks.cuda.graphed import GraphedDenoiser
 from worker.networks.cuda.group_norm import KernelFor, kernel_for, replace_norms, settle_norms
 from worker.networks.cuda.kernel_choice import REPRODUCIBLE, REPRODUCIBLE_TF32
+from worker.networks.cuda.workspaces import THREADS_AND_STREAMS, workspace_bytes
 from worker.networks.denoiser import Denoiser
 from worker.networks.device import choose_memory_format
 from worker.networks.exactness import is_batch_invariant
@@ -70,6 +72,7 @@ class GpuNetworks:
         exact: what is done about sizes of batches that round in different ways.
         measure: what tells how long a size takes; None: a clock.
         norm_kernel: what finds a kernel for a network's group norms.
+        workspace_bytes: what CUDA's libraries keep for all threads and streams that evaluate networks.
     """
 
     def __init__(
@@ -81,8 +84,10 @@ class GpuNetworks:
         exact: ExactMode = ExactMode.OFF,
         measure: Stopwatch | None = None,
         norm_kernel: KernelFor = kernel_for,
+        workspace_bytes: int = 0,
     ) -> None:
         self.tf32 = tf32
+        self.workspace_bytes = workspace_bytes
         self._norm_kernel = norm_kernel
         self._norms: dict[str, str] = {}  # by kind: which kernel
         self._capture = capture
@@ -265,7 +270,14 @@ def gpu_networks(
     (REPRODUCIBLE_TF32 if tf32 else REPRODUCIBLE).apply()
     with torch.cuda.device(device):
         loading, recording = (torch.cuda.Stream(device) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
-        return GpuNetworks(GraphCapture(CudaGraphs(recording)) if record else None, loading, tf32=tf32, exact=exact)
+        workspaces = THREADS_AND_STREAMS * workspace_bytes(torch.cuda.get_device_capability(device), os.environ)
+        return GpuNetworks(
+            GraphCapture(CudaGraphs(recording)) if record else None,
+            loading,
+            tf32=tf32,
+            exact=exact,
+            workspace_bytes=workspaces,
+        )
 
 
 def card_kind(device: torch.device) -> str:
