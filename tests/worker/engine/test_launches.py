@@ -39,7 +39,7 @@ def is_launch(operation: Any) -> bool:
 
 
 @dataclass
-class Launches(TorchDispatchMode):
+class Launches(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch has no types there
     """What a step launches, by name."""
 
     counted: list[str] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Launches(TorchDispatchMode):
     """The one launch that stands for all operations now."""
 
     def __post_init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
         self, func: Any, types: Iterable[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
