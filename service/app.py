@@ -22,12 +22,15 @@ from service.gateway import Gateway
 from service.http_metrics import HttpMetrics
 from service.job_events import JobEvents
 from service.job_queue import JobQueue
+from service.openai.documents import OpenAIError
+from service.openai.error_form import PREFIX as OPENAI_PREFIX
+from service.openai.error_form import OpenAIErrors, error_responses
 from service.previews import Previews
 from service.queue_order import QueueOrder
 from service.redis_deadline import redis_deadline
 from service.redis_outage import RedisOutage
 from service.request_context import RequestContext
-from service.routes import events, generate, health, home, images, jobs, models
+from service.routes import events, generate, health, home, images, jobs, models, openai
 from service.routes import metrics as metrics_route
 from service.routes import uploads as uploads_route
 from service.schemas import WatchedJob
@@ -99,6 +102,8 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         summary="Draws images with a diffusion model: same seed, same pixels.",
         lifespan=lifespan,
         redirect_slashes=False,
+        # The function's name: what a generated client calls the operation.
+        generate_unique_id_function=lambda route: route.name,
     )
     app.state.gateway = gateway
     app.add_middleware(
@@ -107,9 +112,10 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         of_paths={"/uploads": BodyRule(PICTURE_TYPES, settings.max_upload_bytes + FORM_BYTES)},
     )
     app.add_middleware(AccessGuard, keys=KeyRing(settings.api_keys.get_secret_value()) if settings.api_keys else None)
+    app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
-    for part in (generate, jobs, events, images, uploads_route, models, health, metrics_route, home):
+    for part in (generate, jobs, events, images, uploads_route, models, health, metrics_route, openai, home):
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app
@@ -119,18 +125,21 @@ def _describe_exactly(app: FastAPI, settings: Settings) -> None:
     """Add to the OpenAPI document what the framework can't know: our problem document and this server's limits."""
     document: dict[str, Any] = app.openapi()
     schemas = document["components"]["schemas"]
-    for model in (errors.Problem, WatchedJob):
+    for model in (errors.Problem, OpenAIError, WatchedJob):
         schemas[model.__name__] = model.model_json_schema(ref_template="#/components/schemas/{model}")
         schemas.update(schemas[model.__name__].pop("$defs", {}))
     schemas["GenerateRequest"]["properties"]["batch"]["maximum"] = settings.max_images
     if settings.api_keys is not None:
         _describe_keys(document)
-    for path in document["paths"].values():
-        for operation in path.values():
-            # The framework declares its own 422 wherever there is a parameter; ours are problem documents.
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            # The framework declares its own 422 wherever there is a parameter; ours are problem documents, and 400
+            # where those are rewritten.
             refused = operation["responses"].get("422")
             if refused is not None and "application/json" in refused["content"]:
-                operation["responses"].update({str(k): v for k, v in errors.problem_responses(422).items()})
+                del operation["responses"]["422"]
+                if not path.startswith(OPENAI_PREFIX):
+                    operation["responses"].update({str(k): v for k, v in errors.problem_responses(422).items()})
     schemas.pop("HTTPValidationError", None)
     schemas.pop("ValidationError", None)
     app.openapi_schema = document
@@ -141,4 +150,5 @@ def _describe_keys(document: dict[str, Any]) -> None:
     for path, operations in document["paths"].items():
         for operation in operations.values() if not is_public(path) else ():
             operation["security"] = [{"ApiKey": []}]
-            operation["responses"].update({str(k): v for k, v in errors.problem_responses(401, 403).items()})
+            refusals = error_responses if path.startswith(OPENAI_PREFIX) else errors.problem_responses
+            operation["responses"].update({str(k): v for k, v in refusals(401, 403).items()})

@@ -11,6 +11,8 @@ GatewayError
 ├── ImageNotReady         409  the job has not succeeded
 ├── PictureRefused        422  an upload that is no picture, too large or corrupted
 ├── UploadUnknown         404  no such upload: it has expired, or never was
+├── GenerationFailed      500  the job that a client waited for ended without images
+├── NotDoneInTime         504  … or did not end
 ├── QueueFull             429  Retry-After: until enough work is done
 └── Unavailable           503  Redis, the workers, a model or room for a stream are missing for now
 """
@@ -31,6 +33,7 @@ from service.request_context import REQUEST_ID_HEADER, origin_of
 from worker.contract.redis_errors import may_pass
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
+UNEXPECTED_DETAIL = "the gateway failed to answer; it is logged"
 REDIS_RETRY_AFTER_S = 2
 LONGEST_ECHO = 200
 """Characters of a rejected value that the response repeats at most."""
@@ -128,6 +131,19 @@ class PictureRefused(GatewayError):
 class UploadUnknown(GatewayError):
     status = HTTPStatus.NOT_FOUND
     code = "upload_unknown"
+
+
+class GenerationFailed(GatewayError):
+    """`code` is that of the job's error."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.code = code
+
+
+class NotDoneInTime(GatewayError):
+    status = HTTPStatus.GATEWAY_TIMEOUT
+    code = "not_done_in_time"
 
 
 class QueueFull(GatewayError):

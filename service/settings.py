@@ -46,6 +46,8 @@ class Settings(LogSettings):
     """Longest that one use of Redis may take, connecting included. A request answers 503 after about as long."""
     max_streams: int = Field(default=512, ge=1)
     """Most open event streams of this gateway; above it a new one is answered 503."""
+    openai_wait_s: float = Field(default=600, gt=0)
+    """Longest that POST /v1/images/generations waits for its images; as long as the `openai` package does."""
     stream_heartbeat_s: float = Field(default=15, gt=0)
     """An idle event stream sends a comment this often, so that proxies don't close it."""
     stream_s: float = Field(default=3600, gt=0)

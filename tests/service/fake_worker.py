@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -127,9 +127,12 @@ class FakeWorker:
     def queue_length(self) -> int:
         return int(self._client.llen(self._queue.key))
 
-    def take(self) -> Job:
-        """Begin the next job, with a lease."""
-        job_id = self._queue.pop_job_id()
+    def take(self, job_id: str | None = None) -> Job:
+        """Begin a job, with a lease: the next one, unless it is named."""
+        if job_id is None:
+            job_id = self._queue.pop_job_id()
+        else:
+            self._queue.remove(job_id)
         assert job_id is not None, "the queue is empty"
         job = Job.fetch(job_id, connection=self._client, serializer=JSONSerializer)
         with self._client.pipeline() as pipe:
@@ -141,15 +144,24 @@ class FakeWorker:
 
     @contextmanager
     def serving(
-        self, steps: Sequence[int] = (1,), warnings: Sequence[str] = (), error: JobError | None = None
+        self,
+        steps: Sequence[int] = (1,),
+        warnings: Sequence[str] = (),
+        error: JobError | None = None,
+        leave: Collection[str] = (),
     ) -> Iterator[None]:
-        """Draws in the background whatever is queued, reporting these steps of each job; fails it with `error`."""
+        """Draws in the background whatever is queued, reporting these steps of each job; fails it with `error`.
+
+        Args:
+            leave: jobs that stay as they are.
+        """
         stop = threading.Event()
 
         def serve() -> None:
             while not stop.wait(0.005):
-                if self.queue_length():
-                    job = self.take()
+                waiting = [job_id for job_id in self._queue.job_ids if job_id not in leave]
+                if waiting:
+                    job = self.take(waiting[0])
                     for step in steps:
                         self.report(job, step)
                     if error is None:

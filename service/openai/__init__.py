@@ -1,0 +1,1 @@
+"""What clients of the OpenAI images API send and expect, in terms of this gateway."""
