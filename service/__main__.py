@@ -48,7 +48,11 @@ def main() -> int:
         print(error, file=sys.stderr)
         return EXIT_PORT
     configure_logs(settings, "gateway")
-    app = create_app(settings, connect(settings))
+    try:
+        app = create_app(settings, connect(settings))
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EXIT_SETTINGS
     GatewayServer(app, grace_s=GRACE_S).run(sockets=[listener])
     return 0
 

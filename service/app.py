@@ -1,5 +1,6 @@
 """The gateway's ASGI application, put together from its routes."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -37,6 +38,7 @@ from service.schemas import WatchedJob
 from service.settings import Settings
 from service.uploads import Uploads
 from worker.contract.no_pickle import disable_pickle
+from worker.contract.spans import spans_for
 from worker.results.redis_files import AsyncRedisFiles
 
 MAX_CONNECTIONS = 64
@@ -84,6 +86,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         uploads=uploads,
         outage=outage,
         metrics=metrics,
+        spans=spans_for(settings, "gateway"),
     )
 
     @asynccontextmanager
@@ -93,6 +96,7 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         await gateway.outage.aclose()
         uploads.close()
         await redis.aclose()
+        await asyncio.to_thread(gateway.spans.close)
 
     # Its documentation page carries its own scripts: a GPU host often has no way out to a CDN.
     app = FastAPIOffline(

@@ -15,6 +15,7 @@ from service.queue_order import QueueOrder
 from service.redis_outage import RedisOutage
 from service.settings import Settings
 from service.uploads import Uploads
+from worker.contract.spans import Spans
 from worker.results.files import AsyncFiles
 
 
@@ -31,6 +32,7 @@ class Gateway:
     uploads: Uploads
     outage: RedisOutage
     metrics: HttpMetrics
+    spans: Spans
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -9,9 +9,10 @@ from service.access.listening import require_keys
 from service.pictures import MOST_PIXELS
 from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
+from worker.contract.spans import TraceSettings
 
 
-class Settings(LogSettings):
+class Settings(LogSettings, TraceSettings):
     """What an operator may choose. Seconds everywhere a name ends in `_s`."""
 
     redis_url: RedisUrl

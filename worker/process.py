@@ -17,6 +17,7 @@ import redis
 
 from worker.contract import QUEUE_NAME, QueueCounters
 from worker.contract.redis_errors import REDIS_AWAY
+from worker.contract.spans import spans_for
 from worker.engine.messages import EnginePort, Failed
 from worker.metrics_port import serve_metrics
 from worker.queue.claimer import Claimer
@@ -121,7 +122,10 @@ class WorkerProcess:
             ttl_s=settings.worker_ttl_s,
             queue_counters=self._queue_counters,
         )
-        self._finisher = Finisher(self._leases, RedisFiles(client), self._held, self._health, clock=clock)
+        self._spans = spans_for(settings, "worker")
+        self._finisher = Finisher(
+            self._leases, RedisFiles(client), self._held, self._health, spans=self._spans, clock=clock
+        )
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
         self._dispatcher = Dispatcher(engine, self._held, self._finisher, self._chains)
         live = LiveWorkers(client)
@@ -261,6 +265,7 @@ class WorkerProcess:
             self._rq_worker.withdraw()
         except redis.exceptions.RedisError as error:
             logger.warning("could not sign off (%s): this worker's entry expires", error)
+        self._spans.close()
         logger.info("worker %s ended", self.name)
 
     def _finish_within_grace(self) -> None:

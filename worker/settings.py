@@ -8,9 +8,10 @@ from pydantic import Field, model_validator
 from worker.contract.environment import PREFIX
 from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
+from worker.contract.spans import TraceSettings
 
 
-class WorkerSettings(LogSettings):
+class WorkerSettings(LogSettings, TraceSettings):
     """What an operator may choose. Seconds everywhere a name ends in `_s`."""
 
     redis_url: RedisUrl

@@ -45,7 +45,7 @@ def main() -> NoReturn:
         store = open_store(settings)
         client = open_redis(settings)
         code = _serve(settings, store, client)
-    except (CantStartError, rq_overrides.UnsupportedRqError) as error:
+    except (CantStartError, SettingsError, rq_overrides.UnsupportedRqError) as error:
         _end(f"error: {error}", EXIT_CANT_START)
     except KeyboardInterrupt:
         _end("interrupted", EXIT_CANT_START)

@@ -6,6 +6,7 @@ import re
 import uuid
 from typing import Annotated
 
+import structlog
 from fastapi import APIRouter, Header, Request, Response
 from redis.exceptions import RedisError
 
@@ -105,9 +106,13 @@ async def _submit(
     if idempotency_key:
         idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json")), caller.owner)
     rq_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
+    span = gateway.spans.begin("submit", origin.traceparent, {"reverie.job_id": rq_job.id})
+    origin = JobOrigin(origin.request_id, span.traceparent)
+    structlog.contextvars.bind_contextvars(**origin.log_fields)
     submitted = await gateway.queue.submit(
         rq_job, admitted.request, idempotency, reading.row_step_s, origin, caller.owner
     )
+    span.end(error=None if submitted.outcome == "queued" else submitted.outcome)
     match submitted.outcome:
         case "mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from worker.contract import Distribution, ImageFormat, ImageRecord, JobError, JobOutcome, ProgressSnapshot
 from worker.contract.histogram import Histogram
 from worker.contract.redis_errors import REDIS_AWAY, refused_for_now
+from worker.contract.spans import NO_SPANS, Spans
 from worker.contract.status import SECONDS_BOUNDS
 from worker.engine.messages import Canceled, Failed, Succeeded
 from worker.outputs.image_files import EncodedImage, encode
+from worker.queue import job_spans
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Call, Leases
 from worker.queue.redis_health import RedisHealth
@@ -62,12 +64,14 @@ class Finisher:
         files: Files,
         held: HeldJobs,
         health: RedisHealth,
+        spans: Spans = NO_SPANS,
         encoder_threads: int = 2,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._leases = leases
         self._files = files
+        self._spans = spans
         self._held = held
         self._health = health
         self._clock = clock
@@ -251,8 +255,9 @@ class Finisher:
         return self._leases.finish(job, outcome, progress, self._files.witnesses(drawn.names))
 
     def _log(self, job: HeldJob, end: _End, answer: str) -> None:
-        """Log the end of a job."""
+        """Log the end of a job, and record its spans."""
         took_ms = (self._clock() - job.claimed_clock) * 1e3
+        job_spans.record(self._spans, job, self._clock(), answer)
         if answer == "lost":
             self._held.end_early(job, Ending.LOST)
         if job.ending is Ending.GIVEN_BACK:

@@ -72,6 +72,8 @@ class HeldJob:
     in_engine: bool = False
     entered_clock: float = 0.0
     """When the engine got it."""
+    left_clock: float | None = None
+    """When the engine was done with it."""
     ending: Ending | None = None
     progress: ProgressSnapshot | None = None
     progress_sent: ProgressSnapshot | None = None
@@ -236,7 +238,7 @@ class HeldJobs:
     def leave_engine(self, job: HeldJob) -> None:
         """Note that the engine has no more part in it."""
         with self._changed:
-            job.in_engine = False
+            job.in_engine, job.left_clock = False, self._clock()
 
     def end_early(self, job: HeldJob, ending: Ending) -> None:
         """Note why the job is taken out of the engine; the first reason stands, but one that gives it to another worker
