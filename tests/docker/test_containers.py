@@ -5,11 +5,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml  # type: ignore[import-untyped]
 
-ROOT = Path(__file__).parents[2]
+from tests.docker.compose_files import ROOT, services
+
 DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
 COMPOSE_FILES = ("docker-compose.yml", "docker/compose.gpu.yaml")
 
@@ -99,16 +101,43 @@ def test_the_worker_image_installs_the_worker() -> None:
 def test_compose_accepts_the_files() -> None:
     config = compose_config("docker-compose.yml")
     assert "capabilities" not in config, "the base file must run without a GPU"
-    assert "capabilities" in compose_config(*COMPOSE_FILES)
+    every = yaml.safe_load(compose_config(*COMPOSE_FILES, COMPOSE_PROFILES="gpu1,gpu2,gpu3"))["services"]
+    assert devices_of(every) == [["0"], ["1"], ["2"], ["3"]]
+
+
+def devices_of(found: dict[str, Any]) -> list[list[str]]:
+    """The GPUs of each service that has some."""
+    reserved = [service.get("deploy", {}).get("resources", {}).get("reservations", {}) for service in found.values()]
+    return sorted(device["device_ids"] for each in reserved for device in each.get("devices", ()))
 
 
 def test_no_two_workers_share_a_gpu() -> None:
     """`count: 1` gives every replica the same one."""
-    services = yaml.safe_load((ROOT / "docker" / "compose.gpu.yaml").read_text())["services"]
-    devices = [service["deploy"]["resources"]["reservations"]["devices"] for service in services.values()]
-    assert [own["device_ids"] for (own,) in devices] == [["0"], ["1"], ["2"], ["3"]]
-    bases = [service.get("extends", {}).get("service", name) for name, service in services.items()]
-    assert bases == ["worker"] * 4
+    every = services(*COMPOSE_FILES)
+    workers = {name: service for name, service in every.items() if service["image"] == "reverie-worker"}
+    assert len(workers) == 4
+    assert devices_of(workers) == [["0"], ["1"], ["2"], ["3"]]
+    assert devices_of(services("docker-compose.yml")) == []
+
+
+def test_workers_differ_in_their_gpu_alone() -> None:
+    """They share an image: built in two ways, the last to be built would serve both."""
+    every = services(*COMPOSE_FILES)
+    own = {"deploy", "profiles"}
+    first, *others = (
+        {key: value for key, value in service.items() if key not in own}
+        for service in every.values()
+        if service["image"] == "reverie-worker"
+    )
+    assert all(other == first for other in others)
+    assert first["environment"]["REVERIE_DEVICE"] == "cuda"
+    assert first["depends_on"] == {"redis": {"condition": "service_healthy"}}
+    assert [service.get("profiles") for name, service in every.items() if name.startswith("worker")] == [
+        None,
+        ["gpu1"],
+        ["gpu2"],
+        ["gpu3"],
+    ]
 
 
 def test_the_published_port_and_the_images_can_be_chosen() -> None:
@@ -136,11 +165,8 @@ def test_the_gateway_in_a_container_is_given_keys_or_the_word_that_it_needs() ->
 
 
 def test_the_worker_is_given_longer_to_stop_than_it_takes() -> None:
-    text = (ROOT / "docker-compose.yml").read_text()
-    (grace_s,) = re.findall(r"REVERIE_GRACE_S: (\d+)", text)
-    worker = text[text.index("\n  worker:") : text.index("\n  gateway:")]
-    (stop_s,) = re.findall(r"stop_grace_period: (\d+)s", worker)
-    assert int(stop_s) > int(grace_s) + 5
+    worker = services("docker-compose.yml")["worker"]
+    assert int(worker["stop_grace_period"].removesuffix("s")) > worker["environment"]["REVERIE_GRACE_S"] + 5
 
 
 def test_nothing_but_the_sources_goes_into_the_build() -> None:

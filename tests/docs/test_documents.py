@@ -46,7 +46,8 @@ def test_every_setting_that_a_document_names_is_read_by_a_process_or_by_compose(
     fields = {field for settings in (Settings, WorkerSettings, UpSettings) for field in settings.model_fields}
     fields |= {f"train_{field}" for field in TrainingConfiguration.model_fields}
     others = {"REVERIE_URL", "REVERIE_API_KEY"}  # of the command line alone
-    others |= set(re.findall(r"\$\{(REVERIE_[A-Z_]+)", text_of("docker-compose.yml")))
+    for file in ("docker-compose.yml", "docker/worker.yaml"):
+        others |= set(re.findall(r"\$\{(REVERIE_[A-Z_]+)", text_of(file)))
     named = set(re.findall(r"REVERIE_[A-Z_]+", text_of(document)))
     assert named - others - {f"REVERIE_{field.upper()}" for field in fields} - {"REVERIE_"} == set()
 

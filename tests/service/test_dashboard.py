@@ -8,6 +8,7 @@ from pathlib import Path
 import httpx
 import yaml  # type: ignore[import-untyped]
 
+from tests.docker.compose_files import services
 from tests.service.fake_worker import FakeWorker
 from worker.contract import EngineCounters
 
@@ -34,9 +35,9 @@ def test_every_metric_of_the_dashboard_is_exposed(
 
 
 def test_the_scrape_configuration_reaches_what_compose_starts() -> None:
-    compose = yaml.safe_load((DOCKER.parent / "docker-compose.yml").read_text())
+    compose = services("docker-compose.yml")
     gateway, worker = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"]
     assert gateway["static_configs"][0]["targets"] == ["gateway:8000"]
-    assert compose["services"]["gateway"]["ports"][0].endswith(":8000")
+    assert compose["gateway"]["ports"][0].endswith(":8000")
     (found,) = worker["dns_sd_configs"]
-    assert compose["services"][found["names"][0]]["environment"]["REVERIE_METRICS_PORT"] == found["port"]
+    assert compose[found["names"][0]]["environment"]["REVERIE_METRICS_PORT"] == found["port"]
