@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from service.catalogue import Reading
 from service.errors import FieldProblem, InvalidRequest, Unavailable
+from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
 from worker.contract import (
     MAX_SEED,
@@ -14,7 +15,6 @@ from worker.contract import (
     LabelCondition,
     ModelInfo,
     NoCondition,
-    SamplerName,
     SamplingRequest,
     Takes,
     TextCondition,
@@ -44,8 +44,6 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
         broken.append(FieldProblem("batch", f"need 1 <= batch <= {max_images}", body.batch))
     if body.seed is not None and body.seed + body.batch - 1 > MAX_SEED:
         broken.append(FieldProblem("seed", f"need seed + batch - 1 <= {MAX_SEED}", body.seed))
-    if body.eta is not None and body.sampler is not SamplerName.DDIM:
-        broken.append(FieldProblem("eta", f"goes with sampler ddim only, not {body.sampler.value}", body.eta))
     if body.guidance_scale not in (None, 1.0) and body.class_label is None and body.prompt is None:
         rule = "needs a class_label or a prompt to guide towards"
         broken.append(FieldProblem("guidance_scale", rule, body.guidance_scale))
@@ -63,6 +61,7 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
     class_label = None
     if model is not None:
         broken += _broken_by_model(body, model)
+        broken += broken_by_sampler(body, model)
         try:
             class_label = _label_index(body.class_label, model)
         except InvalidRequest as error:
@@ -81,9 +80,10 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
         seed=seed,
         steps=body.steps,
         batch=body.batch,
-        sampler=body.sampler,
+        sampler=sampler_of(body, model),
         eta=body.eta or 0.0,
         spacing=body.spacing,
+        karras=karras_of(body, model),
         condition=_condition(body, class_label),
         guidance=Guidance(scale=_guidance_scale(body)),
         format=body.format,
@@ -115,7 +115,7 @@ def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProbl
     if body.steps > model.num_train_timesteps:
         rule = f"need steps <= {model.num_train_timesteps}, the training timesteps of {model.name}"
         broken.append(FieldProblem("steps", rule, body.steps))
-    if body.sampler not in model.samplers:
+    if body.sampler is not None and body.sampler not in model.samplers:
         rule = f"{model.name} can be sampled by {_listed(s.value for s in model.samplers)}"
         broken.append(FieldProblem("sampler", rule, body.sampler.value))
     return broken

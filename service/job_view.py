@@ -84,7 +84,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         else None
     )
     bound = outcome or snapshot
-    done = request.steps if state is JobState.SUCCEEDED else snapshot.step if snapshot else 0
+    done = request.calls if state is JobState.SUCCEEDED else snapshot.step if snapshot else 0
     waiting = state is JobState.QUEUED
     if waiting and turn is None:
         turn = Turn(0, None)  # a worker has popped it and not begun: nothing is ahead of it
@@ -102,6 +102,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         sampler=request.sampler,
         eta=request.eta,
         spacing=request.spacing,
+        karras=request.karras,
         class_label=request.condition.label if isinstance(request.condition, LabelCondition) else None,
         prompt=request.condition.prompt if isinstance(request.condition, TextCondition) else None,
         negative_prompt=request.condition.negative_prompt if isinstance(request.condition, TextCondition) else None,
@@ -114,7 +115,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         expires_at=_expiry(record) if state.is_terminal else None,
         position=turn.position if turn and waiting else None,
         estimated_wait_s=round(turn.wait_s, 1) if turn and waiting and turn.wait_s is not None else None,
-        progress=Progress(step=done, steps=request.steps),
+        progress=Progress(step=done, steps=request.calls),
         images=_images(job.id, outcome),
         warnings=outcome.warnings if outcome else [],
         error=_error(record) if state is JobState.FAILED else None,

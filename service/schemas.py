@@ -4,9 +4,10 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from worker.contract import (
+    KARRAS_SAMPLERS,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_STEPS,
@@ -43,7 +44,9 @@ class GenerateRequest(BaseModel):
     seed: StrictInt | None = Field(
         default=None, ge=0, le=MAX_SEED, description="Absent: the gateway draws one and the job tells it."
     )
-    steps: StrictInt = Field(ge=1, le=MAX_STEPS, description="How many times the U-Net runs for each image.")
+    steps: StrictInt = Field(
+        ge=1, le=MAX_STEPS, description="How many times the U-Net runs for each image; once more with sampler plms."
+    )
     batch: StrictInt = Field(ge=1, description="How many images.")
     model: StrictStr | None = Field(
         default=None, pattern=MODEL_NAME_PATTERN, description="Absent: the default model, see /models."
@@ -51,11 +54,18 @@ class GenerateRequest(BaseModel):
     version: StrictStr | None = Field(
         default=None, pattern=VERSION_PATTERN, description="Absent: the version that is current when the job starts."
     )
-    sampler: SamplerName = SamplerName.DDIM
+    sampler: SamplerName | None = Field(
+        default=None, description="How noise becomes an image. Absent: the one that the model ships with, see /models."
+    )
     eta: Float | None = Field(
         default=None, ge=0, le=1, description="Noise of each DDIM step: 0 is deterministic, 1 is like DDPM. DDIM only."
     )
     spacing: Spacing | None = Field(default=None, description="Absent: as the model was configured.")
+    karras: StrictBool | None = Field(
+        default=None,
+        description=f"Karras' noise levels, for {', '.join(sorted(KARRAS_SAMPLERS))}. "
+        "Absent: as the model was configured.",
+    )
     class_label: StrictInt | StrictStr | None = Field(
         default=None, description="A label's index or its name, see /models. Absent: without a condition."
     )
@@ -131,6 +141,7 @@ class Job(BaseModel):
     sampler: SamplerName
     eta: float
     spacing: Spacing | None
+    karras: bool
     class_label: int | None
     label: str | None = Field(description="The name of `class_label`.")
     prompt: str | None

@@ -6,11 +6,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from diffusers import LCMScheduler
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from worker.diffusion import PlanError, Spacing, inference_timesteps
-from worker.diffusion.spacing import dpm_solver_timesteps
+from worker.diffusion.spacing import dpm_solver_timesteps, lcm_timesteps
 
 
 def assert_lawful(timesteps: Sequence[int], num_train_timesteps: int, num_inference_steps: int) -> None:
@@ -29,7 +30,16 @@ def test_every_step_count_gives_exactly_that_many_falling_timesteps_in_range(spa
 
 def test_dpm_solver_timesteps_are_lawful_for_every_step_count() -> None:
     for steps in range(1, 1001):
-        assert_lawful(dpm_solver_timesteps(1000, steps), 1000, steps)
+        for spacing in Spacing:
+            assert_lawful(dpm_solver_timesteps(spacing, 1000, steps, steps_offset=1), 1000, steps)
+
+
+def test_the_timesteps_of_a_consistency_model_are_those_of_diffusers() -> None:
+    theirs = LCMScheduler()
+    for original_steps in (50, 37):
+        for steps in range(1, original_steps + 1):
+            theirs.set_timesteps(steps, original_inference_steps=original_steps)
+            assert tuple(theirs.timesteps.tolist()) == lcm_timesteps(1000, steps, original_steps)
 
 
 @settings(deadline=None, max_examples=200)
@@ -42,7 +52,9 @@ def test_the_laws_hold_for_any_number_of_training_timesteps(data: st.DataObject)
         assert_lawful(
             inference_timesteps(spacing, num_train_timesteps, steps, steps_offset=offset), num_train_timesteps, steps
         )
-    assert_lawful(dpm_solver_timesteps(num_train_timesteps, steps), num_train_timesteps, steps)
+        assert_lawful(
+            dpm_solver_timesteps(spacing, num_train_timesteps, steps, steps_offset=offset), num_train_timesteps, steps
+        )
 
 
 def test_examples_of_each_spacing() -> None:
@@ -54,7 +66,7 @@ def test_examples_of_each_spacing() -> None:
     assert inference_timesteps("leading", 1000, 1000, steps_offset=1) == tuple(range(999, -1, -1))
     assert inference_timesteps("leading", 1000, 300)[0] == 897
     assert inference_timesteps("linspace", 1000, 1) == inference_timesteps("trailing", 1000, 1) == (999,)
-    assert dpm_solver_timesteps(1000, 10) == (999, 899, 799, 699, 599, 500, 400, 300, 200, 100)
+    assert dpm_solver_timesteps("linspace", 1000, 10) == (999, 899, 799, 699, 599, 500, 400, 300, 200, 100)
 
 
 @pytest.mark.parametrize(
@@ -76,12 +88,17 @@ def test_examples_of_each_spacing() -> None:
             lambda n, i: Fraction((n - i) * 1000, n) - 1,
         ),
         (
-            lambda n: dpm_solver_timesteps(1000, n),
+            lambda n: dpm_solver_timesteps("linspace", 1000, n),
             lambda n: np.linspace(0, 999, n + 1).round()[::-1][:-1],
             lambda n, i: Fraction((n - i) * 999, n),
         ),
+        (
+            lambda n: dpm_solver_timesteps("leading", 1000, n, steps_offset=1),
+            lambda n: (np.arange(n + 1) * (1000 // (n + 1)))[::-1][:-1] + (0 if n == 999 else 1),
+            lambda n, i: Fraction((n - i) * (1000 // (n + 1))),
+        ),
     ],
-    ids=["leading", "linspace", "trailing", "dpm_solver"],
+    ids=["leading", "linspace", "trailing", "dpm_solver", "dpm_solver_leading"],
 )
 def test_timesteps_are_those_of_diffusers_except_where_a_half_is_rounded(
     ours: Callable[[int], tuple[int, ...]],
@@ -101,7 +118,7 @@ def test_a_step_count_out_of_range_is_refused(steps: int) -> None:
     with pytest.raises(PlanError, match=f"need 1 <= num_inference_steps <= 1000, got {steps}"):
         inference_timesteps("leading", 1000, steps)
     with pytest.raises(PlanError, match=f"need 1 <= num_inference_steps <= 1000, got {steps}"):
-        dpm_solver_timesteps(1000, steps)
+        dpm_solver_timesteps("linspace", 1000, steps)
 
 
 def test_other_bad_values_are_refused() -> None:

@@ -61,17 +61,31 @@ def test_a_row_is_bitwise_the_same_alone_and_among_any_others(
     chains = data.draw(st.lists(plans(), min_size=1, max_size=9))
     steps = [data.draw(st.integers(0, len(chain) - 1)) for chain in chains]
     seeds = torch.arange(len(chains)) + data.draw(st.integers(0, 2**53 - 100))
-    x_t, output, previous, z = (step_noise(seeds, torch.full_like(seeds, draw), shape) for draw in range(4))
+    x_t, output, previous, z, *earlier = (step_noise(seeds, torch.full_like(seeds, draw), shape) for draw in range(7))
     output[:, 0, 0, 0] = -0.0
     x_t[:, 0, 0, 0] = -0.0
     coefficients = torch.stack([chain.coefficients[step] for chain, step in zip(chains, steps, strict=True)])
 
-    together = apply_update(x_t, output, previous, z, coefficients, clip)
-    backwards = apply_update(x_t.flip(0), output.flip(0), previous.flip(0), z.flip(0), coefficients.flip(0), clip)
+    together = apply_update(x_t, output, previous, z, coefficients, clip, earlier)
+    backwards = apply_update(
+        x_t.flip(0),
+        output.flip(0),
+        previous.flip(0),
+        z.flip(0),
+        coefficients.flip(0),
+        clip,
+        [tensor.flip(0) for tensor in earlier],
+    )
     for i, (chain, step) in enumerate(zip(chains, steps, strict=True)):
         row = slice(i, i + 1)
         alone = apply_update(
-            x_t[row], output[row], previous[row], z[row] if chain.is_noisy[step] else None, coefficients[row], clip
+            x_t[row],
+            output[row],
+            previous[row] if chain.reads_history(step) else None,
+            z[row] if chain.is_noisy[step] else None,
+            coefficients[row],
+            clip,
+            [tensor[row] for tensor in earlier] if chain.earlier_outputs[step] else (),
         )
         for one, many, turned in zip(alone, together, backwards, strict=True):
             assert torch.equal(bits(one), bits(many[row]))
@@ -81,8 +95,9 @@ def test_a_row_is_bitwise_the_same_alone_and_among_any_others(
 def batched(chains: list[SamplerPlan], seeds: Tensor, shape: tuple[int, int, int], clip: Clip) -> dict[int, Tensor]:
     """Run chains of any length side by side, each leaving when it ends, with a model that sees its timestep."""
     ends: dict[int, Tensor] = {}
-    x = initial_noise(seeds, shape)
+    x = initial_noise(seeds, shape) * torch.tensor([chain.initial_scale for chain in chains]).view(-1, 1, 1, 1)
     x_0 = torch.zeros_like(x)
+    earlier = [torch.full_like(x, torch.nan)] * 3
     for step in range(max(map(len, chains))):
         rows = [i for i, chain in enumerate(chains) if step < len(chain)]
         timesteps = torch.tensor([chains[i].timesteps[step] for i in rows]).view(-1, 1, 1, 1)
@@ -90,7 +105,14 @@ def batched(chains: list[SamplerPlan], seeds: Tensor, shape: tuple[int, int, int
         noisy = any(chains[i].is_noisy[step] for i in rows)
         z = step_noise(seeds[rows], torch.full((len(rows),), step), shape) if noisy else None
         output = x[rows] * (timesteps / 1000) - 0.1
-        x[rows], x_0[rows] = apply_update(x[rows], output, x_0[rows], z, coefficients, clip)
+        before = [tensor[rows] for tensor in earlier] if any(chains[i].earlier_outputs[step] for i in rows) else ()
+        x[rows], x_0[rows] = apply_update(x[rows], output, x_0[rows], z, coefficients, clip, before)
+        for i, kept in zip(rows, output, strict=True):
+            if chains[i].keeps_output[step]:
+                shifted = [kept, *(tensor[i] for tensor in earlier[:2])]
+                earlier = [
+                    tensor.clone().index_put((torch.tensor(i),), m) for tensor, m in zip(earlier, shifted, strict=True)
+                ]
         ends |= {i: x[i].clone() for i in rows if step == len(chains[i]) - 1}
     return ends
 

@@ -72,6 +72,26 @@ def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWo
     assert (shown["class_label"], shown["label"]) == (2, "two")
 
 
+def test_a_request_that_names_no_sampler_gets_the_one_that_the_version_ships_with(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    (shipped,) = DIGITS.versions
+    older = shipped.model_copy(update={"version": "000000001-3f2a9c1b", "sampler": SamplerName.PLMS})
+    newer = shipped.model_copy(update={"sampler": SamplerName.EULER, "karras": True})
+    worker.announce(models=(DIGITS.model_copy(update={"name": "shipped", "versions": [older, newer]}),))
+    http, body = start_gateway(), {"model": "shipped", "steps": 5, "batch": 1, "seed": 1}
+
+    shown = http.post("/generate", json=body).json()
+    assert (shown["sampler"], shown["karras"], shown["progress"]["steps"]) == ("euler", True, 5)
+    assert http.post("/generate", json={**body, "karras": False}).json()["karras"] is False
+    # Karras' noise levels come along to a sampler that can walk them.
+    others = [http.post("/generate", json={**body, "sampler": name}).json() for name in ("dpmpp_2m", "ddim")]
+    assert [(job["sampler"], job["karras"]) for job in others] == [("dpmpp_2m", True), ("ddim", False)]
+    # PLMS calls the network once more than it steps.
+    shown = http.post("/generate", json={**body, "version": older.version}).json()
+    assert (shown["sampler"], shown["steps"], shown["progress"]["steps"]) == ("plms", 5, 6)
+
+
 def test_the_worker_gets_prompt_negative_prompt_and_guidance(http: httpx.Client, worker: FakeWorker) -> None:
     asked = {"steps": 20, "batch": 1, "model": "emoji", "prompt": "a cat\u200d 🐱 ", "negative_prompt": "blurry"}
     shown = http.post("/generate", json=asked).json()

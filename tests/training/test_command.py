@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMPipeline
+from diffusers import DDIMPipeline
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -86,7 +86,7 @@ def test_a_version_has_a_card_with_its_scores_and_samples(store: ModelStore) -> 
 
 def test_diffusers_opens_what_is_published(store: ModelStore) -> None:
     checkpoint = store.checkpoint("digits")
-    pipeline = DDPMPipeline.from_pretrained(checkpoint.path, use_safetensors=True)
+    pipeline = DDIMPipeline.from_pretrained(checkpoint.path, use_safetensors=True)
     assert pipeline.unet.config.num_class_embeds == 11
     ours = NoiseSchedule.linear()
     torch.testing.assert_close(pipeline.scheduler.alphas_cumprod.double(), ours.alphas_cumprod, rtol=1e-4, atol=0)
@@ -99,7 +99,7 @@ def test_the_golden_output_is_computed_again_from_the_published_files(store: Mod
     golden = checkpoint.manifest.golden
     assert isinstance(golden, GoldenOutput)
     assert golden.class_labels is not None
-    unet = DDPMPipeline.from_pretrained(checkpoint.path, use_safetensors=True).unet
+    unet = DDIMPipeline.from_pretrained(checkpoint.path, use_safetensors=True).unet
     x_t, t = golden_inputs(golden.seed, golden.timesteps, (1, 8, 8))
     again = unet(x_t, t, class_labels=torch.tensor(golden.class_labels)).sample
     values = torch.frombuffer(bytearray(base64.b64decode(golden.values_base64)), dtype=torch.float32)

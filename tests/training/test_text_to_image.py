@@ -47,7 +47,7 @@ def test_the_manifest_names_the_components(opened: OpenedVersion) -> None:
         "unet": "UNet2DConditionModel",
         "text_encoder": "CLIPTextModel",
         "tokenizer": "CLIPTokenizer",
-        "scheduler": "DDPMScheduler",
+        "scheduler": "DDIMScheduler",
     }
     assert "vae" in manifest.absent
     assert manifest.recipe.settings["prediction"] == "v_prediction"

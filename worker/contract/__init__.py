@@ -14,6 +14,7 @@ from worker.contract.keys import (
 from worker.contract.message import Message
 from worker.contract.names import (
     FUNCTION_NAME,
+    KARRAS_SAMPLERS,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_STEPS,
@@ -42,6 +43,7 @@ __all__ = [
     "CATALOGUE_KEY",
     "CATALOGUE_TTL_S",
     "FUNCTION_NAME",
+    "KARRAS_SAMPLERS",
     "MAX_PROMPT_CHARACTERS",
     "MAX_SEED",
     "MAX_STEPS",

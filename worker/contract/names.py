@@ -34,6 +34,22 @@ class SamplerName(StrEnum):
     """Ancestral sampling with variance beta (fixed-large). Ho et al. 2020."""
     DPMPP_2M = "dpmpp_2m"
     """DPM-Solver++ 2M. Lu et al. 2022."""
+    DPMPP_2M_SDE = "dpmpp_2m_sde"
+    """Its stochastic form."""
+    EULER = "euler"
+    """Euler's method in sigma. Karras et al. 2022."""
+    EULER_ANCESTRAL = "euler_ancestral"
+    """The same with fresh noise in each step."""
+    PLMS = "plms"
+    """Pseudo linear multistep, as Stable Diffusion 1 ships it: N + 1 calls of the network. Liu et al. 2022."""
+    LCM = "lcm"
+    """For models distilled to a few steps. Luo et al. 2023."""
+
+
+KARRAS_SAMPLERS = frozenset(
+    {SamplerName.EULER, SamplerName.EULER_ANCESTRAL, SamplerName.DPMPP_2M, SamplerName.DPMPP_2M_SDE}
+)
+"""Those that can walk Karras' noise levels."""
 
 
 class Spacing(StrEnum):

@@ -64,6 +64,8 @@ class SamplingRequest(Message):
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     spacing: Spacing | None = None
     """None: as the model's scheduler configuration says."""
+    karras: bool = False
+    """Karras' noise levels, for the samplers that can walk them."""
     condition: Condition = NoCondition()
     guidance: Guidance = Guidance()
     format: ImageFormat = ImageFormat.PNG
@@ -88,6 +90,11 @@ class SamplingRequest(Message):
         return self.batch * (2 if guided else 1)
 
     @property
+    def calls(self) -> int:
+        """How often the network is called for each image: PLMS makes its first step twice."""
+        return self.steps + (self.sampler == SamplerName.PLMS and self.steps > 1)
+
+    @property
     def row_steps(self) -> int:
-        """The request's work: network rows of all its steps."""
-        return self.rows * self.steps
+        """The request's work: network rows of all its calls."""
+        return self.rows * self.calls

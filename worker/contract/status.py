@@ -17,6 +17,10 @@ class VersionInfo(Message):
     created_at: datetime
     weights_sha256: str
     metrics: dict[str, float] = Field(default_factory=dict)
+    sampler: SamplerName = SamplerName.DDIM
+    """The one that it ships with, which a request gets that names none."""
+    karras: bool = False
+    """Whether it ships with Karras' noise levels."""
 
 
 class ModelInfo(Message):

@@ -8,14 +8,20 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from worker.contract.names import SamplerName, Spacing
+from worker.contract.names import KARRAS_SAMPLERS, SamplerName, Spacing
+from worker.diffusion import sampler_terms
 from worker.diffusion.errors import PlanError
+from worker.diffusion.noise_levels import NoiseLevels, dpm_solver_levels, euler_levels, levels_at
 from worker.diffusion.noise_schedule import NoiseSchedule
-from worker.diffusion.prediction import PredictionType, check_prediction, output_conversion
-from worker.diffusion.spacing import dpm_solver_timesteps, inference_timesteps
-from worker.diffusion.update import Column
+from worker.diffusion.prediction import OutputConversion, PredictionType, check_prediction, output_conversion
+from worker.diffusion.sampler_terms import PLMS_WEIGHTS, Terms
+from worker.diffusion.spacing import check_steps, inference_timesteps, lcm_timesteps
+from worker.diffusion.update import EARLIER_OUTPUTS, Column
 
 _E = TypeVar("_E", bound=StrEnum)
+
+NEVER_CLIPPED = frozenset({SamplerName.EULER, SamplerName.EULER_ANCESTRAL, SamplerName.PLMS})
+"""Samplers that read the network's output as it is, and never x_0 kept in range."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,17 +29,23 @@ class SamplerPlan:
     """A whole chain, as data. Step i runs the model at `timesteps[i]` and applies row i of `coefficients`.
 
     Attributes:
-        timesteps: N, strictly decreasing, in [0, T); they may lie between two training timesteps.
-        coefficients: [N, 7] float32 on the CPU, columns as in `worker.diffusion.update.Column`.
-        is_noisy: N, whether the step reads z. Never true of the last.
+        timesteps: of each step, not rising, in [0, T); float32, they may lie between two training timesteps.
+        alpha_bar: of x_t at the begin of each step, which need not be that of a training timestep.
+        coefficients: [steps, 10] float32 on the CPU, columns as in `worker.diffusion.update.Column`.
+        is_noisy: whether the step reads z.
+        keeps_output: whether a later step reads the network's output of this one.
+        initial_scale: x_T is so many times standard normal.
     """
 
     timesteps: tuple[float, ...]
+    alpha_bar: tuple[float, ...]
     coefficients: Tensor
     is_noisy: tuple[bool, ...]
+    keeps_output: tuple[bool, ...]
+    initial_scale: float = 1.0
 
     def __len__(self) -> int:
-        """N, the number of steps."""
+        """How often the network is called."""
         return len(self.timesteps)
 
     @cached_property
@@ -46,6 +58,17 @@ class SamplerPlan:
         """Whether the step reads the x_0 of the one before it."""
         return self.numbers[step][Column.X_0_PREVIOUS] != 0
 
+    @cached_property
+    def earlier_outputs(self) -> tuple[int, ...]:
+        """How many earlier outputs each step must have at hand, so that it and those after it find what they read."""
+        counts, needed = [], 0
+        for step in reversed(range(len(self))):
+            weights = self.numbers[step][Column.OUTPUT_1 :]
+            read = max((place + 1 for place, weight in enumerate(weights) if weight != 0), default=0)
+            needed = max(read, needed - self.keeps_output[step])
+            counts.append(needed)
+        return tuple(reversed(counts))
+
 
 def plan(
     sampler: SamplerName | str,
@@ -56,6 +79,12 @@ def plan(
     prediction_type: PredictionType | str = PredictionType.EPSILON,
     eta: float = 0.0,
     steps_offset: int = 0,
+    karras: bool = False,
+    set_alpha_to_one: bool = True,
+    final_sigma_zero: bool = True,
+    original_inference_steps: int = 50,
+    timestep_scaling: float = 10.0,
+    skipped_steps: int = 0,
 ) -> SamplerPlan:
     """Plan a chain of N steps.
 
@@ -63,10 +92,17 @@ def plan(
         sampler: which rule fills the table.
         schedule: the one that the model was trained with.
         num_inference_steps: N in 1..T.
-        spacing: None means leading, for DPM-Solver++ its own timesteps; those are also its linspace.
+        spacing: None means leading, for DPM-Solver++ its own timesteps, which are its linspace. LCM has timesteps of
+            its own whatever is said here, and so has DPM-Solver++ with Karras' sigmas.
         prediction_type: what the model's output means.
         eta: noise of DDIM in [0, 1]: 0 none, 1 as much as DDPM. Other samplers take 0 only.
         steps_offset: as in `inference_timesteps`.
+        karras: Karras' spacing of sigma, for the Euler and DPM-Solver++ kinds; of the former it begins and ends where
+            the spacing does.
+        set_alpha_to_one: DDIM and PLMS end on the image itself; else at the noise of the first training timestep.
+        final_sigma_zero: the same of Euler and DPM-Solver++.
+        original_inference_steps, timestep_scaling: of an LCM's distillation.
+        skipped_steps: of the N, at the begin: the chain starts anew at the next one, from a noised image.
 
     Raises:
         PlanError: a value out of its range.
@@ -76,101 +112,140 @@ def plan(
     spacing = None if spacing is None else _member(Spacing, spacing, "spacing")
     prediction_type = _member(PredictionType, prediction_type, "prediction_type")
     check_prediction(schedule, prediction_type)
+    _check(sampler, eta, karras=karras)
+    check_steps(schedule.num_train_timesteps, num_inference_steps)
+    if not 0 <= skipped_steps < num_inference_steps:
+        raise PlanError(f"need 0 <= skipped_steps < {num_inference_steps}, got {skipped_steps}")
+    if skipped_steps and sampler == SamplerName.PLMS:
+        raise PlanError("need another sampler than plms to begin at an image: its chain can't be entered in the middle")
+
+    N, T = num_inference_steps, schedule.num_train_timesteps
+    leading = spacing or Spacing.LEADING
+    match sampler:
+        case SamplerName.EULER | SamplerName.EULER_ANCESTRAL:
+            levels = euler_levels(schedule, leading, N, steps_offset, karras=karras)
+        case SamplerName.DPMPP_2M | SamplerName.DPMPP_2M_SDE:
+            levels = dpm_solver_levels(schedule, spacing or Spacing.LINSPACE, N, steps_offset, karras=karras)
+        case SamplerName.LCM:
+            levels = levels_at(schedule, lcm_timesteps(T, N, original_inference_steps))
+        case _:
+            levels = levels_at(schedule, inference_timesteps(leading, T, N, steps_offset))
+    initial_scale = _initial_scale(sampler, leading, levels) if not skipped_steps else 1.0
+    levels = levels.at(list(range(skipped_steps, N)))
+
+    # What is next is the next entry of the list, and after the last one the clean image, or nearly so.
+    alpha_bar = levels.alpha_bar
+    ends_clean = {
+        SamplerName.DDIM: set_alpha_to_one,
+        SamplerName.PLMS: set_alpha_to_one,
+        SamplerName.EULER: final_sigma_zero,
+        SamplerName.DPMPP_2M: final_sigma_zero,
+        SamplerName.DPMPP_2M_SDE: final_sigma_zero,
+    }.get(sampler, True)
+    final = alpha_bar.new_ones(1) if ends_clean else schedule.alphas_cumprod[:1]
+    alpha_bar_prev = torch.cat([alpha_bar[1:], final])
+    terms = _terms(sampler, levels, alpha_bar_prev, eta, N, timestep_scaling)
+    table = _table(terms, output_conversion(prediction_type, alpha_bar), clipped=sampler not in NEVER_CLIPPED)
+    keeps_output = [False] * len(levels)
+    if sampler == SamplerName.PLMS:
+        table, levels, keeps_output = _plms(table, levels)
+    coefficients = table.to(torch.float32)
+    return SamplerPlan(
+        timesteps=levels.timesteps,
+        alpha_bar=tuple(levels.alpha_bar.tolist()),
+        coefficients=coefficients,
+        is_noisy=tuple(bool(s != 0) for s in coefficients[:, Column.Z]),
+        keeps_output=tuple(keeps_output),
+        initial_scale=initial_scale,
+    )
+
+
+def _check(sampler: SamplerName, eta: float, *, karras: bool) -> None:
     if not 0 <= eta <= 1:
         raise PlanError(f"need 0 <= eta <= 1, got {eta}")
     if eta != 0 and sampler != SamplerName.DDIM:
         raise PlanError(f"need eta = 0 with sampler {sampler.value}, got {eta}: eta is the noise of ddim")
+    if karras and sampler not in KARRAS_SAMPLERS:
+        known = ", ".join(name.value for name in SamplerName if name in KARRAS_SAMPLERS)
+        raise PlanError(f"need a sampler of {known} with karras, got {sampler.value}")
 
-    if sampler == SamplerName.DPMPP_2M and spacing in (None, Spacing.LINSPACE):
-        timesteps = dpm_solver_timesteps(schedule.num_train_timesteps, num_inference_steps)
-    else:
-        timesteps = inference_timesteps(
-            spacing or Spacing.LEADING, schedule.num_train_timesteps, num_inference_steps, steps_offset
-        )
 
-    alpha_bar = schedule.alphas_cumprod[list(timesteps)]
-    # What is next is the next entry of the list, and after the last one the clean image.
-    alpha_bar_prev = torch.cat([alpha_bar[1:], alpha_bar.new_ones(1)])
+def _terms(
+    sampler: SamplerName,
+    levels: NoiseLevels,
+    alpha_bar_prev: Tensor,
+    eta: float,
+    num_inference_steps: int,
+    timestep_scaling: float,
+) -> Terms:
+    alpha_bar = levels.alpha_bar
     match sampler:
         case SamplerName.DDIM:
-            terms = _ddim(alpha_bar, alpha_bar_prev, eta)
+            return sampler_terms.ddim(alpha_bar, alpha_bar_prev, eta)
+        case SamplerName.EULER | SamplerName.PLMS:
+            return sampler_terms.ddim(alpha_bar, alpha_bar_prev, 0.0)
+        case SamplerName.EULER_ANCESTRAL:
+            return sampler_terms.ddim(alpha_bar, alpha_bar_prev, 1.0)
         case SamplerName.DDPM:
-            terms = _ddpm(alpha_bar, alpha_bar_prev, large=False)
+            return sampler_terms.ddpm(alpha_bar, alpha_bar_prev, large=False)
         case SamplerName.DDPM_LARGE:
-            terms = _ddpm(alpha_bar, alpha_bar_prev, large=True)
+            return sampler_terms.ddpm(alpha_bar, alpha_bar_prev, large=True)
         case SamplerName.DPMPP_2M:
-            terms = _dpmpp_2m(alpha_bar, alpha_bar_prev)
+            return sampler_terms.dpmpp_2m(alpha_bar, alpha_bar_prev, num_inference_steps)
+        case SamplerName.DPMPP_2M_SDE:
+            return sampler_terms.dpmpp_2m_sde(alpha_bar, alpha_bar_prev, num_inference_steps)
+        case SamplerName.LCM:
+            timesteps = torch.tensor(levels.timesteps, dtype=torch.float64)
+            return sampler_terms.lcm(alpha_bar, alpha_bar_prev, timesteps, timestep_scaling)
 
-    conversion = output_conversion(prediction_type, alpha_bar)
-    table = alpha_bar.new_zeros(len(timesteps), len(Column))
+
+def _table(terms: Terms, conversion: OutputConversion, *, clipped: bool) -> Tensor:
+    """[N, columns] float64; without clipping the next x is one of x_t and the output alone."""
+    table = terms.a.new_zeros(len(terms.a), len(Column))
     table[:, Column.X_0_FROM_X_T] = conversion.x_0_from_x_t
     table[:, Column.X_0_FROM_OUTPUT] = conversion.x_0_from_output
     # d eps with eps linear in x_t and the output: its two parts join the terms of those.
     table[:, Column.X_T] = terms.a + terms.d * conversion.eps_from_x_t
-    table[:, Column.X_0] = terms.b
-    table[:, Column.X_0_PREVIOUS] = terms.c
     table[:, Column.OUTPUT] = terms.d * conversion.eps_from_output
+    if clipped:
+        table[:, Column.X_0] = terms.b
+    else:
+        table[:, Column.X_T] += terms.b * conversion.x_0_from_x_t
+        table[:, Column.OUTPUT] += terms.b * conversion.x_0_from_output
+    table[:, Column.X_0_PREVIOUS] = terms.c
     table[:, Column.Z] = terms.s
-    coefficients = table.to(torch.float32)
-    is_noisy = tuple(bool(s != 0) for s in coefficients[:, Column.Z])
-    return SamplerPlan(timesteps, coefficients, is_noisy)
+    return table
 
 
-@dataclass(frozen=True, slots=True)
-class _Terms:
-    """x_next = a x_t + b x_0 + c x_0_previous + d eps + s z; each [N] float64."""
+def _plms(table: Tensor, levels: NoiseLevels) -> tuple[Tensor, NoiseLevels, list[bool]]:
+    """Pseudo linear multistep (Liu et al. 2022) as Stable Diffusion has it: a DDIM step by a mean of several outputs.
 
-    a: Tensor
-    b: Tensor
-    c: Tensor
-    d: Tensor
-    s: Tensor
-
-
-def _ddim(alpha_bar: Tensor, alpha_bar_prev: Tensor, eta: float) -> _Terms:
-    """DDIM (Song et al. 2021), eqs. 12 and 16. eps is the model's own, also where x_0 was clipped."""
-    zero = torch.zeros_like(alpha_bar)
-    variance = eta**2 * (1 - alpha_bar_prev) / (1 - alpha_bar) * (1 - alpha_bar / alpha_bar_prev)
-    return _Terms(
-        a=zero,
-        b=alpha_bar_prev.sqrt(),
-        c=zero,
-        # clamp: rounding may leave -1e-17 at eta = 1
-        d=(1 - alpha_bar_prev - variance).clamp(min=0).sqrt(),
-        s=variance.sqrt(),
-    )
-
-
-def _ddpm(alpha_bar: Tensor, alpha_bar_prev: Tensor, *, large: bool) -> _Terms:
-    """The posterior q(x_next | x_t, x_0). DDPM (Ho et al. 2020), eq. 7, over the timesteps that are walked."""
-    zero = torch.zeros_like(alpha_bar)
-    alpha = alpha_bar / alpha_bar_prev
-    beta = 1 - alpha
-    variance = beta if large else beta * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    return _Terms(
-        a=alpha.sqrt() * (1 - alpha_bar_prev) / (1 - alpha_bar),
-        b=alpha_bar_prev.sqrt() * beta / (1 - alpha_bar),
-        c=zero,
-        d=zero,
-        # the last step gives the image itself, whatever the variance and the timestep
-        s=torch.where(alpha_bar_prev == 1, zero, variance.sqrt()),
-    )
+    Of N >= 2 steps N + 1 calls: the first step is made twice, the second time by the mean of the outputs at its two
+    ends, and what the network said there is not kept.
+    """
+    N = len(levels)
+    places = [0, *range(1, min(N, 2)), *range(1, N)]  # 0, 1, 1, 2, ...
+    called, levels = table[places], levels.at(places)
+    for call, place in enumerate(places):
+        behind = max(0, call - 1)  # outputs that are kept by then
+        weights = PLMS_WEIGHTS[min(behind, len(PLMS_WEIGHTS) - 1)]
+        output = float(table[place, Column.OUTPUT])
+        called[call, Column.OUTPUT] = weights[0] * output
+        for earlier in range(EARLIER_OUTPUTS):
+            called[call, Column.OUTPUT_1 + earlier] = weights[1 + earlier] * output
+    if N > 1:
+        # x came of the first output alone, weighted by `moved`; half of that is to be the second's.
+        moved = float(table[0, Column.OUTPUT])
+        called[1, Column.X_T], called[1, Column.OUTPUT], called[1, Column.OUTPUT_1] = 1.0, moved / 2, -moved / 2
+        called[1, Column.OUTPUT_2 :] = 0.0
+    return called, levels, [N > 1 and call != 1 for call in range(len(places))]
 
 
-def _dpmpp_2m(alpha_bar: Tensor, alpha_bar_prev: Tensor) -> _Terms:
-    """DPM-Solver++ 2M (Lu et al. 2022), algorithm 2; first order in the first step and in the last."""
-    zero = torch.zeros_like(alpha_bar)
-    alpha, sigma = alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-    alpha_next, sigma_next = alpha_bar_prev.sqrt(), (1 - alpha_bar_prev).sqrt()
-    a = sigma_next / sigma
-    first_order = alpha_next - sigma_next * alpha / sigma  # -alpha_next (e^{-h} - 1)
-
-    # h_i = lambda_{i+1} - lambda_i with lambda = log(alpha / sigma): -inf at alpha_bar = 0, inf at the clean image
-    log_snr = torch.log(alpha / sigma)
-    h = log_snr[1:] - log_snr[:-1]  # [N - 1], without the last step
-    correction = zero.clone()  # 1 / (2 r) with r = h_{i-1} / h_i
-    correction[1:-1] = h[1:] / (2 * h[:-1])
-    return _Terms(a=a, b=first_order * (1 + correction), c=-first_order * correction, d=zero, s=zero)
+def _initial_scale(sampler: SamplerName, spacing: Spacing, levels: NoiseLevels) -> float:
+    """diffusers' Euler begins at sigma times noise, which is less than what belongs to its first noise level."""
+    if sampler in (SamplerName.EULER, SamplerName.EULER_ANCESTRAL) and spacing != Spacing.LEADING:
+        return float((1 - levels.alpha_bar[0]).sqrt())
+    return 1.0
 
 
 def _member(kind: type[_E], value: str, what: str) -> _E:

@@ -36,7 +36,10 @@ class StepEnd:
         x_t: [N, C, H, W] float32, contiguous.
         outputs: [Q, C, H, W] float32, contiguous: the network's, one or two for each row.
         x_0_previous: [N, C, H, W], read where a row's c is not 0; None when that is nowhere.
-        coefficients: [N, 7] float32, see `worker.diffusion.update`.
+        earlier_outputs: three of [N, C, H, W], the newest first, each read where a row's weight of it is not 0; empty
+            when that is nowhere.
+        keeps_outputs: whether a later step of any row reads what the network says in this one.
+        coefficients: [N, 10] float32, see `worker.diffusion.update`.
         row_numbers: [N, 6] int64, by `RowColumn`.
         guidance_scales: [N] float32, w of classifier-free guidance.
         noisy, guided, finishing: places of the rows whose step adds noise, that are guided, whose image is made.
@@ -45,6 +48,8 @@ class StepEnd:
     x_t: Tensor
     outputs: Tensor
     x_0_previous: Tensor | None
+    earlier_outputs: tuple[Tensor, ...]
+    keeps_outputs: bool
     coefficients: Tensor
     row_numbers: Tensor
     guidance_scales: Tensor
@@ -61,12 +66,14 @@ class Stepped:
         x_t, x_0: [N, C, H, W] float32.
         finite: [N, parts] bool: whether each part of the new state holds numbers only.
         pixels: [F, H, W, C] uint8 of the rows whose image is made, in order; None when there is none.
+        outputs: [N, C, H, W] float32, the network's, guided where a row is; None where no row keeps them.
     """
 
     x_t: Tensor
     x_0: Tensor
     finite: Tensor
     pixels: Tensor | None
+    outputs: Tensor | None = None
 
 
 class EndStep(Protocol):
@@ -77,13 +84,17 @@ class EndStep(Protocol):
 
 def end_step(end: StepEnd, clip: Clip) -> Stepped:
     """In torch's operations, on any device."""
-    z = _noise(end)
-    x_next, x_0 = apply_update(end.x_t, _guided(end), end.x_0_previous, z, end.coefficients, clip)
+    z, outputs = _noise(end), _guided(end)
+    x_next, x_0 = apply_update(end.x_t, outputs, end.x_0_previous, z, end.coefficients, clip, end.earlier_outputs)
     # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
     finite = torch.isfinite(x_next).flatten(1).all(dim=1, keepdim=True)
     finishing = len(end.finishing)
     pixels = to_pixels(x_next if finishing == len(x_next) else x_next[end.finishing]) if finishing else None
-    return Stepped(x_next, x_0, finite, pixels)
+    kept = None
+    if end.keeps_outputs:
+        # The network may write its next outputs over these.
+        kept = outputs.clone() if outputs is end.outputs else outputs
+    return Stepped(x_next, x_0, finite, pixels, kept)
 
 
 def _guided(end: StepEnd) -> Tensor:

@@ -1,13 +1,15 @@
 """The one update rule that all samplers share: from x_t and the model's output to the next x.
 
     x_0    = p x_t + q m                                     then clipped or thresholded
-    x_next = a x_t + b x_0 + c x_0_previous + d m + s z
+    x_next = a x_t + b x_0 + d m + c x_0_previous + d_1 m_1 + d_2 m_2 + d_3 m_3 + s z
 
-m is the model's output, whatever it predicts; the sampler, the step and the prediction type are all in the numbers
-(p, q, a, b, c, d, s) of a row, so the rows of one batch may differ in each of them.
+m is the model's output, whatever it predicts, and m_1, m_2, m_3 are those of earlier steps that were kept, the newest
+first; the sampler, the step and the prediction type are all in the numbers of a row, so the rows of one batch may
+differ in each of them.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -27,6 +29,13 @@ class Column(IntEnum):
     X_0_PREVIOUS = 4
     OUTPUT = 5
     Z = 6
+    OUTPUT_1 = 7
+    OUTPUT_2 = 8
+    OUTPUT_3 = 9
+
+
+EARLIER_OUTPUTS = 3
+"""Most earlier outputs that a step reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,7 @@ def apply_update(
     z: Tensor | None,
     coefficients: Tensor,
     clip: Clip,
+    earlier_outputs: Sequence[Tensor] = (),
 ) -> tuple[Tensor, Tensor]:
     """One step of every row. Pure; a row's result is bitwise the same whatever the other rows are and however many.
 
@@ -94,8 +104,10 @@ def apply_update(
         x_0_previous: [N, C, H, W] the x_0 that this function returned a step ago; not read where a row's c is 0; None
             when that is so in every row.
         z: [N, C, H, W] standard normal, not read where a row's s is 0; None when that is so in every row.
-        coefficients: [N, 7], rows of `SamplerPlan.coefficients`.
+        coefficients: [N, 10], rows of `SamplerPlan.coefficients`.
         clip: applied to x_0.
+        earlier_outputs: m_1, m_2, m_3, [N, C, H, W] each, not read where a row's weight is 0; empty when that is so in
+            every row.
 
     Returns:
         x_next and x_0, both [N, C, H, W].
@@ -109,6 +121,9 @@ def apply_update(
     if x_0_previous is not None:
         c = weights[Column.X_0_PREVIOUS]
         x_next = torch.where(c == 0, x_next, x_next + c * x_0_previous)
+    for place, earlier in enumerate(earlier_outputs):
+        d = weights[Column.OUTPUT_1 + place]
+        x_next = torch.where(d == 0, x_next, x_next + d * earlier)
     if z is not None:
         s = weights[Column.Z]
         x_next = torch.where(s == 0, x_next, x_next + s * z)

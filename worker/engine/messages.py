@@ -26,6 +26,8 @@ class SavedImage:
         x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
         leg: which one it walks, from 0.
         entry: [C, H, W] float32, the result of the leg before; None in the first.
+        earlier_outputs: [C, H, W] float32 each, what the network said in earlier steps, the newest first, as far as
+            it is read again.
     """
 
     step: int
@@ -33,6 +35,7 @@ class SavedImage:
     x_0_previous: "NDArray[np.float32] | None"
     leg: int = 0
     entry: "NDArray[np.float32] | None" = None
+    earlier_outputs: "tuple[NDArray[np.float32], ...]" = ()
 
 
 @dataclass(frozen=True, slots=True)

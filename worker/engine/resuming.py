@@ -101,7 +101,8 @@ def _image_misfit(image: SavedImage, row: Trajectory) -> str | None:
     if not 0 <= image.step <= steps:
         return f"is at step {image.step} of {steps}"
     entered = row.legs[image.leg - 1].shape if image.leg else leg.shape
-    for x, shape in ((image.x_t, leg.shape), (image.x_0_previous, leg.shape), (image.entry, entered)):
+    states = [image.x_t, image.x_0_previous, *image.earlier_outputs]
+    for x, shape in (*((x, leg.shape) for x in states), (image.entry, entered)):
         if x is not None and (x.shape != shape or x.dtype != np.float32):
             return f"is {x.dtype} {list(x.shape)}, the model draws float32 {list(shape)}"
     if (image.leg > 0) != (image.entry is not None):
@@ -110,8 +111,10 @@ def _image_misfit(image: SavedImage, row: Trajectory) -> str | None:
         return f"is at step {image.step} and its state is missing"
     if image.step == 0 and image.leg == 0 and image.x_t is not None:
         return "is at step 0 and its state is there"
-    if 0 < image.step < steps and image.x_0_previous is None and leg.plan.reads_history(image.step):
-        return f"lacks the history that step {image.step} reads"
+    if 0 < image.step < steps:
+        lacks_x_0 = image.x_0_previous is None and leg.plan.reads_history(image.step)
+        if lacks_x_0 or len(image.earlier_outputs) != leg.plan.earlier_outputs[image.step]:
+            return f"lacks the history that step {image.step} reads"
     return None
 
 
@@ -129,8 +132,10 @@ def resume_row(row: Trajectory, image: SavedImage, upload: Upload) -> None:
     def on_device(x: NDArray[np.float32] | None) -> Tensor | None:
         return None if x is None else upload(x, row.model.device)
 
+    earlier_outputs = tuple(upload(x, row.model.device) for x in image.earlier_outputs)
     x_t, x_0_previous, entry = (on_device(x) for x in (image.x_t, image.x_0_previous, image.entry))
     if entry is not None:
         row.enter_leg(image.leg, entry)
     if image.step > 0:
         row.step, row.x_t, row.x_0_previous = image.step, x_t, x_0_previous
+        row.earlier_outputs = earlier_outputs

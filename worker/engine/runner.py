@@ -11,6 +11,7 @@ from torch import Tensor
 
 from worker.diffusion.noise import initial_noise
 from worker.diffusion.step_end import StepEnd, Stepped
+from worker.diffusion.update import EARLIER_OUTPUTS
 from worker.engine.step_numbers import StepNumbers, send_numbers
 from worker.engine.trajectory import BatchState, Leg, Trajectory
 from worker.networks.denoiser import use_output
@@ -39,9 +40,11 @@ class StepResult(Outcome):
 
     Attributes:
         state: of the rows after the step; x_0 of all of them.
+        outputs: [N, C, H, W], what the network said, guided; None where no row keeps it.
     """
 
     state: BatchState
+    outputs: Tensor | None = None
 
     @property
     def x_t(self) -> Tensor:
@@ -53,8 +56,10 @@ class StepResult(Outcome):
 
     def commit(self) -> None:
         """Move every row of the batch one step on."""
-        for place, (row, x_t, x_0) in enumerate(zip(self.rows, self.x_t.unbind(), self.x_0.unbind(), strict=True)):
-            row.advance(x_t, x_0, self.state, place)
+        outputs = [None] * len(self.rows) if self.outputs is None else self.outputs.unbind()
+        states = zip(self.rows, self.x_t.unbind(), self.x_0.unbind(), outputs, strict=True)
+        for place, (row, x_t, x_0, output) in enumerate(states):
+            row.advance(x_t, x_0, output, self.state, place)
 
 
 @torch.inference_mode()
@@ -74,17 +79,19 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     named = _named(rows) if before is None else before.named
     x_t = _states(rows, numbers, leg) if before is None else before.x_t
     history = _history(rows, x_t, before)
+    earlier, keeps = _earlier_outputs(rows, x_t), any(row.keeps_output for row in rows)
     inputs = NetworkInput(x_t[numbers.owners] if len(numbers.owners) else x_t, numbers.timesteps, named)
 
     def end(outputs: Tensor) -> Stepped:
         coefficients, scales = numbers.coefficients, numbers.guidance_scales
         places = {"noisy": numbers.noisy, "guided": numbers.guided, "finishing": numbers.finishing}
-        step_end = StepEnd(x_t, outputs, history, coefficients, numbers.row_numbers, scales, **places)
+        step_end = StepEnd(x_t, outputs, history, earlier, keeps, coefficients, numbers.row_numbers, scales, **places)
         return model.end_step(step_end, leg.network.chain.clip)
 
     stepped = use_output(leg.network.denoise, inputs, max_network_rows, end)
     pictured = [row for row in rows if row.finishes] if model.codec.in_step else []
-    return StepResult(rows, stepped.finite, stepped.pixels, pictured, BatchState(stepped.x_t, stepped.x_0, named))
+    state = BatchState(stepped.x_t, stepped.x_0, named)
+    return StepResult(rows, stepped.finite, stepped.pixels, pictured, state, stepped.outputs)
 
 
 def _unchanged_batch(rows: Sequence[Trajectory]) -> BatchState | None:
@@ -99,7 +106,8 @@ def _unchanged_batch(rows: Sequence[Trajectory]) -> BatchState | None:
 def _states(rows: Sequence[Trajectory], numbers: StepNumbers, leg: Leg) -> Tensor:
     """[N, C, H, W]: each row's x_t; x_T of the rows that begin."""
     if len(numbers.fresh_seeds):
-        fresh = iter(initial_noise(numbers.fresh_seeds, leg.shape, numbers.fresh_legs))
+        noise = initial_noise(numbers.fresh_seeds, leg.shape, numbers.fresh_legs)
+        fresh = iter(numbers.fresh_scales.view(-1, 1, 1, 1) * noise)
         return torch.stack([next(fresh) if row.x_t is None else row.x_t for row in rows])
     return torch.stack([row.x_t for row in rows if row.x_t is not None])
 
@@ -111,6 +119,18 @@ def _history(rows: Sequence[Trajectory], x_t: Tensor, before: BatchState | None)
     if before is not None:
         return before.x_0
     return torch.stack([x if row.x_0_previous is None else row.x_0_previous for row, x in zip(rows, x_t, strict=True)])
+
+
+def _earlier_outputs(rows: Sequence[Trajectory], x_t: Tensor) -> tuple[Tensor, ...]:
+    """Three of [N, C, H, W]: what the network said in earlier steps, where a row has it, anything elsewhere; none when
+    no row has any."""
+    if not any(row.earlier_outputs for row in rows):
+        return ()
+    kept = [
+        (*row.earlier_outputs, *[x] * (EARLIER_OUTPUTS - len(row.earlier_outputs)))
+        for row, x in zip(rows, x_t, strict=True)
+    ]
+    return tuple(torch.stack(outputs) for outputs in zip(*kept, strict=True))
 
 
 def _named(rows: Sequence[Trajectory]) -> Mapping[str, Tensor]:

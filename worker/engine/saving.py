@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.diffusion.noise import Shape
+from worker.diffusion.update import EARLIER_OUTPUTS
 from worker.engine.messages import Saved, SavedChain, SavedImage
 from worker.engine.readback import ReadBack, Transfer
 from worker.engine.request_state import RequestState
@@ -21,6 +22,8 @@ log = logging.getLogger(__name__)
 SHARE = 0.01
 """Most of the engine's time that saving may take."""
 BYTES_PER_NUMBER = 4
+
+OUTPUT_NAMES = tuple(f"output {place}" for place in range(1, EARLIER_OUTPUTS + 1))
 
 Place = tuple[int, str]
 """An image's number, and which of its tensors."""
@@ -44,7 +47,14 @@ class _Copy:
             arrays.update((place, row.copy()) for place, row in zip(places, tensor.numpy(), strict=True))
         model = self.request.model
         images = tuple(
-            SavedImage(step, arrays.get((i, "x_t")), arrays.get((i, "x_0_previous")), leg, arrays.get((i, "entry")))
+            SavedImage(
+                step,
+                arrays.get((i, "x_t")),
+                arrays.get((i, "x_0_previous")),
+                leg,
+                arrays.get((i, "entry")),
+                tuple(arrays[i, name] for name in OUTPUT_NAMES if (i, name) in arrays),
+            )
             for i, (leg, step) in enumerate(self.progress)
         )
         return SavedChain(model.name, model.version, model.weights_sha256, model.execution.dtype, images)
@@ -104,9 +114,9 @@ class ChainSaver:
 
 
 def largest_bytes(rows: Sequence[Trajectory]) -> int:
-    """Of a state in which every row has a history, and in a later leg what that was entered with."""
+    """Of a state in which every row has all of its history, and in a later leg what that was entered with."""
     legs = rows[0].legs
-    tensors = 2 if len(legs) == 1 else 3
+    tensors = (2 if len(legs) == 1 else 3) + max(max(leg.plan.earlier_outputs) for leg in legs)
     return len(rows) * tensors * max(int(np.prod(leg.shape)) for leg in legs) * BYTES_PER_NUMBER
 
 
@@ -125,4 +135,5 @@ def _copy(request: RequestState, read_back: ReadBack) -> _Copy:
 
 def _state(row: Trajectory) -> Mapping[str, Tensor | None]:
     # A leg's beginning follows from what it was entered with.
-    return {"x_t": row.x_t if row.step else None, "x_0_previous": row.x_0_previous, "entry": row.entry}
+    outputs = dict(zip(OUTPUT_NAMES, row.earlier_outputs, strict=False))
+    return {"x_t": row.x_t if row.step else None, "x_0_previous": row.x_0_previous, "entry": row.entry, **outputs}

@@ -14,18 +14,19 @@ from worker.engine.trajectory import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class StepNumbers:
-    """On the model's device, int64 but for the last three. A *place* counts the batch's N rows, a *network row* those
+    """On the model's device, int64 but for the last four. A *place* counts the batch's N rows, a *network row* those
     of the network.
 
     A guided row takes two network rows, neighbours: the unconditional one first.
 
     Attributes:
         fresh_seeds, fresh_legs: of the rows that begin at x_T, in order.
+        fresh_scales: float32; by how much the noise of those is multiplied.
         owners: place of the row that each network row belongs to; empty when each takes one.
         noisy, guided, finishing: places of the rows whose step adds noise, that are guided, whose image the step makes.
         row_numbers: [N, 6], by `RowColumn`.
         timesteps: float32, of each network row; float32 holds every training timestep exactly.
-        coefficients: [N, 7] float32, rows of `SamplerPlan.coefficients`.
+        coefficients: [N, 10] float32, rows of `SamplerPlan.coefficients`.
         guidance_scales: [N] float32.
     """
 
@@ -39,6 +40,7 @@ class StepNumbers:
     timesteps: Tensor
     coefficients: Tensor
     guidance_scales: Tensor
+    fresh_scales: Tensor
 
 
 def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumbers:
@@ -48,7 +50,7 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
     stops the caller until it is done.
     """
     fresh_seeds, fresh_legs, noisy, guided, finishing, owners, row_numbers = (array("q") for _ in range(7))
-    timesteps, coefficients, guidance_scales = (array("f") for _ in range(3))
+    timesteps, coefficients, guidance_scales, fresh_scales = (array("f") for _ in range(4))
     network_rows = 0
     for place, row in enumerate(rows):
         network_rows += row.cost
@@ -59,6 +61,7 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
         if row.x_t is None:
             fresh_seeds.append(row.seed)
             fresh_legs.append(row.leg_index)
+            fresh_scales.append(row.plan.initial_scale)
         if row.needs_noise:
             noisy.append(place)
         unconditional = image = -1
@@ -72,7 +75,7 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
     if not guided:
         owners = array("q")
     integers = [fresh_seeds, fresh_legs, owners, noisy, guided, finishing, row_numbers]
-    sent = iter(_send(integers, [timesteps, coefficients, guidance_scales], device))
+    sent = iter(_send(integers, [timesteps, coefficients, guidance_scales, fresh_scales], device))
     return StepNumbers(
         fresh_seeds=next(sent),
         fresh_legs=next(sent),
@@ -84,6 +87,7 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
         timesteps=next(sent),
         coefficients=next(sent).view(len(rows), len(Column)),
         guidance_scales=next(sent),
+        fresh_scales=next(sent),
     )
 
 

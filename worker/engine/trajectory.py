@@ -67,6 +67,8 @@ class Trajectory:
         step: steps of that leg behind it.
         x_t: [C, H, W] float32; None before the first step of the first leg.
         x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
+        earlier_outputs: [C, H, W] float32 each, what the network said in earlier steps, the newest first, as far as the
+            next step and those after it read it.
         entry: what the previous leg ended on, from which this one was entered; None in the first.
         batch, place: the batch whose memory the state lies in, and where; None when it has memory of its own.
         conditioning: the network's named inputs in this leg.
@@ -82,6 +84,7 @@ class Trajectory:
     step: int = field(init=False, default=0)
     x_t: Tensor | None = None
     x_0_previous: Tensor | None = None
+    earlier_outputs: tuple[Tensor, ...] = ()
     entry: Tensor | None = None
     batch: BatchState | None = None
     place: int = 0
@@ -147,7 +150,7 @@ class Trajectory:
 
     @property
     def coefficients(self) -> list[float]:
-        """The next step's seven numbers of the update rule."""
+        """The next step's numbers of the update rule."""
         return self.plan.numbers[self.step]
 
     @property
@@ -155,9 +158,22 @@ class Trajectory:
         """Whether the next step reads the last one's x_0."""
         return not self.leg_finished and self.plan.reads_history(self.step)
 
-    def advance(self, x_t: Tensor, x_0: Tensor, batch: BatchState, place: int) -> None:
-        """One more step is behind the image."""
+    @property
+    def keeps_output(self) -> bool:
+        """Whether a later step reads what the network says in the next one."""
+        return self.plan.keeps_output[self.step]
+
+    def advance(self, x_t: Tensor, x_0: Tensor, output: Tensor | None, batch: BatchState, place: int) -> None:
+        """One more step is behind the image.
+
+        Args:
+            output: what the network said, guided; None where no row of the batch keeps it.
+        """
+        if output is not None and self.keeps_output:
+            self.earlier_outputs = (output, *self.earlier_outputs)
         self.step += 1
+        needed = 0 if self.leg_finished else self.plan.earlier_outputs[self.step]
+        self.earlier_outputs = self.earlier_outputs[:needed]
         self.x_t = x_t
         self.x_0_previous = x_0 if self.needs_history else None
         self.batch, self.place = batch, place
@@ -167,7 +183,9 @@ class Trajectory:
         if self.batch is None:
             return
         x_t, x_0_previous = (None if x is None else x.clone() for x in (self.x_t, self.x_0_previous))
+        earlier_outputs = tuple(x.clone() for x in self.earlier_outputs)
         self.x_t, self.x_0_previous, self.batch = x_t, x_0_previous, None
+        self.earlier_outputs = earlier_outputs
 
     def enter_next_leg(self) -> None:
         """Begin the next leg from what this one ended on."""
@@ -183,4 +201,5 @@ class Trajectory:
         entry = leg.enter(result, self.seed)
         self._take_leg(leg_index)
         self.x_t, self.x_0_previous, self.entry, self.batch = entry.x_t, None, result, None
+        self.earlier_outputs = ()
         self.conditioning = leg.conditioning.extended(entry.named)

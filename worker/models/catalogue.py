@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 from worker.contract import ModelInfo, SamplerName, Takes, VersionInfo
 from worker.diffusion.prediction import PredictionType
-from worker.models.chain_config import read_chain_config
+from worker.models.chain_config import ChainConfig, read_chain_config
 from worker.models.errors import UnsupportedModel
 from worker.models.loaded_model import Execution
 from worker.store.errors import StoreError
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint, ModelStore
+from worker.store.pipeline_index import latent_pipeline_class
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +22,8 @@ class _Facts:
     """What is reported of one version. Versions never change, so each is read once."""
 
     manifest: Manifest
-    num_train_timesteps: int
-    prediction_type: str
+    chain: ChainConfig | None
+    """None of an unsupported configuration: what diffusers assumes is reported."""
 
 
 class Catalogue:
@@ -134,19 +135,19 @@ class Catalogue:
                 continue
             current = currents.get(model)
             shown = next((v for v in (offered.get(model), current) if v in readable), next(reversed(readable)))
-            manifest = readable[str(shown)].manifest
+            manifest, chain = readable[str(shown)].manifest, readable[str(shown)].chain
             execution = executions.get(model)
             models.append(
                 ModelInfo(
                     name=model,
                     version=offered.get(model),
-                    versions=[_version_info(fact.manifest) for fact in readable.values()],
+                    versions=[_version_info(fact) for fact in readable.values()],
                     labels=manifest.labels,
                     width=manifest.width,
                     height=manifest.height,
                     channels=manifest.channels,
-                    num_train_timesteps=readable[str(shown)].num_train_timesteps,
-                    prediction_type=readable[str(shown)].prediction_type,
+                    num_train_timesteps=chain.schedule.num_train_timesteps if chain else 1000,
+                    prediction_type=(chain.prediction_type if chain else PredictionType.EPSILON).value,
                     samplers=list(SamplerName),
                     dtype=execution.dtype if execution else None,
                     exact=execution.exact if execution else None,
@@ -169,20 +170,21 @@ class Catalogue:
         """None for a version that can't be described; if it is the current one, loading it says why."""
         try:
             checkpoint = self._store.checkpoint(model, version)
-            T, prediction_type = _chain_facts(checkpoint)
+            chain = _chain_config(checkpoint)
         except StoreError:
             return None
-        return _Facts(checkpoint.manifest, T, prediction_type)
+        return _Facts(checkpoint.manifest, chain)
 
 
-def _chain_facts(checkpoint: Checkpoint) -> tuple[int, str]:
-    """(num_train_timesteps, prediction type); of an unsupported configuration, what diffusers assumes."""
+def _chain_config(checkpoint: Checkpoint) -> ChainConfig | None:
+    """None where it can't be read or is not supported."""
     try:
         config = json.loads((checkpoint.path / NOISE_CONFIG_PATH).read_bytes())
-        chain = read_chain_config(config, f"{checkpoint.model}/{checkpoint.version}")
+        return read_chain_config(
+            config, f"{checkpoint.model}/{checkpoint.version}", latent_pipeline_class(checkpoint.path)
+        )
     except (OSError, ValueError, AttributeError, UnsupportedModel):
-        return 1000, PredictionType.EPSILON.value
-    return chain.schedule.num_train_timesteps, chain.prediction_type.value
+        return None
 
 
 def _takes(manifest: Manifest) -> Takes:
@@ -191,11 +193,14 @@ def _takes(manifest: Manifest) -> Takes:
     return Takes.CLASS_LABEL if manifest.labels else Takes.NOTHING
 
 
-def _version_info(manifest: Manifest) -> VersionInfo:
+def _version_info(facts: _Facts) -> VersionInfo:
+    manifest, chain = facts.manifest, facts.chain
     return VersionInfo(
         version=manifest.version,
         step=manifest.step,
         created_at=manifest.created_at,
         weights_sha256=manifest.weights_sha256,
         metrics=dict(manifest.metrics),
+        sampler=chain.sampler if chain else SamplerName.DDIM,
+        karras=chain.karras if chain else False,
     )

@@ -1,39 +1,115 @@
-"""From a diffusers `scheduler_config.json` to the noise schedule and prediction type of the training."""
+"""From a diffusers `scheduler_config.json` to the training's noise schedule and the plans of requests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from worker.contract import Spacing
+from worker.contract import KARRAS_SAMPLERS, SamplerName, SamplingRequest, Spacing
 from worker.diffusion.errors import DiffusionError
 from worker.diffusion.noise_schedule import NoiseSchedule
 from worker.diffusion.prediction import PredictionType, check_prediction
+from worker.diffusion.samplers import SamplerPlan, plan
 from worker.diffusion.update import Clip
 from worker.models.errors import UnsupportedModel
 
 
 @dataclass(frozen=True, slots=True)
 class ChainConfig:
-    """What the checkpoint's scheduler configuration says of the training, and how to clip and space by default."""
+    """What the checkpoint's scheduler configuration says of the training, and how to clip, space and sample by default.
+
+    Attributes:
+        sampler: the one that the checkpoint ships with.
+        karras: whether that walks Karras' noise levels.
+        set_alpha_to_one, final_sigma_zero, original_inference_steps, timestep_scaling: as in `worker.diffusion.plan`.
+    """
 
     schedule: NoiseSchedule
     prediction_type: PredictionType
     clip: Clip
     spacing: Spacing
     steps_offset: int
+    sampler: SamplerName = SamplerName.DDIM
+    karras: bool = False
+    set_alpha_to_one: bool = True
+    final_sigma_zero: bool = True
+    original_inference_steps: int = 50
+    timestep_scaling: float = 10.0
+
+    def plan(self, request: SamplingRequest) -> SamplerPlan:
+        """The table of a request's chain.
+
+        A request that names no spacing gets the checkpoint's. DPM-Solver++ then walks its own timesteps unless the
+        checkpoint ships with it: a spacing belongs to the sampler that it was configured with, and leading timesteps
+        begin far from noise.
+
+        Raises:
+            PlanError: more steps than timesteps, or what the sampler does not know.
+        """
+        spacing = request.spacing
+        if spacing is None and (request.sampler not in DPM_SOLVERS or self.sampler in DPM_SOLVERS):
+            spacing = self.spacing
+        return plan(
+            request.sampler,
+            self.schedule,
+            request.steps,
+            spacing=spacing,
+            prediction_type=self.prediction_type,
+            eta=request.eta,
+            steps_offset=self.steps_offset,
+            karras=request.karras,
+            set_alpha_to_one=self.set_alpha_to_one,
+            final_sigma_zero=self.final_sigma_zero,
+            original_inference_steps=self.original_inference_steps,
+            timestep_scaling=self.timestep_scaling,
+        )
 
 
-# diffusers' classes whose models live on the variance-preserving noise schedule, each with its own defaults for what
-# its configuration leaves out: (clip_sample, timestep_spacing).
+DPM_SOLVERS = (SamplerName.DPMPP_2M, SamplerName.DPMPP_2M_SDE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Defaults:
+    """What a class of diffusers, whose models live on the variance-preserving noise schedule, takes for keys that its
+    configuration leaves out.
+
+    Attributes:
+        sampler: which of ours it is.
+    """
+
+    sampler: SamplerName
+    clip_sample: bool
+    spacing: str = "leading"
+    set_alpha_to_one: bool = True
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: str = "linear"
+
+
 DEFAULTS = {
-    "DDPMScheduler": (True, "leading"),
-    "DDIMScheduler": (True, "leading"),
-    "PNDMScheduler": (False, "leading"),
-    "DPMSolverMultistepScheduler": (False, "linspace"),
+    "DDPMScheduler": _Defaults(SamplerName.DDPM, clip_sample=True),
+    "DDIMScheduler": _Defaults(SamplerName.DDIM, clip_sample=True),
+    # With skip_prk_steps false it would begin with Runge-Kutta steps; that is not offered, and every pipeline with a
+    # text encoder overrides it.
+    "PNDMScheduler": _Defaults(SamplerName.PLMS, clip_sample=False, set_alpha_to_one=False),
+    "DPMSolverMultistepScheduler": _Defaults(SamplerName.DPMPP_2M, clip_sample=False, spacing="linspace"),
+    "EulerDiscreteScheduler": _Defaults(SamplerName.EULER, clip_sample=False, spacing="linspace"),
+    "EulerAncestralDiscreteScheduler": _Defaults(SamplerName.EULER_ANCESTRAL, clip_sample=False, spacing="linspace"),
+    "LCMScheduler": _Defaults(
+        SamplerName.LCM, clip_sample=False, beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    ),
 }
 
+STABLE_DIFFUSION = frozenset(
+    {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"}
+)
+"""Pipelines in latent space that set steps_offset 1 and clip_sample false whatever the file says."""
 
-def read_chain_config(config: Mapping[str, object], where: str) -> ChainConfig:
+
+def read_chain_config(config: Mapping[str, object], where: str, pipeline: str | None = None) -> ChainConfig:
     """Parse the configuration of `where`, a version.
+
+    Args:
+        pipeline: diffusers' class of a directory with an autoencoder; some override what the file says. In pixel space
+            a file is taken at its word: there it is right to clip.
 
     Raises:
         UnsupportedModel: a class, schedule or value that this worker can't run; the message names the key.
@@ -41,20 +117,28 @@ def read_chain_config(config: Mapping[str, object], where: str) -> ChainConfig:
     kind = str(config.get("_class_name", "DDPMScheduler"))
     if kind not in DEFAULTS:
         raise UnsupportedModel(f"{where}: need a scheduler of {', '.join(DEFAULTS)}, got {kind}")
-    clip_sample, spacing = DEFAULTS[kind]
+    defaults = DEFAULTS[kind]
+    if pipeline in STABLE_DIFFUSION:
+        config = {**config, "steps_offset": 1, "clip_sample": False}
     try:
         chain = ChainConfig(
-            schedule=_schedule(config, where),
+            schedule=_schedule(config, defaults, where),
             prediction_type=PredictionType(str(config.get("prediction_type", "epsilon"))),
             clip=Clip(
-                clip_sample=bool(config.get("clip_sample", clip_sample)),
+                clip_sample=bool(config.get("clip_sample", defaults.clip_sample)),
                 clip_sample_range=_number(config, "clip_sample_range", 1.0),
                 thresholding=bool(config.get("thresholding", False)),
                 dynamic_thresholding_ratio=_number(config, "dynamic_thresholding_ratio", 0.995),
                 sample_max_value=_number(config, "sample_max_value", 1.0),
             ),
-            spacing=Spacing(str(config.get("timestep_spacing", spacing))),
+            spacing=Spacing(str(config.get("timestep_spacing", defaults.spacing))),
             steps_offset=int(_number(config, "steps_offset", 0)),
+            sampler=_sampler(config, defaults),
+            karras=bool(config.get("use_karras_sigmas", False)) and defaults.sampler in KARRAS_SAMPLERS,
+            set_alpha_to_one=bool(config.get("set_alpha_to_one", defaults.set_alpha_to_one)),
+            final_sigma_zero=config.get("final_sigmas_type", "zero") == "zero",
+            original_inference_steps=int(_number(config, "original_inference_steps", 50)),
+            timestep_scaling=_number(config, "timestep_scaling", 10.0),
         )
         check_prediction(chain.schedule, chain.prediction_type)
     except (DiffusionError, ValueError) as error:
@@ -62,7 +146,15 @@ def read_chain_config(config: Mapping[str, object], where: str) -> ChainConfig:
     return chain
 
 
-def _schedule(config: Mapping[str, object], where: str) -> NoiseSchedule:
+def _sampler(config: Mapping[str, object], defaults: _Defaults) -> SamplerName:
+    if defaults.sampler == SamplerName.DDPM and str(config.get("variance_type", "")).startswith("fixed_large"):
+        return SamplerName.DDPM_LARGE
+    if defaults.sampler == SamplerName.DPMPP_2M and str(config.get("algorithm_type", "")).startswith("sde-"):
+        return SamplerName.DPMPP_2M_SDE
+    return defaults.sampler
+
+
+def _schedule(config: Mapping[str, object], defaults: _Defaults, where: str) -> NoiseSchedule:
     trained = config.get("trained_betas")
     if trained is not None:
         if not isinstance(trained, list):
@@ -70,8 +162,9 @@ def _schedule(config: Mapping[str, object], where: str) -> NoiseSchedule:
         schedule = NoiseSchedule.from_betas([float(beta) for beta in trained])
     else:
         T = int(_number(config, "num_train_timesteps", 1000))
-        start, end = _number(config, "beta_start", 1e-4), _number(config, "beta_end", 0.02)
-        match config.get("beta_schedule", "linear"):
+        start = _number(config, "beta_start", defaults.beta_start)
+        end = _number(config, "beta_end", defaults.beta_end)
+        match config.get("beta_schedule", defaults.beta_schedule):
             case "linear":
                 schedule = NoiseSchedule.linear(start, end, T)
             case "scaled_linear":

@@ -10,9 +10,9 @@ from torch import Tensor
 from worker.codecs.codec import Codec
 from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
-from worker.contract import SamplerName, SamplingRequest, Spacing
+from worker.contract import SamplingRequest
 from worker.diffusion.noise import Shape
-from worker.diffusion.samplers import SamplerPlan, plan
+from worker.diffusion.samplers import SamplerPlan
 from worker.diffusion.step_end import EndStep, end_step
 from worker.models.chain_config import ChainConfig
 from worker.networks.batch_form import Sizes
@@ -129,29 +129,13 @@ class LoadedModel:
     def plan(self, request: SamplingRequest) -> SamplerPlan:
         """The table of the request's chain; the same object for requests that ask for the same.
 
-        A request that names no spacing gets the checkpoint's. DPM-Solver++ then walks its own timesteps: the
-        checkpoint's spacing belongs to the sampler that it was configured with, and leading ones begin far from noise.
-
         Raises:
-            PlanError: more steps than training timesteps, or eta with a sampler that has none.
+            PlanError: more steps than training timesteps, or what the sampler does not know.
         """
-        spacing: Spacing | None = self.chain.spacing
-        if request.spacing is not None:
-            spacing = request.spacing
-        elif request.sampler == SamplerName.DPMPP_2M:
-            spacing = None
-        key = (request.sampler, request.steps, spacing, request.eta)
+        key = (request.sampler, request.steps, request.spacing, request.eta, request.karras)
         known = self._plans.pop(key, None)
         if known is None:
-            known = plan(
-                request.sampler,
-                self.chain.schedule,
-                request.steps,
-                spacing=spacing,
-                prediction_type=self.chain.prediction_type,
-                eta=request.eta,
-                steps_offset=self.chain.steps_offset,
-            )
+            known = self.chain.plan(request)
         self._plans[key] = known  # at the end: what was used last leaves last
         while len(self._plans) > PLANS_KEPT:
             self._plans.pop(next(iter(self._plans)), None)

@@ -14,7 +14,7 @@ from worker.conditioning.conditioning import Conditioner
 from worker.conditioning.labels import Labels, Unconditional
 from worker.conditioning.text import Text
 from worker.diffusion.noise import Shape
-from worker.models.autoencoder import Autoencoding, open_codec, read_autoencoding
+from worker.models.autoencoder import open_codec, read_autoencoding
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
@@ -39,11 +39,9 @@ from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_STATES
 from worker.store.errors import BadCheckpoint
-from worker.store.manifest import NOISE_CONFIG_PATH, PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, Manifest
+from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
-
-STABLE_DIFFUSION, SDXL = "StableDiffusion", "StableDiffusionXL"
-"""How the names of diffusers' pipelines begin."""
+from worker.store.pipeline_index import latent_pipeline_class
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +74,9 @@ def load_checkpoint(
     where = f"{checkpoint.model}/{checkpoint.version}"
     manifest = checkpoint.manifest
     autoencoding = read_autoencoding(checkpoint)
-    chain = read_chain_config(_noise_config(checkpoint, autoencoding, where), where)
+    chain = read_chain_config(
+        _read_json(checkpoint.path / NOISE_CONFIG_PATH, where), where, latent_pipeline_class(checkpoint.path)
+    )
     config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
     shape = autoencoding.shape
     architecture = _architecture(config, where)
@@ -187,19 +187,6 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise BrokenModel(f"{where}: {path.name} is not a JSON object")
     return value
-
-
-def _noise_config(checkpoint: Checkpoint, autoencoding: Autoencoding, where: str) -> Mapping[str, Any]:
-    """The scheduler's configuration as the checkpoint's pipeline reads it.
-
-    diffusers' pipelines of Stable Diffusion 1 and 2 set these two whatever the file says, because the files of the
-    first releases lacked them.
-    """
-    config = _read_json(checkpoint.path / NOISE_CONFIG_PATH, where)
-    pipeline = str(_read_json(checkpoint.path / PIPELINE_INDEX_PATH, where).get("_class_name"))
-    if autoencoding.vae is None or not pipeline.startswith(STABLE_DIFFUSION) or pipeline.startswith(SDXL):
-        return config
-    return config | {"steps_offset": 1, "clip_sample": False}
 
 
 def _conditioner(

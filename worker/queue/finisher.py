@@ -251,7 +251,7 @@ class Finisher:
             media_type=request.format.media_type,
             warnings=list(event.warnings),
         )
-        progress = ProgressSnapshot(**made_by, step=request.steps, steps=request.steps)
+        progress = ProgressSnapshot(**made_by, step=request.calls, steps=request.calls)
         return self._leases.finish(job, outcome, progress, self._files.witnesses(drawn.names))
 
     def _log(self, job: HeldJob, end: _End, answer: str) -> None:

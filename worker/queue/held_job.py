@@ -96,7 +96,7 @@ class HeldJob:
     @property
     def remaining_steps(self) -> int:
         """Of each of its images, as of the last progress that the engine reported."""
-        steps = self.request.steps if self.request else 0
+        steps = self.request.calls if self.request else 0
         return steps - self.progress.step if self.progress else steps
 
     def is_overdue(self, ran_s: float) -> bool:

@@ -1,7 +1,7 @@
 """The states of long jobs in Redis: their bytes, and the thread that writes them at a bounded share of the time.
 
 Layout: length of the header (4 bytes, little-endian), the header as JSON, then those of each image's x_t, x_0_previous
-and entry whose shape stands in the header, as raw little-endian float32, [C, H, W] in C order.
+and entry whose shape stands in the header, and its earlier outputs, as raw little-endian float32, [C, H, W] in C order.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 2
+LAYOUT = 3
 SHARE = 0.02
 """Most of the time that packing and writing may take, together for all jobs of this worker."""
 _NUMBER = np.dtype("<f4")
@@ -55,10 +55,11 @@ class _ImageHeader(BaseModel):
     x_t: Shape | None
     x_0_previous: Shape | None
     entry: Shape | None
+    earlier_outputs: list[Shape]
 
     @property
     def shapes(self) -> list[Shape]:
-        return [shape for shape in (self.x_t, self.x_0_previous, self.entry) if shape is not None]
+        return [s for s in (self.x_t, self.x_0_previous, self.entry, *self.earlier_outputs) if s is not None]
 
 
 class _Header(BaseModel):
@@ -90,11 +91,12 @@ def pack(chain: SavedChain, request: SamplingRequest) -> bytes:
         "images": [
             {"leg": image.leg, "step": image.step}
             | {name: None if x is None else x.shape for name, x in _arrays(image).items()}
+            | {"earlier_outputs": [x.shape for x in image.earlier_outputs]}
             for image in chain.images
         ],
     }
     text = json.dumps(header).encode()
-    arrays = [x for image in chain.images for x in _arrays(image).values() if x is not None]
+    arrays = [x for image in chain.images for x in (*_arrays(image).values(), *image.earlier_outputs) if x is not None]
     return b"".join([_LENGTH.pack(len(text)), text, *(x.astype(_NUMBER, copy=False).tobytes() for x in arrays)])
 
 
@@ -129,6 +131,7 @@ def unpack(data: bytes, request: SamplingRequest) -> SavedChain:
             x_0_previous=next_array(image.x_0_previous),
             leg=image.leg,
             entry=next_array(image.entry),
+            earlier_outputs=tuple(x for shape in image.earlier_outputs if (x := next_array(shape)) is not None),
         )
         for image in header.images
     )

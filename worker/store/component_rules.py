@@ -68,6 +68,8 @@ def check_noise_config(config: Config, where: str) -> None:
         ("_class_name", config.get("_class_name", "DDPMScheduler"), SCHEDULERS),
         ("prediction_type", config.get("prediction_type", "epsilon"), PREDICTION_TYPES),
         ("variance_type", config.get("variance_type"), VARIANCE_TYPES),
+        ("timestep_type", config.get("timestep_type", "discrete"), ("discrete",)),
+        ("interpolation_type", config.get("interpolation_type", "linear"), ("linear",)),
     ]
     if config.get("trained_betas") is None:
         rules.append(("beta_schedule", config.get("beta_schedule", "linear"), BETA_SCHEDULES))
@@ -83,7 +85,10 @@ def check_nothing(config: Config, where: str) -> None:
     """For a component whose configuration the code that loads it checks."""
 
 
-SCHEDULERS = ("DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler")
+SCHEDULERS = (
+    "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler",
+    "EulerAncestralDiscreteScheduler", "LCMScheduler",
+)  # fmt: skip
 _scheduler = ComponentRule("diffusers", ("scheduler",), "scheduler_config.json", None, check_noise_config)
 _tokenizer = ComponentRule(
     "transformers",

@@ -53,6 +53,19 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
     return PipelineIndex(components, tuple(absent), tuple(skipped))
 
 
+def latent_pipeline_class(folder: Path) -> str | None:
+    """diffusers' class that the directory names; None where it names none or has no autoencoder.
+
+    Raises:
+        BadCheckpoint: the index can't be read.
+    """
+    if not (folder / PIPELINE_INDEX_PATH).is_file():
+        return None
+    index = read_json_object(folder, PIPELINE_INDEX_PATH, folder.name)
+    has_autoencoder = isinstance(index.get("vae"), list) and index["vae"] != [None, None]
+    return str(index["_class_name"]) if has_autoencoder and "_class_name" in index else None
+
+
 def write_index(
     folder: Path,
     pipeline: str,

@@ -13,7 +13,7 @@ from tests.worker.engine.mixtures import Alone, Mixture, check_neighbours_do_not
 from tests.worker.networks.prepared import prepared
 from tests.worker.tiny_models import LABELS, cifar_10_unet
 from worker.conditioning.labels import Unconditional
-from worker.contract import SamplerName, SamplingRequest, Spacing
+from worker.contract import KARRAS_SAMPLERS, SamplerName, SamplingRequest, Spacing
 from worker.diffusion.noise import initial_noise
 from worker.engine.runner import run_step
 from worker.engine.trajectory import Trajectory
@@ -50,6 +50,7 @@ def requests(draw: st.DrawFn, max_steps: int = 7) -> SamplingRequest:
         sampler=sampler,
         eta=draw(st.sampled_from([0.0, 1.0])) if sampler == SamplerName.DDIM else 0.0,
         spacing=draw(st.sampled_from([None, *Spacing])),
+        karras=draw(st.booleans()) if sampler in KARRAS_SAMPLERS else False,
         class_label=draw(st.sampled_from([None, *range(len(LABELS))])),
         guidance_scale=draw(st.sampled_from([1.0, 1.0, 0.0, 3.5])),
     )
@@ -100,7 +101,7 @@ def test_a_step_is_bitwise_the_same_alone_and_among_others(
             assert torch.equal(by_itself.x_0[0], other.x_0[place])
 
 
-@pytest.mark.parametrize("sampler", [SamplerName.DDIM, SamplerName.DPMPP_2M])
+@pytest.mark.parametrize("sampler", [SamplerName.DDIM, SamplerName.DPMPP_2M, SamplerName.PLMS])
 def test_a_row_set_aside_keeps_its_own_state_alive_and_no_more(pool: ModelPool, sampler: SamplerName) -> None:
     """Not its batch's, and the last x_0 only where the sampler reads it."""
     driver = Driver(pool, max_batch=4)
@@ -117,6 +118,9 @@ def test_a_row_set_aside_keeps_its_own_state_alive_and_no_more(pool: ModelPool, 
         assert (row.x_0_previous is not None) == (sampler == SamplerName.DPMPP_2M)
         if row.x_0_previous is not None:
             assert row.x_0_previous.untyped_storage().nbytes() == row.x_0_previous.nbytes
+        assert len(row.earlier_outputs) == (sampler == SamplerName.PLMS)
+        for output in row.earlier_outputs:
+            assert output.untyped_storage().nbytes() == output.nbytes
 
 
 @pytest.mark.parametrize("sampler", [SamplerName.DDPM, SamplerName.DPMPP_2M])

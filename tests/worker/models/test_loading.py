@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, PNDMScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+)
 from safetensors.torch import load_file, save_file
 
 from tests.worker.engine.harness import CPU, FaultyDenoiser, ask, draw, filled_pool, load_float32
@@ -105,8 +113,19 @@ def test_the_scheduler_configuration_is_read_as_diffusers_means_it() -> None:
     assert chain.schedule.has_zero_terminal_snr
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept:DeprecationWarning")  # inside diffusers
 @pytest.mark.parametrize(
-    "kind", [DDPMScheduler, DDIMScheduler, PNDMScheduler, DPMSolverMultistepScheduler], ids=lambda kind: kind.__name__
+    "kind",
+    [
+        DDPMScheduler,
+        DDIMScheduler,
+        PNDMScheduler,
+        DPMSolverMultistepScheduler,
+        EulerDiscreteScheduler,
+        EulerAncestralDiscreteScheduler,
+        LCMScheduler,
+    ],
+    ids=lambda kind: kind.__name__,
 )
 def test_what_a_configuration_leaves_out_is_diffusers_default(kind: Any) -> None:
     theirs, ours = kind().config, read_chain_config({"_class_name": kind.__name__}, "here")
@@ -115,14 +134,55 @@ def test_what_a_configuration_leaves_out_is_diffusers_default(kind: Any) -> None
     assert ours.spacing == theirs["timestep_spacing"]
     assert ours.steps_offset == theirs["steps_offset"]
     assert ours.prediction_type == theirs["prediction_type"]
+    if kind in (DDIMScheduler, PNDMScheduler):
+        assert ours.set_alpha_to_one == theirs["set_alpha_to_one"]
+    assert ours.final_sigma_zero == (theirs.get("final_sigmas_type", "zero") == "zero")
+    assert ours.original_inference_steps == theirs.get("original_inference_steps", 50)
+    assert ours.timestep_scaling == theirs.get("timestep_scaling", 10.0)
     betas = kind().betas.double()
     torch.testing.assert_close(ours.schedule.betas, betas, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize(
+    ("config", "sampler"),
+    [
+        ({"_class_name": "DDPMScheduler"}, "ddpm"),
+        ({"_class_name": "DDPMScheduler", "variance_type": "fixed_large"}, "ddpm_large"),
+        ({"_class_name": "DDIMScheduler"}, "ddim"),
+        ({"_class_name": "PNDMScheduler", "skip_prk_steps": True}, "plms"),
+        ({"_class_name": "DPMSolverMultistepScheduler"}, "dpmpp_2m"),
+        ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"}, "dpmpp_2m_sde"),
+        ({"_class_name": "EulerDiscreteScheduler", "use_karras_sigmas": True}, "euler"),
+        ({"_class_name": "EulerAncestralDiscreteScheduler"}, "euler_ancestral"),
+        ({"_class_name": "LCMScheduler"}, "lcm"),
+    ],
+)
+def test_a_checkpoint_ships_with_the_sampler_of_its_file(config: dict[str, object], sampler: str) -> None:
+    chain = read_chain_config(config, "here")
+    assert chain.sampler == sampler
+    assert chain.karras == ("use_karras_sigmas" in config)
+
+
+def test_the_pipelines_of_stable_diffusion_override_their_file() -> None:
+    """`StableDiffusionPipeline` sets both when it opens a directory; that of SDXL does not."""
+    config = {"_class_name": "DDIMScheduler", "steps_offset": 0, "clip_sample": True, "set_alpha_to_one": False}
+    chain = read_chain_config(config, "here", "StableDiffusionPipeline")
+    assert (chain.steps_offset, chain.clip.clip_sample, chain.set_alpha_to_one) == (1, False, False)
+    chain = read_chain_config(config, "here", "StableDiffusionXLPipeline")
+    assert (chain.steps_offset, chain.clip.clip_sample) == (0, True)
+
+
+def test_a_file_of_dpm_solver_keeps_its_spacing_and_others_lend_it_none() -> None:
+    request = ask(steps=9, sampler="dpmpp_2m")
+    own = {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "leading"}
+    assert read_chain_config(own, "here").plan(request).timesteps == tuple(range(900, 0, -100))
+    assert read_chain_config({"_class_name": "DDIMScheduler"}, "here").plan(request).timesteps[0] == 999
+
+
+@pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"_class_name": "EulerDiscreteScheduler"}, "got EulerDiscreteScheduler"),
+        ({"_class_name": "HeunDiscreteScheduler"}, "got HeunDiscreteScheduler"),
         ({"beta_schedule": "sigmoid"}, "'sigmoid'"),
         ({"prediction_type": "flow"}, "flow"),
         ({"beta_start": 0.5}, "beta_start < beta_end"),

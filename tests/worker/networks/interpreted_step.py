@@ -29,6 +29,8 @@ CLIPS = [Clip(), Clip(clip_sample=False), Clip(clip_sample_range=2.5), Clip(thre
 def main() -> list[str]:
     fused, wrong = FusedEndStep(), []
     wrong += [f"shape {shape}" for shape in SHAPES if not agrees(fused, CPU, shape)]
+    ends = [every_kind_of_row(CPU, (3, 9, 11), history=h, multistep=True) for h in (False, True)]
+    wrong += [f"{clip} multistep" for clip in CLIPS for end in ends if not same(end, clip, fused)]
     wrong += [f"{clip}" for clip in CLIPS if not same(every_kind_of_row(CPU, (3, 9, 11), history=True), clip, fused)]
     sick = every_kind_of_row(CPU, (3, 9, 11), history=True)
     for row, value in enumerate((torch.nan, torch.inf, -torch.inf)):
@@ -65,6 +67,8 @@ def drawn_otherwise(fused: FusedEndStep) -> list[str]:
     requests = [
         ask(seed=2**40, steps=3, batch=3, sampler=SamplerName.DDPM, class_label=1, guidance_scale=2.5),
         ask(seed=5, steps=4, batch=2, sampler=SamplerName.DPMPP_2M, class_label=2),
+        ask(seed=7, steps=5, sampler=SamplerName.PLMS, class_label=1, guidance_scale=1.5),
+        ask(seed=8, steps=3, sampler=SamplerName.EULER_ANCESTRAL, karras=True),
         ask(seed=9, steps=2, sampler=SamplerName.DDIM, eta=0.5),
     ]
     wrong = [str(r) for r in requests if not same_pixels(draw(plain_pool, r), draw(fused_pool, r))]

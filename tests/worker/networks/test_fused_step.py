@@ -37,11 +37,14 @@ def test_no_multiplication_is_fused_with_an_addition_on_any_card(capability: int
     from worker.networks.cuda.step_kernel import finish_step
 
     floats = ["x_t", "output", "x_0_previous", "coefficients", "guidance_scales", "x_next_out", "x_0_out"]
+    floats += ["output_1", "output_2", "output_3", "output_out"]
     signature = {**dict.fromkeys(floats, "*fp32"), "row_numbers": "*i64", "finite": "*u8", "pixels": "*u8"}
     signature |= {"values": "i32", "plane": "i32", "clip_range": "fp32"}
-    signature |= dict.fromkeys(["history", "clip", "blocks"], "constexpr")
+    signature |= dict.fromkeys(["history", "multistep", "clip", "blocks"], "constexpr")
     ordered = {name: signature[name] for name in finish_step.arg_names}
-    source = ASTSource(finish_step, ordered, constexprs={"history": True, "clip": True, "blocks": 128})
+    source = ASTSource(
+        finish_step, ordered, constexprs={"history": True, "multistep": True, "clip": True, "blocks": 128}
+    )
     compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"enable_fp_fusion": False})
     operations = set(
         re.findall(r"\b((?:fma|mul|add|sub|div|sqrt|rcp)\.[a-z0-9.]*f(?:32|64)(?:x2)?)\b", compiled.asm["ptx"])

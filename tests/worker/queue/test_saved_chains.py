@@ -36,9 +36,14 @@ def chain(*images: SavedImage) -> SavedChain:
 
 def same(one: SavedChain, other: SavedChain) -> bool:
     def bits(saved: SavedChain) -> list[object]:
-        arrays = [x for image in saved.images for x in (image.x_t, image.x_0_previous, image.entry)]
+        arrays = [
+            x
+            for image in saved.images
+            for x in (image.x_t, image.x_0_previous, image.entry, len(image.earlier_outputs), *image.earlier_outputs)
+        ]
         progress = [(image.leg, image.step) for image in saved.images]
-        return [saved.version, saved.dtype, progress, *(None if x is None else (x.shape, x.tobytes()) for x in arrays)]
+        kept = [(x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x for x in arrays]
+        return [saved.version, saved.dtype, progress, *kept]
 
     return bits(one) == bits(other)
 
@@ -66,6 +71,7 @@ def test_images_of_several_legs_and_shapes_come_back() -> None:
         SavedImage(7, small, None),
         SavedImage(2, large, state(3, (3, 8, 8)), 1, small),
         SavedImage(0, None, None),
+        SavedImage(5, small, None, earlier_outputs=(state(5, (1, 4, 4)), state(6, (1, 4, 4)))),
     )
     assert same(unpack(pack(chain(*images), REQUEST), REQUEST), chain(*images))
 
@@ -99,7 +105,7 @@ def test_no_bytes_whatever_they_are_break_the_worker(data: st.DataObject) -> Non
 def test_a_header_that_contradicts_itself_is_refused() -> None:
     good = pack(chain(), REQUEST)
     for wrong in (
-        good.replace(b'"layout": 2', b'"layout": 1'),
+        good.replace(b'"layout": 3', b'"layout": 2'),
         good.replace(b'"entry": null', b'"entry": 7   '),
         good.replace(b'"x_t": [1, 4, 4]', b'"x_t": [1, 4, 5]'),
         good.replace(b'"x_t": [1, 4, 4]', b'"x_t": [-1,-4,4]'),

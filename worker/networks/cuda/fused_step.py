@@ -8,7 +8,7 @@ from types import ModuleType
 import torch
 
 from worker.diffusion.step_end import EndStep, RowColumn, StepEnd, Stepped, end_step
-from worker.diffusion.update import Clip, Column
+from worker.diffusion.update import EARLIER_OUTPUTS, Clip, Column
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,9 @@ class FusedEndStep:
         values = C * H * W
         parts = -(-values // (4 * BLOCKS))
         x_next, x_0 = torch.empty_like(end.x_t), torch.empty_like(end.x_t)
+        multistep = bool(end.earlier_outputs) or end.keeps_outputs
+        kept = torch.empty_like(end.x_t) if multistep else end.x_t
+        earlier = end.earlier_outputs or (end.x_t,) * EARLIER_OUTPUTS
         # Side by side, so that one copy brings both to the host; pixels at the front, where memory is aligned.
         images = len(end.finishing) * values
         read_back = torch.empty(images + N * parts, dtype=torch.uint8, device=end.x_t.device)
@@ -63,38 +66,47 @@ class FusedEndStep:
                 end.x_t,
                 end.outputs,
                 end.x_t if end.x_0_previous is None else end.x_0_previous,
+                *earlier,
                 end.coefficients,
                 end.row_numbers,
                 end.guidance_scales,
                 x_next,
                 x_0,
+                kept,
                 finite,
                 pixels,
                 values,
                 H * W,
                 clip.clip_sample_range,
                 history=end.x_0_previous is not None,
+                multistep=multistep,
                 clip=clip.clip_sample,
                 blocks=BLOCKS,
                 enable_fp_fusion=False,
             )
-        return Stepped(x_next, x_0, finite.view(torch.bool), pixels if len(end.finishing) else None)
+        images_made = pixels if len(end.finishing) else None
+        return Stepped(x_next, x_0, finite.view(torch.bool), images_made, kept if end.keeps_outputs else None)
 
 
 @torch.inference_mode()
 def agrees(fused: EndStep, device: torch.device, shape: tuple[int, int, int] = (3, 17, 13)) -> bool:
     """Whether it gives the bits of torch's operations for rows of every kind; compiles all variants of the kernel."""
-    for history, clip in itertools.product((False, True), (Clip(), Clip(clip_sample=False))):
-        end = every_kind_of_row(device, shape, history=history)
+    clips = (Clip(), Clip(clip_sample=False))
+    for history, multistep, clip in itertools.product((False, True), (False, True), clips):
+        end = every_kind_of_row(device, shape, history=history, multistep=multistep)
         one, other = fused(end, clip), end_step(end, clip)
         pixels = one.pixels is not None and other.pixels is not None and torch.equal(one.pixels, other.pixels)
         same = torch.equal(one.x_t, other.x_t) and torch.equal(one.x_0, other.x_0)
+        if one.outputs is not None and other.outputs is not None:
+            same = same and torch.equal(one.outputs, other.outputs)
         if not (same and pixels and torch.equal(one.finite.all(dim=1), other.finite.all(dim=1))):
             return False
     return True
 
 
-def every_kind_of_row(device: torch.device, shape: tuple[int, int, int], *, history: bool) -> StepEnd:
+def every_kind_of_row(
+    device: torch.device, shape: tuple[int, int, int], *, history: bool, multistep: bool = False
+) -> StepEnd:
     """Eight rows: with and without noise, guidance, history and an end."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.arange(8)
@@ -110,6 +122,9 @@ def every_kind_of_row(device: torch.device, shape: tuple[int, int, int], *, hist
     coefficients[rows % 2 == 1, Column.Z] = 0
     coefficients[rows % 3 == 0, Column.X_0_PREVIOUS] = 0
     coefficients[:, Column.X_0_PREVIOUS] *= history
+    for place in range(EARLIER_OUTPUTS):
+        coefficients[rows % 4 <= place, Column.OUTPUT_1 + place] = 0
+    coefficients[:, Column.OUTPUT_1 :] *= multistep
 
     def values(count: int) -> torch.Tensor:
         return torch.randn(count, *shape, generator=generator).to(device)
@@ -118,6 +133,8 @@ def every_kind_of_row(device: torch.device, shape: tuple[int, int, int], *, hist
         x_t=values(8),
         outputs=values(16),
         x_0_previous=values(8) if history else None,
+        earlier_outputs=(values(8), values(8), values(8)) if multistep else (),
+        keeps_outputs=multistep,
         coefficients=coefficients.to(device),
         row_numbers=numbers.to(device),
         guidance_scales=(torch.rand(8, generator=generator) * 9).to(device),

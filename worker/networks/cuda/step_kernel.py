@@ -25,6 +25,11 @@ X_T, X_0, X_0_PREVIOUS = (
     tl.constexpr(Column.X_0.value),
     tl.constexpr(Column.X_0_PREVIOUS.value),
 )
+OUTPUT_1, OUTPUT_2, OUTPUT_3 = (
+    tl.constexpr(Column.OUTPUT_1.value),
+    tl.constexpr(Column.OUTPUT_2.value),
+    tl.constexpr(Column.OUTPUT_3.value),
+)
 MODEL_OUTPUT, Z, COLUMNS = tl.constexpr(Column.OUTPUT.value), tl.constexpr(Column.Z.value), tl.constexpr(len(Column))
 HALF_WORD = tl.constexpr(2**32)
 SQRT_HALF = tl.constexpr(0.5**0.5)
@@ -116,17 +121,22 @@ def finish_step(
     x_t,
     output,
     x_0_previous,
+    output_1,
+    output_2,
+    output_3,
     coefficients,
     row_numbers,
     guidance_scales,
     x_next_out,
     x_0_out,
+    output_out,
     finite,
     pixels,
     values,
     plane,
     clip_range,
     history: tl.constexpr,
+    multistep: tl.constexpr,
     clip: tl.constexpr,
     blocks: tl.constexpr,
 ):
@@ -134,8 +144,10 @@ def finish_step(
 
     Args:
         x_t, x_0_previous, x_next_out, x_0_out: [N, values] float32; x_0_previous is read with history alone.
+        output_1, output_2, output_3, output_out: [N, values] float32, earlier outputs and the guided one; read and
+            written with multistep alone.
         output: [Q, values] float32, the network's.
-        coefficients: [N, 7] float32, in the order of `Column`.
+        coefficients: [N, 10] float32, in the order of `Column`.
         row_numbers: [N, 6] int64, by `RowColumn`.
         guidance_scales: [N] float32, w of classifier-free guidance.
         finite: [N, programs of a row] uint8.
@@ -166,6 +178,15 @@ def finish_step(
         c = tl.load(weights + X_0_PREVIOUS)
         if c != 0:
             x_next = x_next + c * tl.load(x_0_previous + at, mask=inside, other=0.0)
+    if multistep:
+        tl.store(output_out + at, m, mask=inside)
+        d_1, d_2, d_3 = tl.load(weights + OUTPUT_1), tl.load(weights + OUTPUT_2), tl.load(weights + OUTPUT_3)
+        if d_1 != 0:
+            x_next = x_next + d_1 * tl.load(output_1 + at, mask=inside, other=0.0)
+        if d_2 != 0:
+            x_next = x_next + d_2 * tl.load(output_2 + at, mask=inside, other=0.0)
+        if d_3 != 0:
+            x_next = x_next + d_3 * tl.load(output_3 + at, mask=inside, other=0.0)
     s = tl.load(weights + Z)
     if s != 0:
         x_next = x_next + s * _noise(tl.load(own + SEED), tl.load(own + STEP), tl.load(own + LEG), block)
