@@ -26,7 +26,7 @@ from rq.serializers import JSONSerializer
 from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
-from service.waiting_job import Waiting, waiting_jobs
+from service.waiting_job import Served, Waiting, waiting_jobs
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
 from worker.contract.job_origin import NO_ORIGIN, JobOrigin
 from worker.contract.keys import (
@@ -172,15 +172,23 @@ class JobQueue:
         record = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
         costs = {"row_step_s": dict(row_step_s), "mean_row_step_s": fmean(row_step_s.values()) if row_step_s else False}
         limits = [settings.max_queue, settings.max_queue_s or "", settings.max_queue_jobs]
-        args: list[Any] = [job.id, request.model, request.row_steps, *limits, json.dumps(costs), *record, RECORD_S]
+        args: list[Any] = [
+            job.id,
+            owner or "",
+            request.model,
+            request.row_steps,
+            *limits,
+            json.dumps(costs),
+            *record,
+            RECORD_S,
+        ]
         for field, value in job.to_dict().items():
             if value is not None:
                 args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
         args += [ROWS_FIELD, request.rows]
         if request.version is not None:
             args += [VERSION_FIELD, request.version]
-        own = ((REQUEST_ID_FIELD, origin.request_id), (TRACEPARENT_FIELD, origin.traceparent), (OWNER_FIELD, owner))
-        for field, text in own:
+        for field, text in ((REQUEST_ID_FIELD, origin.request_id), (TRACEPARENT_FIELD, origin.traceparent)):
             if text is not None:
                 args += [field, text]
         async with self._deadline():
@@ -251,11 +259,11 @@ class JobQueue:
         async with self._deadline():
             return read_totals(await cast(Any, self._redis.hgetall(TOTALS_KEY)))
 
-    async def line(self, most: int) -> tuple[int, list[Waiting]]:
-        """How many jobs wait, and the first of them as they stand in the queue."""
+    async def line(self, most: int) -> tuple[int, list[Waiting], Served]:
+        """How many jobs wait, the first of each owner's in their order, and who has been served how much."""
         async with self._deadline():
-            length, rows = await self._line(keys=[self._keys.queue], args=[most])
-        return length, waiting_jobs(rows)
+            length, rows, turn, ahead = await self._line(keys=[self._keys.queue], args=[most])
+        return length, waiting_jobs(rows), Served.of(turn, ahead)
 
     async def cancel(self, job_id: str) -> None:
         """Cancel a job that waits or runs; one that has ended or is unknown is left as it is."""

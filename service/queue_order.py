@@ -1,21 +1,22 @@
 """When waiting jobs will be claimed: the order of service, simulated ahead."""
 
 import asyncio
-import heapq
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
 from service.catalogue import Reading
 from service.job_queue import JobQueue
-from service.waiting_job import Waiting
+from service.service_order import Place, in_order
+from service.waiting_job import Served, Waiting
 from worker.contract import WorkerStatus
 from worker.contract.queue_order import LOOKED_AT, due_at
 
 MOST_WALKED = 2048
 """Jobs whose turns are computed one by one: Redis reads them in 2 ms and ordering takes about 5. Jobs behind them are
 estimated by their place in the queue, which short jobs change little so far back."""
+NOBODY_AHEAD = Served()
 FRESH_S = 1.0
 """How long a walk is reused when the queue is so long that walking it is not free."""
 
@@ -30,43 +31,41 @@ class Turn:
     """Seconds that those take; None while no cost is known, or no live worker can draw the job."""
 
 
-def turns(line: Sequence[Waiting], workers: Sequence[WorkerStatus], row_step_s: Mapping[str, float]) -> dict[str, Turn]:
+def turns(
+    line: Sequence[Waiting],
+    workers: Sequence[WorkerStatus],
+    row_step_s: Mapping[str, float],
+    served: Served = NOBODY_AHEAD,
+) -> dict[str, Turn]:
     """Each job's turn, by its id.
 
     Jobs of models that no worker has in common don't wait for each other: each such group of models has its own line.
 
     Args:
-        line: as it stands in the queue.
+        line: as it stands in the queue, each owner's jobs in their order.
         workers: who is alive.
         row_step_s: see `Reading.row_step_s`.
+        served: who is ahead of the others.
     """
     own = _mean_costs(workers)
     groups = _groups(workers)
-    lines: dict[object, list[tuple[float, int, Waiting]]] = {}
-    queued_at = 0.0
-    for place, job in enumerate(line):
-        queued_at = queued_at if job.queued_at is None else job.queued_at
-        due = 0.0 if job.put_back else due_at(queued_at, job.row_steps * row_step_s_of(own, job.model))
-        lines.setdefault(groups.get(job.model, job.model), []).append((due, place, job))
+    lines: dict[object, list[Place]] = {}
+    arrivals: dict[str, float] = {}
+    for number, job in enumerate(line):
+        queued_at = arrivals.get(job.owner, 0.0) if job.queued_at is None else job.queued_at
+        arrivals[job.owner] = queued_at
+        seconds = job.row_steps * row_step_s_of(own, job.model)
+        due, since = (0.0, 0.0) if job.put_back else (due_at(queued_at, seconds), queued_at)
+        place = Place(due, since, job.owner, number, job, seconds)
+        lines.setdefault(groups.get(job.model, job.model), []).append(place)
     found: dict[str, Turn] = {}
     for group in lines.values():
         ahead_s = 0.0
-        for position, (_, _, job) in enumerate(_served(group)):
+        for position, job in enumerate(in_order(group, served)):
             known = bool(row_step_s) and (job.model in groups or not job.model)
             found[job.id] = Turn(position, ahead_s if known else None)
             ahead_s += job.row_steps * row_step_s_of(row_step_s, job.model)
     return found
-
-
-def _served(line: Sequence[tuple[float, int, Waiting]]) -> Iterable[tuple[float, int, Waiting]]:
-    """In the order in which claims take them: one at a time, among the oldest."""
-    window = list(line[:LOOKED_AT])
-    heapq.heapify(window)  # by due, then place
-    for job in line[LOOKED_AT:]:
-        yield heapq.heappop(window)
-        heapq.heappush(window, job)
-    while window:
-        yield heapq.heappop(window)
 
 
 def _mean_costs(workers: Sequence[WorkerStatus]) -> dict[str, float]:
@@ -130,11 +129,11 @@ class QueueOrder:
         return None if walk.mean_s is None else walk.mean_s * walk.length
 
     async def _walked(self, reading: Reading) -> "_Walk":
-        length, line = await self._queue.line(MOST_WALKED)
+        length, line, served = await self._queue.line(MOST_WALKED)
         costs = reading.row_step_s
         seconds = [job.row_steps * row_step_s_of(costs, job.model) for job in line]
         mean_s = fmean(seconds) if seconds and costs else None
-        return _Walk(turns(line, reading.live, costs), length, mean_s, self._clock())
+        return _Walk(turns(line, reading.live, costs, served), length, mean_s, self._clock())
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,7 @@
 """The Lua scripts that change the queue: each decides and acts in one step, so that no retry queues a job twice."""
 
 from worker.contract.keys import LUA_NAMES
+from worker.contract.queue_order import LUA_LINES
 from worker.contract.totals import LUA_TOTALS
 
 # The server's time as RQ writes times, so that no process's own clock shows in a job: days to civil date, era by era.
@@ -25,20 +26,21 @@ end
 """
 
 # KEYS: queue
-# ARGV: job id, model, its work, most work, most seconds of work or '', most jobs, seconds per row-step by model and for
-# all others (or false) as JSON, digest of the idempotency key or '', fingerprint of the request, seconds for which a
-# record is kept while its job has not ended, then the pairs of the hash
+# ARGV: job id, its owner or '', model, its work, most work, most seconds of work or '', most jobs, seconds per row-step
+# by model and for all others (or false) as JSON, digest of the idempotency key or '', fingerprint of the request, for
+# how many seconds a record is kept while its job has not ended, then the pairs of the hash
 # Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued}; outcome is queued, known,
 # mismatch or full.
 SUBMIT = (
     LUA_TOTALS
+    + LUA_LINES
     + _SERVER_TIME
     + """
 local queue_key = KEYS[1]
-local job_id, model, work = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local max_work, max_s, max_jobs = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local costs = cjson.decode(ARGV[7])
-local digest, fingerprint, record_s, first_pair = ARGV[8], ARGV[9], ARGV[10], 11
+local job_id, owner, model, work = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local max_work, max_s, max_jobs = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
+local costs = cjson.decode(ARGV[8])
+local digest, fingerprint, record_s, first_pair = ARGV[9], ARGV[10], ARGV[11], 12
 local hash_key = job_key(job_id)
 
 local function seconds_of(row_steps, of_model)
@@ -83,9 +85,11 @@ if redis.call('EXISTS', hash_key) == 1 then
     return {'queued', job_id, jobs, waiting, tostring(waiting_s), queued_at}
 end
 
--- An empty queue takes any job, however large.
+-- An empty queue takes any job, however large, and one that others have filled takes the first job of an owner.
 local its_s = seconds_of(work, model)
-if jobs > 0 and (jobs >= max_jobs or waiting + work > max_work or max_s and waiting_s + its_s > max_s) then
+local may_be_full = jobs > 0
+if owner ~= '' then may_be_full = redis.call('EXISTS', line_key(owner)) == 1 end
+if may_be_full and (jobs >= max_jobs or waiting + work > max_work or max_s and waiting_s + its_s > max_s) then
     return {'full', job_id, jobs, waiting, tostring(waiting_s), ''}
 end
 
@@ -93,7 +97,9 @@ redis.call('HSET', hash_key, unpack(ARGV, first_pair))
 redis.call('HSET', hash_key, MODEL_FIELD, model, WORK_FIELD, work,
     'created_at', time_text(), 'enqueued_at', time_text(),
     QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
+if owner ~= '' then redis.call('HSET', hash_key, OWNER_FIELD, owner) end
 redis.call('RPUSH', queue_key, job_id)
+into_line(job_id, 'RPUSH')
 redis.call('SADD', QUEUES_KEY, queue_key)
 redis.call('HINCRBY', WAITING_WORK_KEY, 'work', work)
 redis.call('HINCRBYFLOAT', WAITING_WORK_KEY, 'seconds', its_s)
@@ -111,6 +117,7 @@ return {'queued', job_id, jobs, waiting, tostring(waiting_s), time_text()}
 # Returns the status that the job had: nil when there is no such job.
 CANCEL = (
     LUA_TOTALS
+    + LUA_LINES
     + _SERVER_TIME
     + """
 local queue_key, started_key, canceled_key = unpack(KEYS)
@@ -122,6 +129,7 @@ if not status or status == 'finished' or status == 'failed' or status == 'cancel
     return status
 end
 redis.call('LREM', queue_key, 0, job_id)
+out_of_line(job_id, owner_of(job_id))
 -- Its lease goes in the same step: the worker that holds it can then no longer publish a result.
 for _, execution_id in ipairs(redis.call('ZRANGE', executions_key(job_id), 0, -1)) do
     redis.call('ZREM', started_key, job_id .. ':' .. execution_id)
@@ -204,15 +212,28 @@ return {jobs, work, string.format('%.3f', waited)}
 
 # KEYS: queue
 # ARGV: most jobs
-# Returns {length of the queue, {{id, model, work, when it was queued, whether it was put back}...}}: the first of them.
+# Returns {length of the queue, {{id, model, work, when it was queued, whether it was put back, owner or ''}...}, up to
+# where all have been served, {owner, up to where it has been served...}}: of each owner the first jobs, in their order.
 LINE = (
     LUA_NAMES
     + """
-local line = {}
-for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, tonumber(ARGV[1]) - 1)) do
-    local fields = redis.pcall('HMGET', job_key(id), MODEL_FIELD, WORK_FIELD, QUEUED_AT_FIELD, PUT_BACK_FIELD)
-    line[#line + 1] = {id, fields[1] or '', fields[2] or '', fields[3] or '', fields[4] or ''}
+local owners, has_line, line = redis.call('SMEMBERS', OWNERS_KEY), {}, {}
+local share = math.max(1, math.floor(tonumber(ARGV[1]) / (#owners + 1)))
+
+local function add(list, owner)
+    for _, id in ipairs(redis.call('LRANGE', list, 0, share - 1)) do
+        local fields = redis.pcall('HMGET', job_key(id), MODEL_FIELD, WORK_FIELD, QUEUED_AT_FIELD, PUT_BACK_FIELD,
+            'status', OWNER_FIELD)
+        if owner and fields[5] == 'queued' or not owner and not has_line[fields[6]] then
+            line[#line + 1] = {id, fields[1] or '', fields[2] or '', fields[3] or '', fields[4] or '', owner or ''}
+        end
+    end
 end
-return {redis.call('LLEN', KEYS[1]), line}
+
+for _, owner in ipairs(owners) do has_line[owner] = true end
+add(KEYS[1], false)
+for _, owner in ipairs(owners) do add(line_key(owner), owner) end
+return {redis.call('LLEN', KEYS[1]), line, redis.call('GET', TURN_KEY) or '0',
+    redis.call('ZRANGE', SERVED_KEY, 0, -1, 'WITHSCORES')}
 """
 )

@@ -37,6 +37,7 @@ _PREVIEW_ASKED = "reverie:preview_asked:{}"
 _CHAIN = "reverie:chain:{}"
 _EVENTS = "reverie:events:{}"
 _IDEMPOTENCY = "reverie:idempotency:{}"
+_LINE = "reverie:line:{}"
 CATALOGUE_KEY = "reverie:catalogue"
 CATALOGUE_TTL_S = 7 * 24 * 3600
 WORKERS_KEY = "reverie:workers"
@@ -49,6 +50,12 @@ WAITING_WORK_KEY = "reverie:waiting_work"
 """Hash: the queue's row-steps and seconds, as counted less than half a second ago."""
 TOTALS_KEY = "reverie:totals"
 """Hash of what became of all jobs, see `worker.contract.totals`."""
+OWNERS_KEY = "reverie:owners"
+"""Set of the owners who have jobs waiting, each in a line of its own."""
+SERVED_KEY = "reverie:served"
+"""Sorted set of the owners who are ahead of the others, by the seconds of workers up to which each has been served."""
+TURN_KEY = "reverie:turn"
+"""The seconds up to which all who wait have been served."""
 IDLE_WORKERS_KEY = "reverie:idle"
 """Sorted set of the workers that hold no job and found none; a score is the server's second until which that holds."""
 
@@ -177,6 +184,11 @@ def idempotency_key(digest: str) -> str:
     return _IDEMPOTENCY.format(digest)
 
 
+def line_key(owner: str) -> str:
+    """The waiting jobs of one owner, as they stand in the queue."""
+    return _LINE.format(owner)
+
+
 def events_channel(job_id: str) -> str:
     """Pub/sub channel that says that a job has changed. A message is its `ProgressSnapshot`, or empty."""
     return _EVENTS.format(job_id)
@@ -205,6 +217,7 @@ LUA_NAMES = "".join(
                 "progress_key": _PROGRESS,
                 "chain_key": _CHAIN,
                 "idempotency_key": _IDEMPOTENCY,
+                "line_key": _LINE,
                 "events_channel": _EVENTS,
             }.items()
         ),
@@ -217,6 +230,9 @@ LUA_NAMES = "".join(
                 "WORKERS_KEY": WORKERS_KEY,
                 "STRANDED_KEY": STRANDED_KEY,
                 "WAITING_WORK_KEY": WAITING_WORK_KEY,
+                "OWNERS_KEY": OWNERS_KEY,
+                "SERVED_KEY": SERVED_KEY,
+                "TURN_KEY": TURN_KEY,
                 "IDLE_WORKERS_KEY": IDLE_WORKERS_KEY,
                 "TOTALS_KEY": TOTALS_KEY,
                 "MODEL_FIELD": MODEL_FIELD,

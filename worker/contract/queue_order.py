@@ -8,7 +8,32 @@ PATIENCE = 8.0
 LONGEST_PATIENCE_S = 600.0
 """Nor by any that is queued later than this after it."""
 LOOKED_AT = 128
-"""Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each."""
+"""Oldest jobs of the queue among which a claim chooses; it takes Redis a microsecond or two for each. Where the jobs of
+several owners wait, each has its share of them, and at least one."""
+SERVED_KEPT_S = 24 * 3600
+"""How long it is remembered who has been served how much after the last claim."""
+
+LUA_LINES = """
+-- Each owner's waiting jobs stand in a line of their own too. What has no owner stands in the queue alone.
+local function owner_of(id)
+  local owner = redis.pcall('HGET', job_key(id), OWNER_FIELD)
+  return type(owner) == 'string' and owner or false
+end
+
+local function into_line(id, push)
+  local owner = owner_of(id)
+  if not owner then return end
+  redis.call(push, line_key(owner), id)
+  redis.call('SADD', OWNERS_KEY, owner)
+end
+
+local function out_of_line(id, owner)
+  if not owner then return end
+  redis.call('LREM', line_key(owner), 0, id)
+  if redis.call('EXISTS', line_key(owner)) == 0 then redis.call('SREM', OWNERS_KEY, owner) end
+end
+"""
+"""For scripts that begin with `LUA_NAMES`: jobs enter and leave their owner's line."""
 
 LUA_WAITING = """
 local function amount(text)
@@ -17,11 +42,11 @@ local function amount(text)
   return number and number >= 0 and number < 1e15 and number or nil
 end
 
--- Of the job's model, version, rows, work, arrival, whether it was put back, and last progress.
+-- Of the job's model, version, rows, work, arrival, whether it was put back, last progress, status and owner.
 local function waiting_fields(id)
   -- What has no fields of ours, or is no hash, has none of them.
   return redis.pcall('HMGET', job_key(id), MODEL_FIELD, VERSION_FIELD, ROWS_FIELD, WORK_FIELD, QUEUED_AT_FIELD,
-    PUT_BACK_FIELD, ADMITTED_FIELD)
+    PUT_BACK_FIELD, ADMITTED_FIELD, 'status', OWNER_FIELD)
 end
 
 local function served(offer, fields)

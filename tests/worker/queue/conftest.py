@@ -21,7 +21,16 @@ from rq.serializers import JSONSerializer
 from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.fake_engine import MODEL
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, JobError, JobOutcome, SamplingRequest
-from worker.contract.keys import MODEL_FIELD, QUEUED_AT_FIELD, ROWS_FIELD, VERSION_FIELD, WORK_FIELD
+from worker.contract.keys import (
+    MODEL_FIELD,
+    OWNER_FIELD,
+    OWNERS_KEY,
+    QUEUED_AT_FIELD,
+    ROWS_FIELD,
+    VERSION_FIELD,
+    WORK_FIELD,
+    line_key,
+)
 from worker.queue.leases import Leases
 from worker.queue.server_clock import ServerClock
 
@@ -52,7 +61,7 @@ class Jobs:
         )
         return self.add_raw(FUNCTION_NAME, [request.model_dump(mode="json")], timeout_s=timeout_s)
 
-    def submit(self, seed: int = 1, *, queued_at: float | None = None, **fields: Any) -> str:
+    def submit(self, seed: int = 1, *, queued_at: float | None = None, owner: str = "", **fields: Any) -> str:
         """The same with all fields that the gateway adds."""
         request = SamplingRequest.model_validate({"model": MODEL, "seed": seed, "steps": 5, "batch": 1, **fields})
         job = self.queue.create_job(
@@ -76,7 +85,12 @@ class Jobs:
         }
         if request.version is not None:
             own[VERSION_FIELD] = request.version
+        if owner:
+            own[OWNER_FIELD] = owner
         with self.valkey.client.pipeline() as pipeline:
+            if owner:
+                pipeline.rpush(line_key(owner), job.id)
+                pipeline.sadd(OWNERS_KEY, owner)
             job.save(pipeline=pipeline)
             pipeline.hset(job.key, mapping=own)
             pipeline.rpush(self.queue.key, job.id)

@@ -57,6 +57,7 @@ JOBS = st.tuples(
     st.sampled_from([1, 4, 16]),  # images
     st.sampled_from([0.0, 0.5, 5.0, 60.0]),  # seconds after the job before
     st.sampled_from([False] * 9 + [True]),  # put back
+    st.sampled_from(["", "alice", "bob"]),
 )
 
 
@@ -66,14 +67,14 @@ def test_jobs_are_told_the_turn_at_which_a_worker_takes_them(
     valkey: ValkeyHandle,
     jobs: Jobs,
     worker_of: Callable[..., Leases],
-    asked: list[tuple[str, int, int, float, bool]],
+    asked: list[tuple[str, int, int, float, bool, str]],
 ) -> None:
     """A worker that takes one job after the other: each begins when those that were told to be ahead of it are done."""
     valkey.client.flushall()
     now, ids, seconds = 1e6, [], {}
-    for model, steps, batch, gap_s, put_back in asked:
+    for model, steps, batch, gap_s, put_back, owner in asked:
         now += gap_s
-        id_ = jobs.submit(model=model, steps=steps, batch=batch, queued_at=now)
+        id_ = jobs.submit(model=model, steps=steps, batch=batch, queued_at=now, owner=owner)
         if put_back:
             valkey.client.hset(job_key(id_), PUT_BACK_FIELD, 1)
         ids.append(id_)
@@ -88,12 +89,18 @@ def test_jobs_are_told_the_turn_at_which_a_worker_takes_them(
         began_s += seconds[job.job_id]
 
 
+@pytest.mark.parametrize("owners", [[""], ["alice"], ["alice", "bob", "", "carol", "dave"]], ids=len)
 def test_a_long_line_is_told_as_it_is_served_too(
-    valkey: ValkeyHandle, jobs: Jobs, worker_of: Callable[..., Leases]
+    valkey: ValkeyHandle, jobs: Jobs, worker_of: Callable[..., Leases], owners: list[str]
 ) -> None:
     """Only the oldest are looked at for one that may pass: long ones gather among them."""
     ids = [
-        jobs.submit(model="clouds" if number % 3 else "digits", steps=1 + number * 7 % 100, queued_at=1e6 + number / 10)
+        jobs.submit(
+            model="clouds" if number % 3 else "digits",
+            steps=1 + number * 7 % 100,
+            queued_at=1e6 + number / 10,
+            owner=owners[number * number % 13 % len(owners)],
+        )
         for number in range(LOOKED_AT * 2)
     ]
     expected = told(valkey, [worker("a", [DIGITS, CLOUDS])], ids)

@@ -1,6 +1,7 @@
 """The Lua scripts by which a worker becomes the owner of jobs, and their order; see `prelude`."""
 
 from worker.contract.queue_order import LUA_WAITING
+from worker.queue.lua.choice import CHOICE
 from worker.queue.lua.prelude import PRELUDE
 
 IDLE_S = 3
@@ -9,6 +10,7 @@ IDLE_S = 3
 CLAIM = (
     PRELUDE
     + LUA_WAITING
+    + CHOICE
     + f"local IDLE_S = {IDLE_S}\n"
     + """
 -- ARGV: worker name, lease in s, time text, ttl for what is dropped, job id moved to the intermediate list or '',
@@ -101,34 +103,11 @@ local function has_room(fields)
   return true
 end
 
-local function line()
-  -- The oldest jobs that this worker can draw, in the order of service.
-  local places, queued_at, first, seen = {}, 0, 0, 0
-  while seen < terms.looked_at do
-    local ids = redis.call('LRANGE', QUEUE, first, first + terms.looked_at - 1)
-    for offset, id in ipairs(ids) do
-      local fields = waiting_fields(id)
-      queued_at = amount(fields[5]) or queued_at
-      if not served(offer, fields) then
-        of_others = of_others + 1
-      elseif seen < terms.looked_at then
-        seen = seen + 1
-        if not terms.most_work or (amount(fields[4]) or 0) <= terms.most_work then
-          local due = due_at(offer, fields, queued_at, terms.patience, terms.longest_s)
-          places[#places + 1] = {id = id, due = due, place = first + offset, fields = fields}
-        end
-      end
-    end
-    if #ids < terms.looked_at then break end
-    first = first + #ids
-  end
-  table.sort(places, function(a, b) return a.due < b.due or a.due == b.due and a.place < b.place end)
-  return places
-end
-
 local lost_before = false
-local function take_next(id)
+local function take_next(id, fields)
   local taken
+  charge(fields, seconds_of(offer, fields))
+  out_of_line(id, fields[9])
   taken, lost_before = take(id, ARGV[next_execution])
   if taken then next_execution = next_execution + 1 end
 end
@@ -139,17 +118,20 @@ if moved ~= '' then
     put_back_moved()
   elseif redis.call('LREM', INTERMEDIATE, 1, moved) == 1 then
     has_room(fields)
-    take_next(moved)
+    take_next(moved, fields)
   end
 end
 if ARGV[next_execution] and not lost_before then
-  for _, waiting in ipairs(line()) do
-    if not ARGV[next_execution] or lost_before then break end
-    if not has_room(waiting.fields) then break end
-    redis.call('LREM', QUEUE, 1, waiting.id)
-    take_next(waiting.id)
+  local waiting
+  waiting, of_others = waiting_jobs(offer, terms)
+  while ARGV[next_execution] and not lost_before do
+    local job = next_of(waiting)
+    if not job or not has_room(job.fields) then break end
+    -- What is in a line and not in the queue is being claimed by another worker, which moved it.
+    if redis.call('LREM', QUEUE, 1, job.id) == 1 then take_next(job.id, job.fields) end
   end
 end
+remember_served()
 
 -- pcall: a server that is full refuses this, and all else goes on.
 if #claimed > 0 then

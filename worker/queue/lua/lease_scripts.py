@@ -95,6 +95,7 @@ if ARGV[6] == '1' and retries_left > 0 then
   requeue(id)
   redis.call('HSET', job_key(id), QUEUED_AT_FIELD, string.format('%.6f', NOW))
   redis.call('RPUSH', QUEUE, id)
+  into_line(id, 'RPUSH')
   count_total('retried', id)
   return 'queued'
 end

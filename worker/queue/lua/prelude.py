@@ -5,10 +5,12 @@ A worker owns a job as long as its entry `<job>:<execution>` is in that registry
 checks that first. All keys that RQ reads (job hash, registries, executions, results) are left as RQ itself leaves them.
 """
 
+from worker.contract.queue_order import LUA_LINES
 from worker.contract.totals import LUA_TOTALS
 
 PRELUDE = (
     LUA_TOTALS
+    + LUA_LINES
     + """
 local QUEUE, INTERMEDIATE, WIP = KEYS[1], KEYS[2], KEYS[3]
 local FINISHED, FAILED, CANCELED = KEYS[4], KEYS[5], KEYS[6]
@@ -58,6 +60,7 @@ local function put_back(id)
   requeue(id)
   redis.call('HSET', job_key(id), PUT_BACK_FIELD, 1)
   redis.call('LPUSH', QUEUE, id)
+  into_line(id, 'LPUSH')
 end
 
 local ENDED_AS = {finished = 'succeeded', failed = 'failed', stopped = 'canceled'}

@@ -25,6 +25,7 @@ for _, id in ipairs(ids) do
       noticed[#noticed + 1] = id
     elseif NOW - since >= longest_s then
       redis.call('LREM', QUEUE, 0, id)
+      out_of_line(id, fields[9])
       local ttl = tonumber(redis.call('HGET', job_key(id), 'failure_ttl') or '') or default_ttl
       if ttl <= 0 then ttl = default_ttl end
       redis.call('PUBLISH', events_channel(id), '')
