@@ -115,7 +115,8 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         rule=BodyRule(("application/json",), settings.max_body_bytes),
         of_paths={"/uploads": BodyRule(PICTURE_TYPES, settings.max_upload_bytes + FORM_BYTES)},
     )
-    app.add_middleware(AccessGuard, keys=KeyRing(settings.api_keys.get_secret_value()) if settings.api_keys else None)
+    keys = KeyRing(settings.api_keys.get_secret_value()) if settings.api_keys else None
+    app.add_middleware(AccessGuard, keys=keys, limit=settings.key_limit)
     app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)

@@ -14,6 +14,7 @@ GatewayError
 ├── GenerationFailed      500  the job that a client waited for ended without images
 ├── NotDoneInTime         504  … or did not end
 ├── QueueFull             429  Retry-After: until enough work is done
+├── LimitReached          429  Retry-After: until the key may ask for so much again
 └── Unavailable           503  Redis, the workers, a model or room for a stream are missing for now
 """
 
@@ -149,6 +150,11 @@ class NotDoneInTime(GatewayError):
 class QueueFull(GatewayError):
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "queue_full"
+
+
+class LimitReached(GatewayError):
+    status = HTTPStatus.TOO_MANY_REQUESTS
+    code = "limit_reached"
 
 
 class Unavailable(GatewayError):

@@ -23,6 +23,7 @@ from rq.job import JobStatus
 from rq.results import Result
 from rq.serializers import JSONSerializer
 
+from service.access.allowance import Allowance, Charge
 from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
@@ -75,7 +76,8 @@ class Idempotency:
 @dataclass(frozen=True, slots=True)
 class Submitted:
     outcome: str
-    """`queued`; `known`: the idempotency key's job; `mismatch`: that key came with another body; `full`."""
+    """`queued`; `known`: the idempotency key's job; `mismatch`: that key came with another body; `full`;
+    `limited`: it costs more than its owner may ask for now."""
     job_id: str
     jobs_ahead: int
     work_ahead: int
@@ -84,6 +86,8 @@ class Submitted:
     """What those take all live workers; 0 while no model's cost is known."""
     queued_at: datetime | None
     """By the server's clock; None when this call queued nothing."""
+    allowance: Allowance | None
+    """What its owner may still ask for; None without a limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,15 +166,22 @@ class JobQueue:
         row_step_s: Mapping[str, float],
         origin: JobOrigin = NO_ORIGIN,
         owner: str | None = None,
+        charge: Charge | None = None,
     ) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not.
 
         Args:
             row_step_s: see `Reading.row_step_s`.
+            charge: None for an owner without a limit.
         """
         settings = self._settings
         record = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
-        costs = {"row_step_s": dict(row_step_s), "mean_row_step_s": fmean(row_step_s.values()) if row_step_s else False}
+        costs: dict[str, object] = {
+            "row_step_s": dict(row_step_s),
+            "mean_row_step_s": fmean(row_step_s.values()) if row_step_s else False,
+        }
+        if owner is not None and charge is not None:
+            costs["charge"] = charge.as_json()
         limits = [settings.max_queue, settings.max_queue_s or "", settings.max_queue_jobs]
         args: list[Any] = [
             job.id,
@@ -192,12 +203,13 @@ class JobQueue:
             if text is not None:
                 args += [field, text]
         async with self._deadline():
-            outcome, job_id, jobs, waiting, waiting_s, queued_at = await self._submit(
+            outcome, job_id, jobs, waiting, waiting_s, queued_at, *allowance = await self._submit(
                 keys=[self._keys.queue], args=args
             )
         return Submitted(
             *(outcome.decode(), job_id.decode(), int(jobs), int(waiting), float(waiting_s)),
             datetime.fromisoformat(queued_at.decode()) if queued_at else None,
+            Allowance.of(charge.limit, allowance) if charge is not None and allowance else None,
         )
 
     async def read(self, job_id: str) -> JobRecord | None:

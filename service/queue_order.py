@@ -47,7 +47,7 @@ def turns(
         row_step_s: see `Reading.row_step_s`.
         served: who is ahead of the others.
     """
-    own = _mean_costs(workers)
+    own = mean_costs(workers)
     groups = _groups(workers)
     lines: dict[object, list[Place]] = {}
     arrivals: dict[str, float] = {}
@@ -68,7 +68,7 @@ def turns(
     return found
 
 
-def _mean_costs(workers: Sequence[WorkerStatus]) -> dict[str, float]:
+def mean_costs(workers: Sequence[WorkerStatus]) -> dict[str, float]:
     """Mean cost of a row-step over the workers, by model: what a claim would use."""
     costs: dict[str, list[float]] = {}
     for worker in workers:

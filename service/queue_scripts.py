@@ -26,11 +26,13 @@ end
 """
 
 # KEYS: queue
-# ARGV: job id, its owner or '', model, its work, most work, most seconds of work or '', most jobs, seconds per row-step
-# by model and for all others (or false) as JSON, digest of the idempotency key or '', fingerprint of the request, for
-# how many seconds a record is kept while its job has not ended, then the pairs of the hash
-# Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued}; outcome is queued, known,
-# mismatch or full.
+# ARGV: job id, its owner or '', model, its work, most work, most seconds of work or '', most jobs, as JSON the
+# seconds per row-step by model and for all others (or false) and the charge, digest of the idempotency key or '',
+# fingerprint of the request, for how many seconds a record is kept while its job has not ended, then the pairs of the
+# hash
+# Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued, and where there is a charge:
+# the seconds of a worker that its owner may ask for, those until it may ask for all, and those until this job fits};
+# outcome is queued, known, mismatch, full or limited.
 SUBMIT = (
     LUA_TOTALS
     + LUA_LINES
@@ -47,13 +49,29 @@ local function seconds_of(row_steps, of_model)
     return row_steps * (of_model and costs.row_step_s[of_model] or costs.mean_row_step_s or 0)
 end
 
+-- A bucket as one number: the moment at which it is whole again. What a job costs moves that on.
+local charge, NOW, whole_at = costs.charge, tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000, 0
+local charge_s = charge and charge.seconds * charge.window_s / charge.limit_s
+if charge then whole_at = math.max(NOW, tonumber(redis.call('GET', allowance_key(owner)) or '') or 0) end
+
+local function answer(outcome, id, ahead, ahead_work, ahead_s, queued_at, retry_s)
+    local told = {outcome, id, ahead, ahead_work, tostring(ahead_s), queued_at}
+    if charge then
+        local left_s = math.max(0, charge.window_s - (whole_at - NOW)) * charge.limit_s / charge.window_s
+        for _, seconds in ipairs({left_s, whole_at - NOW, retry_s or 0}) do
+            told[#told + 1] = string.format('%.3f', seconds)
+        end
+    end
+    return told
+end
+
 if digest ~= '' then
     local record = redis.call('GET', idempotency_key(digest))
     if record then
         local known_fingerprint, known_id = string.match(record, '^(%x+):(.+)$')
         -- A record whose job is forgotten is as good as none.
         if known_id and redis.call('EXISTS', job_key(known_id)) == 1 then
-            return {known_fingerprint == fingerprint and 'known' or 'mismatch', known_id, 0, 0, '0', ''}
+            return answer(known_fingerprint == fingerprint and 'known' or 'mismatch', known_id, 0, 0, 0, '')
         end
     end
 end
@@ -82,7 +100,7 @@ local waiting, waiting_s = count_waiting()
 -- Our own id is there: an earlier attempt got through and only its answer was lost.
 if redis.call('EXISTS', hash_key) == 1 then
     local queued_at = redis.call('HGET', hash_key, 'created_at') or time_text()
-    return {'queued', job_id, jobs, waiting, tostring(waiting_s), queued_at}
+    return answer('queued', job_id, jobs, waiting, waiting_s, queued_at)
 end
 
 -- An empty queue takes any job, however large, and one that others have filled takes the first job of an owner.
@@ -90,7 +108,13 @@ local its_s = seconds_of(work, model)
 local may_be_full = jobs > 0
 if owner ~= '' then may_be_full = redis.call('EXISTS', line_key(owner)) == 1 end
 if may_be_full and (jobs >= max_jobs or waiting + work > max_work or max_s and waiting_s + its_s > max_s) then
-    return {'full', job_id, jobs, waiting, tostring(waiting_s), ''}
+    return answer('full', job_id, jobs, waiting, waiting_s, '')
+end
+
+-- A whole bucket lets any job through, however large.
+if charge and whole_at > NOW and whole_at + charge_s - NOW > charge.window_s then
+    local retry_s = math.min(whole_at, whole_at + charge_s - charge.window_s) - NOW
+    return answer('limited', job_id, jobs, waiting, waiting_s, '', retry_s)
 end
 
 redis.call('HSET', hash_key, unpack(ARGV, first_pair))
@@ -108,7 +132,11 @@ if digest ~= '' then
     redis.call('HSET', hash_key, IDEMPOTENCY_FIELD, digest)
 end
 count_total('submitted', job_id)
-return {'queued', job_id, jobs, waiting, tostring(waiting_s), time_text()}
+if charge then
+    whole_at = whole_at + charge_s
+    redis.call('SET', allowance_key(owner), string.format('%.6f', whole_at), 'EX', math.ceil(whole_at - NOW) + 1)
+end
+return answer('queued', job_id, jobs, waiting, waiting_s, time_text())
 """
 )
 

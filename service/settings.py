@@ -1,9 +1,10 @@
 """The gateway's settings: environment variables with the prefix REVERIE_, read once into a frozen object."""
 
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 
+from service.access.api_key import CostLimit
 from service.access.key_ring import KeyRing
 from service.access.listening import require_keys
 from service.pictures import MOST_PIXELS
@@ -23,6 +24,8 @@ class Settings(LogSettings, TraceSettings):
     """Lines of `service.access.api_key`, or the path of a file that holds them; None: keys are off."""
     allow_anonymous: bool = False
     """Listen without keys where other machines can reach it."""
+    key_limit: Annotated[CostLimit, BeforeValidator(CostLimit.parse)] | None = None
+    """Seconds of a worker in so many seconds, like 600/3600, for each name of keys that have no limit of their own."""
     max_queue: int = Field(default=1_000_000, ge=1)
     """Most image-steps (batch x steps, guided images twice, summed over the waiting jobs); above it new jobs are
     answered 429."""

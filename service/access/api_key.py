@@ -43,18 +43,18 @@ class Scope(StrEnum):
 class CostLimit:
     """How much a name may ask for: so many seconds of a worker in each window, all of them at once if it likes."""
 
-    worker_s: float
+    worker_s: int
     window_s: int
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        parsed = re.fullmatch(r"(\d{1,9}(?:\.\d{1,3})?)/(\d{1,9})", text)
-        if parsed is None or float(parsed[1]) <= 0 or int(parsed[2]) <= 0:
+        parsed = re.fullmatch(r"(\d{1,9})/(\d{1,9})", text, re.ASCII)
+        if parsed is None or not int(parsed[1]) or not int(parsed[2]):
             raise ValueError("a limit is seconds of a worker and the window's seconds, like 600/3600")
-        return cls(float(parsed[1]), int(parsed[2]))
+        return cls(int(parsed[1]), int(parsed[2]))
 
     def __str__(self) -> str:
-        return f"{f'{self.worker_s:.3f}'.rstrip('0').rstrip('.')}/{self.window_s}"
+        return f"{self.worker_s}/{self.window_s}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,12 @@ import time
 from collections.abc import Callable
 from urllib.parse import unquote
 
+from starlette.datastructures import MutableHeaders
 from starlette.requests import Request
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service.access import allowance
+from service.access.api_key import CostLimit
 from service.access.api_key import Scope as KeyScope
 from service.access.caller import ANYBODY, Caller
 from service.access.key_ring import KeyRing
@@ -42,11 +45,19 @@ class AccessGuard:
     """
     Args:
         keys: None while keys are off.
+        limit: of keys that have none of their own.
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing | None, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing | None,
+        limit: CostLimit | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._app = app
         self._keys = keys
+        self._limit = limit
         self._clock = clock
         self._logged_at = float("-inf")
         self._unlogged = 0
@@ -62,7 +73,7 @@ class AccessGuard:
             response = await on_gateway_error(request, error)
             await response(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, _with_allowance(scope, send))
 
     def _caller(self, request: Request) -> Caller:
         path = request.scope["path"]
@@ -87,7 +98,7 @@ class AccessGuard:
         needed = scope_for(request.method, path)
         if not known.scope.includes(needed):
             raise Forbidden(f"this needs a key of scope {needed.value}, yours has {known.scope.value}", needed.value)
-        return Caller(known.name, known.scope, known.limit)
+        return Caller(known.name, known.scope, known.limit or self._limit)
 
     def _log_refusal(self, request: Request) -> None:
         now = self._clock()
@@ -97,3 +108,13 @@ class AccessGuard:
         client = request.client.host if request.client else "an unknown address"
         log.warning("an unknown API key from %s, and %d more since the last such line", client, self._unlogged)
         self._logged_at, self._unlogged = now, 0
+
+
+def _with_allowance(scope: Scope, send: Send) -> Send:
+    async def send_with_allowance(message: Message) -> None:
+        left = allowance.told(scope)
+        if left is not None and message["type"] == "http.response.start":
+            MutableHeaders(scope=message).update(left.headers)
+        await send(message)
+
+    return send_with_allowance

@@ -10,15 +10,16 @@ import structlog
 from fastapi import APIRouter, Header, Request, Response
 from redis.exceptions import RedisError
 
+from service.access.allowance import Charge, tell
 from service.access.caller import Caller, CallerDep
 from service.admission import Admitted, admit
 from service.catalogue import Reading
-from service.errors import IdempotencyMismatch, QueueFull, problem_responses
+from service.errors import IdempotencyMismatch, LimitReached, QueueFull, problem_responses
 from service.gateway import Gateway, GatewayDep
 from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
 from service.job_view import job_document, job_url
-from service.queue_order import Turn, row_step_s_of
+from service.queue_order import Turn, mean_costs, row_step_s_of
 from service.request_context import origin_of
 from service.schemas import GenerateRequest, Job
 from worker.contract import SamplingRequest
@@ -72,7 +73,7 @@ async def generate(
 ) -> Job:
     reading = await gateway.catalogue.read()
     admitted = admit(body, reading, gateway.settings.max_images)
-    job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, origin_of(request))
+    job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, request)
 
     wait = WAIT.search(prefer or "")
     if wait:
@@ -100,24 +101,35 @@ async def _submit(
     admitted: Admitted,
     idempotency_key: str | None,
     reading: Reading,
-    origin: JobOrigin,
+    http_request: Request,
 ) -> Job:
     idempotency = None
     if idempotency_key:
         idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json")), caller.owner)
     rq_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
+    origin = origin_of(http_request)
     span = gateway.spans.begin("submit", origin.traceparent, {"reverie.job_id": rq_job.id})
     origin = JobOrigin(origin.request_id, span.traceparent)
     structlog.contextvars.bind_contextvars(**origin.log_fields)
     submitted = await gateway.queue.submit(
-        rq_job, admitted.request, idempotency, reading.row_step_s, origin, caller.owner
+        rq_job,
+        admitted.request,
+        idempotency,
+        reading.row_step_s,
+        origin,
+        caller.owner,
+        _charge(caller, admitted.request, reading),
     )
+    if submitted.allowance is not None:
+        tell(http_request, submitted.allowance)
     span.end(error=None if submitted.outcome == "queued" else submitted.outcome)
     match submitted.outcome:
         case "mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")
         case "full":
             raise _queue_full(gateway, submitted, admitted.request, reading)
+        case "limited":
+            raise _limit_reached(submitted, admitted.request)
         case "known":
             return await require_job(gateway, caller, submitted.job_id)
     log.info(
@@ -144,6 +156,22 @@ async def _submit(
         # The job is accepted: a 503 would make the client send it again.
         turn = Turn(place, submitted.seconds_ahead if reading.row_step_s else None)
     return job_document(record, turn)
+
+
+def _charge(caller: Caller, request: SamplingRequest, reading: Reading) -> Charge | None:
+    if caller.limit is None:
+        return None
+    return Charge(caller.limit, request.row_steps * row_step_s_of(mean_costs(reading.live), request.model))
+
+
+def _limit_reached(submitted: Submitted, request: SamplingRequest) -> LimitReached:
+    allowance = submitted.allowance
+    assert allowance is not None  # no limit, no such outcome
+    return LimitReached(
+        f"your limit is {allowance.limit.worker_s} s of a worker in {allowance.limit.window_s} s, of which "
+        f"{allowance.left_s:.1f} s are left, too little for {request.row_steps} image-steps of {request.model}",
+        retry_after_s=max(1, math.ceil(allowance.retry_in_s)),
+    )
 
 
 def _queue_full(gateway: Gateway, submitted: Submitted, request: SamplingRequest, reading: Reading) -> QueueFull:

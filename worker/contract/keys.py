@@ -38,6 +38,7 @@ _CHAIN = "reverie:chain:{}"
 _EVENTS = "reverie:events:{}"
 _IDEMPOTENCY = "reverie:idempotency:{}"
 _LINE = "reverie:line:{}"
+_ALLOWANCE = "reverie:allowance:{}"
 CATALOGUE_KEY = "reverie:catalogue"
 CATALOGUE_TTL_S = 7 * 24 * 3600
 WORKERS_KEY = "reverie:workers"
@@ -189,6 +190,11 @@ def line_key(owner: str) -> str:
     return _LINE.format(owner)
 
 
+def allowance_key(owner: str) -> str:
+    """The server's second at which all that an owner may ask for is left again."""
+    return _ALLOWANCE.format(owner)
+
+
 def events_channel(job_id: str) -> str:
     """Pub/sub channel that says that a job has changed. A message is its `ProgressSnapshot`, or empty."""
     return _EVENTS.format(job_id)
@@ -218,6 +224,7 @@ LUA_NAMES = "".join(
                 "chain_key": _CHAIN,
                 "idempotency_key": _IDEMPOTENCY,
                 "line_key": _LINE,
+                "allowance_key": _ALLOWANCE,
                 "events_channel": _EVENTS,
             }.items()
         ),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from service.access.api_key import KEY_PATTERN, ApiKey, CostLimit, KeysError, Scope, new_key, parse_keys
 from service.access.key_ring import LOOK_S, KeyRing
 
-LIMITS = st.none() | st.builds(CostLimit, worker_s=st.integers(1, 10**6).map(float), window_s=st.integers(1, 10**6))
+LIMITS = st.none() | st.builds(CostLimit, worker_s=st.integers(1, 10**6), window_s=st.integers(1, 10**6))
 MOMENTS = st.none() | st.datetimes(timezones=st.just(UTC))
 NAMES = st.none() | st.from_regex(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}", fullmatch=True)
 
