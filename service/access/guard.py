@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 """What needs no key: the page, its documentation, and the probes of whoever runs the gateway."""
-PUBLIC_FOLDERS = ("/static-offline-docs/",)
+PUBLIC_FOLDERS = ("/page/", "/static-offline-docs/")
 ADMIN_PATHS = frozenset({"/metrics"})
 """What tells of everybody."""
 READING = ("GET", "HEAD")

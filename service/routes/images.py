@@ -8,6 +8,7 @@ from fastapi import APIRouter, Header, Response
 
 from service.access.caller import CallerDep
 from service.errors import ImageExpired, ImageNotReady, NotFound, problem_responses
+from service.etags import matches
 from service.gateway import GatewayDep
 from service.job_lookup import require_record
 from service.job_view import STATES, outcome_of, request_of
@@ -55,7 +56,7 @@ async def get_image(
     if image is None or image.file is None:
         raise expired
     etag = f'"{image.sha256}-{outcome.media_type.removeprefix("image/")}"'
-    if _matches(if_none_match, etag):
+    if matches(if_none_match, etag):
         # The bytes stay where they are.
         ttl_ms = await gateway.files.ttl_ms(image.file)
         if ttl_ms < 0:
@@ -73,9 +74,3 @@ def _freshness(ttl_ms: int) -> dict[str, str]:
         "Cache-Control": f"private, max-age={int(left.total_seconds())}, immutable",
         "Expires": format_datetime(datetime.now(UTC) + left, usegmt=True),
     }
-
-
-def _matches(if_none_match: str | None, etag: str) -> bool:
-    """Weak comparison, RFC 9110, 13.1.2."""
-    candidates = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    return "*" in candidates or etag in candidates

@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from base64 import b64encode
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -104,6 +104,8 @@ class FakeWorker:
         self.tells = True
         """Whether it says that a job has changed; False: as if every message were lost."""
         self.files = RedisFiles(client)
+        self.file_of: Callable[[int], bytes] = lambda seed: f"pixels of seed {seed}".encode()
+        """The bytes of an image's file, by its seed."""
         self.drawn: list[SamplingRequest] = []
         """What it was asked for, of the jobs that succeeded."""
         self._executions: dict[str, Execution] = {}
@@ -205,7 +207,7 @@ class FakeWorker:
         images, records, files = [], [], []
         folder = job_folder(job.id, self._executions[job.id].id)
         for index in range(request.batch):
-            data = f"pixels of seed {request.seed + index}".encode()
+            data = self.file_of(request.seed + index)
             file = File(image_file(folder, index, request.format.extension), data, job.result_ttl)
             files.append(file)
             images.append(data)

@@ -14,10 +14,10 @@ START_TIMEOUT_S = 30
 
 
 class RunningGateway:
-    """The real application under uvicorn, on a free port of this machine."""
+    """The real application under uvicorn, on this port of this machine; 0: on a free one."""
 
-    def __init__(self, settings: Settings) -> None:
-        settings = settings.model_copy(update={"port": 0})
+    def __init__(self, settings: Settings, port: int = 0) -> None:
+        settings = settings.model_copy(update={"port": port})
         self._listener: socket.socket = listen(settings)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
         app = create_app(settings, connect(settings))

@@ -1,0 +1,251 @@
+// The request as a form: which fields a model has, what is in them, and where an error stands.
+
+import { $, el, kept } from "./dom.js";
+import { stepOf } from "./models.js";
+
+const form = $("request");
+const field = (name) => form.querySelector(`[data-field="${name}"]`);
+const WHOLE = ["seed", "steps", "batch", "width", "height", "frames"];
+const REAL = ["guidance_scale", "eta", "strength"];
+const TEXT = ["model", "version", "prompt", "negative_prompt", "sampler", "spacing", "format"];
+const MOST_CHIPS = 60;
+const MOST_SEED = 2 ** 32;
+const SAMPLER_NAMES = {
+  ddim: "DDIM", ddpm: "DDPM", ddpm_large: "DDPM, large variance", dpmpp_2m: "DPM-Solver++ 2M",
+  dpmpp_2m_sde: "DPM-Solver++ 2M SDE", euler: "Euler", euler_ancestral: "Euler ancestral", plms: "PLMS", lcm: "LCM",
+};
+
+let models;
+let isFilled = false;
+/** Fields that others add to the form: name → function that gives its value, or undefined. */
+const added = new Map();
+
+export const addField = (name, read) => added.set(name, read);
+export const currentModel = () => models.get($("model").value);
+
+export function start(modelList) {
+  models = modelList;
+  models.addEventListener("change", fillModels);
+  $("model").addEventListener("change", () => (fillVersions(), adapt(), remember()));
+  for (const [slide, number] of [["steps-slide", "steps"], ["guidance-slide", "guidance_scale"]]) pairUp($(slide), $(number));
+  for (const button of form.querySelectorAll("[data-step]"))
+    button.addEventListener("click", () => (stepBy(Number(button.dataset.step)), changed()));
+  $("roll").addEventListener("click", roll);
+  $("fix").addEventListener("click", () => fix($("fix").getAttribute("aria-pressed") !== "true"));
+  $("seed").addEventListener("input", () => fix($("seed").value !== ""));
+  $("sampler").addEventListener("change", adapt);
+  form.addEventListener("input", (event) => (clearError(event.target), changed()));
+  form.addEventListener("change", changed);
+}
+
+/** What the gateway will be asked for. */
+export function read() {
+  const request = {};
+  for (const name of [...TEXT, ...WHOLE, ...REAL]) {
+    const input = form.elements[name];
+    if (!input || !isOffered(input) || input.value === "") continue;
+    request[name] = TEXT.includes(name) ? input.value : Number(input.value);
+  }
+  const label = form.querySelector("input[name=class_label]:checked, select[name=class_label]");
+  if (label && isOffered(label) && label.value !== "") request.class_label = Number(label.value);
+  if (!("prompt" in request)) delete request.negative_prompt;
+  if (!("prompt" in request || "class_label" in request)) delete request.guidance_scale;
+  for (const [name, value] of added) {
+    const found = value(currentModel());
+    if (found !== undefined) request[name] = found;
+  }
+  return request;
+}
+
+const isOffered = (input) => !input.closest("[hidden]") && !input.disabled;
+
+/** Puts a request into the form; fields that it lacks keep what they have, but for what it is of: those are emptied. */
+export function write(request, { isFromStorage = false } = {}) {
+  if (request.model && models.get(request.model)) {
+    $("model").value = request.model;
+    fillVersions();
+  }
+  if ($("version").querySelector(`option[value="${request.version ?? ""}"]`)) $("version").value = request.version ?? "";
+  adapt();
+  for (const name of [...TEXT.slice(2), ...WHOLE, ...REAL]) {
+    const input = form.elements[name];
+    if (!input || (isFromStorage && request[name] === undefined)) continue;
+    input.value = request[name] ?? (input.tagName === "SELECT" ? input.options[0]?.value ?? "" : "");
+  }
+  const label = request.class_label === undefined ? "" : String(request.class_label);
+  const chip = form.querySelector(`input[name=class_label][value="${label}"]`);
+  if (chip) chip.checked = true;
+  const select = form.querySelector("select[name=class_label]");
+  if (select) select.value = label;
+  if (request.negative_prompt) $("negative").open = true;
+  if (!isFromStorage) fix(request.seed !== undefined);
+  else fix(Boolean(request.isFixed));
+  clearErrors();
+  changed();
+}
+
+export const isFixed = () => $("fix").getAttribute("aria-pressed") === "true";
+
+function fix(on) {
+  $("fix").setAttribute("aria-pressed", String(on));
+  if (!on && document.activeElement !== $("seed")) $("seed").value = "";
+  else if (on && $("seed").value === "") $("seed").value = newSeed();
+  changed();
+}
+
+const newSeed = () => crypto.getRandomValues(new Uint32Array(1))[0] % MOST_SEED;
+
+function roll() {
+  $("seed").value = newSeed();
+  fix(true);
+}
+
+function stepBy(by) {
+  const input = $("batch");
+  const most = Number(input.max) || 64;
+  input.value = Math.min(most, Math.max(1, (Number(input.value) || 1) + by));
+}
+
+/** A slider for the hand and a number for what is exact; the number is the field. */
+function pairUp(slide, number) {
+  const show = () => {
+    if (number.value !== "") slide.value = number.value;
+    const share = (slide.value - slide.min) / (slide.max - slide.min);
+    slide.style.setProperty("--filled", `${100 * share}%`);
+  };
+  slide.addEventListener("input", () => ((number.value = slide.value), clearError(number), show()));
+  number.addEventListener("input", show);
+  form.addEventListener("adapted", show);
+  show();
+}
+
+function fillModels() {
+  const chosen = $("model").value || kept.get("form", {}).model;
+  $("model").replaceChildren(...models.list.map((model) => el("option", { value: model.name }, model.name)));
+  const named = [chosen, models.default, models.list[0]?.name].find((name) => name && models.get(name));
+  if (named) $("model").value = named;
+  fillVersions();
+  adapt();
+  if (!isFilled && models.list.length) {
+    isFilled = true;
+    write(kept.get("form", {}), { isFromStorage: true });
+  }
+  $("draw").disabled = !models.list.length;
+}
+
+function fillVersions() {
+  const model = currentModel();
+  const before = $("version").value;
+  const current = model?.version ? `${stepOf(model.version)} (current)` : "current";
+  const older = [...(model?.versions ?? [])].reverse();
+  $("version").replaceChildren(
+    el("option", { value: "" }, current),
+    ...older.map((info) => el("option", { value: info.version }, versionText(info))),
+  );
+  if (older.some((info) => info.version === before)) $("version").value = before;
+}
+
+function versionText(info) {
+  const [metric] = Object.entries(info.metrics ?? {});
+  return `${stepOf(info.version)}${metric ? `, ${metric[0].replaceAll("_", " ")} ${metric[1].toPrecision(3)}` : ""}`;
+}
+
+/** Shows the fields that the chosen model has. */
+function adapt() {
+  const model = currentModel();
+  if (!model) return;
+  const takes = model.takes;
+  field("prompt").hidden = takes !== "prompt";
+  $("negative").hidden = takes !== "prompt";
+  field("class_label").hidden = takes !== "class_label";
+  field("guidance_scale").hidden = takes === "nothing";
+  $("guidance_scale").placeholder = takes === "prompt" ? "3" : "1";
+  if ($("guidance_scale").value === "") $("guidance-slide").value = $("guidance_scale").placeholder;
+  if (takes === "class_label") fillLabels(model);
+  const sampler = $("sampler").value;
+  const shipped = SAMPLER_NAMES[model.sampler ?? "ddim"] ?? model.sampler;
+  $("sampler").replaceChildren(
+    el("option", { value: "" }, `${shipped} (default)`),
+    ...model.samplers.map((name) => el("option", { value: name }, SAMPLER_NAMES[name] ?? name)),
+  );
+  if (model.samplers.includes(sampler)) $("sampler").value = sampler;
+  field("eta").hidden = ($("sampler").value || model.sampler || "ddim") !== "ddim";
+  $("size").hidden = !model.sizes;
+  $("steps").max = Math.min(1000, model.num_train_timesteps);
+  $("steps-slide").max = Math.min(150, model.num_train_timesteps);
+  const note = model.reload_error ? `The newest version can't be served: ${model.reload_error}` : "";
+  $("model-note").textContent = note;
+  $("model-note").hidden = !note;
+  form.dispatchEvent(new CustomEvent("adapted", { detail: model }));
+}
+
+function fillLabels(model) {
+  const key = JSON.stringify(model.labels);
+  if ($("labels").dataset.key === key) return;
+  $("labels").dataset.key = key;
+  const all = [["any", ""], ...model.labels.map((label, index) => [label, String(index)])];
+  if (model.labels.length > MOST_CHIPS) {
+    const options = all.map(([text, value]) => el("option", { value }, text));
+    $("labels").replaceChildren(el("select", { name: "class_label", "aria-label": "Label" }, ...options));
+    return;
+  }
+  $("labels").replaceChildren(
+    ...all.map(([text, value]) =>
+      el("label", {}, el("input", { type: "radio", name: "class_label", value, checked: value === "" }), text),
+    ),
+  );
+}
+
+function changed() {
+  const count = Number($("batch").value) || 1;
+  $("draw").textContent = count === 1 ? "Draw" : `Draw ${count} images`;
+  form.dispatchEvent(new CustomEvent("adapted", { detail: currentModel() }));
+  remember();
+}
+
+function remember() {
+  if (models.list.length) kept.set("form", { ...read(), isFixed: isFixed() });
+}
+
+/** Puts each of a problem's errors at its field, the rest above the button; the first field gets the focus. */
+export function showProblem(error) {
+  clearErrors();
+  const rest = [];
+  let first;
+  for (const { field: name, rule } of error.document?.errors ?? []) {
+    const place = field(name.split(".").pop());
+    if (!place || place.hidden || place.closest("[hidden]")) {
+      rest.push(`${name}: ${rule}`);
+      continue;
+    }
+    const id = `error-${place.dataset.field}`;
+    place.append(el("p", { className: "field-error", id }, sentence(rule)));
+    for (const input of place.querySelectorAll("input:not([type=range]), select, textarea")) {
+      input.setAttribute("aria-invalid", "true");
+      input.setAttribute("aria-describedby", id);
+    }
+    for (let box = place.closest("details"); box; box = box.parentElement.closest("details")) box.open = true;
+    first ??= place.querySelector("input:not([type=range]), select, textarea");
+  }
+  if (!first && !rest.length) rest.push(error.message);
+  if (error.retryAfterS) rest.push(`Try again in ${error.retryAfterS} s.`);
+  $("problem").textContent = rest.join(" ");
+  $("problem").hidden = !rest.length;
+  first?.focus();
+}
+
+const sentence = (rule) => rule.charAt(0).toUpperCase() + rule.slice(1);
+
+function clearError(input) {
+  const place = input.closest?.("[data-field]");
+  place?.querySelector(".field-error")?.remove();
+  place?.querySelectorAll("[aria-invalid]").forEach((one) => {
+    one.removeAttribute("aria-invalid");
+    one.removeAttribute("aria-describedby");
+  });
+}
+
+export function clearErrors() {
+  form.querySelectorAll("[data-field]").forEach(clearError);
+  $("problem").hidden = true;
+}

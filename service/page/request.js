@@ -1,0 +1,39 @@
+// What a job was asked for, as a request that asks for it again; and in a few words.
+
+/** Fields of a request that a job shows under the same name. */
+const FIELDS = [
+  "prompt", "negative_prompt", "class_label", "model", "version", "seed", "steps", "batch", "sampler", "eta", "spacing",
+  "karras", "guidance_scale", "guidance_rescale", "width", "height", "init_image", "strength", "mask", "frames", "format",
+];
+const HAS_CONDITION = ["prompt", "class_label"];
+
+/** The request that draws the same pixels again. */
+export function requestOf(job) {
+  const request = {};
+  for (const field of FIELDS) {
+    const value = job[field];
+    if (value === null || value === undefined || value === false || value === "") continue;
+    if (["eta", "frames"].includes(field) && value === 0) continue;
+    request[field] = value;
+  }
+  if (!HAS_CONDITION.some((field) => field in request)) delete request.guidance_scale;
+  return request;
+}
+
+/** The request for one of its images alone. */
+export function requestOfImage(job, image) {
+  const { frames: _, ...request } = requestOf(job);
+  return { ...request, seed: image.seed, batch: 1 };
+}
+
+export function titleOf(job) {
+  if (job.prompt) return job.prompt;
+  if (job.label) return job.label;
+  if (job.class_label !== null && job.class_label !== undefined) return `Label ${job.class_label}`;
+  return job.model;
+}
+
+export function altOf(job, seed) {
+  const what = job.prompt || (job.label ? `“${job.label}”` : "an image");
+  return `${what}, drawn by ${job.model} with seed ${seed}`;
+}
