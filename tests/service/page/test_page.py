@@ -4,13 +4,14 @@ import json
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Browser, expect
 from rq.job import Job
 
+from service.access.api_key import Scope, new_key
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import DIGITS, OUT_OF_MEMORY, FakeWorker, request_of
-from tests.service.page.conftest import Visit
+from tests.service.page.conftest import DRAW, Visit
 from tests.service.servers import RunningGateway
 from tests.service.test_jobs import poll
 from worker.contract.keys import preview_asked_key
@@ -249,3 +250,24 @@ def test_colours_follow_the_system_until_somebody_chooses(visit: Open, scheme: s
         button.click()
     page.reload()
     assert (page.evaluate(ground) == before) == (scheme == "light")
+
+
+def test_a_gateway_that_wants_a_key_is_given_one(browser: Browser, worker: FakeWorker, valkey: ValkeyHandle) -> None:
+    key, kept = new_key("ann", Scope.GENERATE)
+    settings = Settings.model_validate({"redis_url": valkey.url, "api_keys": kept.line()})
+    with RunningGateway(settings) as gateway:
+        page = browser.new_page()
+        page.goto(gateway.url)
+        dialog = page.get_by_role("dialog", name="API key")
+        dialog.get_by_label("Key", exact=True).fill(key)
+        dialog.get_by_role("button", name="Use it").click()
+        draw = page.get_by_role("button", name=DRAW)
+        expect(draw).to_be_enabled()
+        draw.click()
+        worker.report(job := take(worker), 4)
+        expect(page.locator("#gallery")).to_contain_text("4 / 50")
+        worker.succeed(job)
+        image = page.locator("#gallery").get_by_role("img").first
+        poll(lambda: image.evaluate(LOADED) == 8)
+        assert str(image.get_attribute("src")).startswith("blob:"), "an <img> sends no key"
+        page.context.close()
