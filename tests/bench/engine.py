@@ -1,150 +1,97 @@
-"""Part engine: image-steps per second of the engine and of diffusers' pipeline, and the share of the GEMM peak."""
+"""Part engine: image-steps per second of the engine and of diffusers' pipeline in each form, and the share of the GEMM
+peak."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
-from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.bench import networks
-from tests.bench.engine_plan import bars_of, batches, budget_s_of, steps_of
+from tests.bench.engine_plan import bar_against_best, bar_against_eager, batches, budget_s_of, steps_of
 from tests.bench.figures import Figure
 from tests.bench.fixed_sizes import fixed_sizes
-from tests.bench.machine import has_native_bfloat16
 from tests.bench.own_loop import image_steps_per_s
 from tests.bench.peers.apart import PipelineApart
-from tests.bench.peers.pipeline import draw, open_pipeline
-from tests.bench.samples import Measure, alternate, ratios
+from tests.bench.peers.forms import PipelineForm
+from tests.bench.samples import Measure, alternate, median, ratios
 from tests.bench.session import Session
-from worker.networks.cuda.kernel_choice import TORCHS_OWN, KernelChoice
 
 PART = "engine"
-EMULATED_PATIENCE_S = 20.0
-"""A bfloat16 chain that would take longer than this where it is emulated is not run."""
+REVERIE, GEMM = "Reverie", "GEMM"
 
 
 def run(session: Session) -> list[Figure]:
+    figures = [figure for model in session.compared_models for figure in _compare(session, model)]
     if session.on_gpu:
-        return _run(session, None)
-    with PipelineApart(session.checkpoint(session.large_model).path) as apart:
-        return _run(session, apart)
+        figures += fixed_sizes(session, session.large_model)
+    return figures
 
 
-def _run(session: Session, apart: PipelineApart | None) -> list[Figure]:
-    """`apart` is what Reverie is compared with on a CPU."""
-    model = session.large_model
+def _compare(session: Session, model: str) -> list[Figure]:
     pool, folder = session.pool(model), session.checkpoint(model).path
-    plain = open_pipeline(folder, session.device, torch.float32)
-    bfloat16 = open_pipeline(folder, session.device, torch.bfloat16, channels_last=True)
-    as_it_comes = open_pipeline(folder, session.device, torch.bfloat16) if session.on_gpu else None
-    work = _flop_per_image_step(plain.unet, networks.SHAPES[model], session.device)
-    native = has_native_bfloat16(session.device)
-    figures, emulated_s = [], 0.0
-    for batch in batches(on_gpu=session.on_gpu, quick=session.quick):
-        steps = steps_of(batch, on_gpu=session.on_gpu)
-        session.say(f"  batch {batch}: {steps} steps a chain")
-
-        def reverie(batch: int = batch, steps: int = steps) -> float:
-            return image_steps_per_s(pool, model, batch, steps)
-
-        fp32 = _pipeline(plain, batch, steps) if apart is None else partial(apart.image_steps_per_s, batch, steps)
-        measures: dict[str, Measure] = {"reverie": reverie, "fp32": fp32}
-        if native:
-            measures["bf16 channels_last"] = _pipeline(bfloat16, batch, steps)
-        if session.on_gpu:
-            measures["bf16"] = _pipeline(as_it_comes, batch, steps)
-        measures["gemm"] = lambda: gemm_flop_per_s(session.device, session.dtype)
-        if session.on_gpu or session.quick:
-            for measure in measures.values():
-                measure()
-        else:
-            if apart is not None:
-                apart.image_steps_per_s(batch, 1)
-            if native:
-                _pipeline(bfloat16, batch, 1)()
+    flop = _flop_per_image_step(model)
+    figures = []
+    with ExitStack() as running:
+        apart = {
+            form: running.enter_context(PipelineApart(folder, session.device, form)) for form in session.peer_forms
+        }
+        for batch in batches(on_gpu=session.on_gpu, quick=session.quick):
+            steps = steps_of(batch, on_gpu=session.on_gpu)
+            session.say(f"  {networks.TITLES[model]}, batch {batch}: {steps} steps a chain")
+            for form, pipeline in apart.items():
+                first_s = pipeline.first_call_s(batch)
+                if form.compiler_mode is not None:
+                    name = f"first call, {form}, batch {batch}"
+                    figures.append(Figure(PART, name, "s", [first_s], note=networks.TITLES[model]))
             image_steps_per_s(pool, model, batch, 1)
-        budget_s = budget_s_of(on_gpu=session.on_gpu, quick=session.quick)
-        taken = alternate(measures, rounds=2 if session.quick else 7, budget_s=budget_s)
-        if not native:
-            # Once, and only where it ends: one such chain can take longer than all of the rest.
-            expected_s = emulated_s * batch
-            if batch == 1 or expected_s <= EMULATED_PATIENCE_S:
-                taken["bf16 channels_last"] = [_pipeline(bfloat16, batch, 1)()]
-                emulated_s = max(emulated_s, 1 / taken["bf16 channels_last"][0])
-        for name, rates in taken.items():
-            session.say(f"    {name}: {', '.join(f'{rate:.3g}' for rate in rates)}")
-        figures += _figures(session, batch, taken, work, native)
-    if session.on_gpu:
-        figures += fixed_sizes(session, model)
+            measures: dict[str, Measure] = {
+                REVERIE: partial(image_steps_per_s, pool, model, batch, steps),
+                **{str(form): partial(peer.image_steps_per_s, batch, steps) for form, peer in apart.items()},
+                GEMM: partial(gemm_flop_per_s, session.device, session.dtype),
+            }
+            budget_s = budget_s_of(on_gpu=session.on_gpu, quick=session.quick)
+            taken = alternate(measures, rounds=2 if session.quick else 7, budget_s=budget_s)
+            for name, rates in taken.items():
+                session.say(f"    {name}: {', '.join(f'{rate:.3g}' for rate in rates)}")
+            figures += _figures(session, model, batch, taken, flop)
     return figures
 
 
-def _figures(session: Session, batch: int, taken: dict[str, list[float]], flop: float, native: bool) -> list[Figure]:
-    at = f"batch {batch}"
-    emulated = "" if native else "bf16 is emulated on this machine"
-    unit = "img-steps/s"
-    figures = [
-        Figure(PART, f"Reverie {session.dtype_name}, {at}", unit, taken["reverie"]),
-        Figure(PART, f"DDIMPipeline fp32, {at}", unit, taken["fp32"]),
+def _figures(session: Session, model: str, batch: int, taken: Mapping[str, list[float]], flop: float) -> list[Figure]:
+    at, unit, note = f"batch {batch}", "img-steps/s", networks.TITLES[model]
+    own, small = taken[REVERIE], model != networks.CIFAR_10
+    figures = [Figure(PART, f"{REVERIE} {session.dtype_name}, {at}", unit, own, note=note)]
+    figures += [
+        Figure(PART, f"DDIMPipeline {form}, {at}", unit, taken[str(form)], note=note) for form in session.peer_forms
     ]
-    bars = bars_of(batch, on_gpu=session.on_gpu)
-    figures.append(
-        Figure(
-            PART,
-            f"Reverie / DDIMPipeline fp32, {at}",
-            "x",
-            ratios(taken["reverie"], taken["fp32"]),
-            bars.above_fp32,
-        )
-    )
-    for peer in ("bf16 channels_last", "bf16"):
-        if peer not in taken:
-            continue
-        against = ratios(taken["reverie"][: len(taken[peer])], taken[peer])
-        figures += [
-            Figure(PART, f"DDIMPipeline {peer}, {at}", unit, taken[peer], note=emulated),
-            Figure(PART, f"Reverie / DDIMPipeline {peer}, {at}", "x", against, bars.above_bf16, note=emulated),
-        ]
-    if "bf16 channels_last" not in taken:
-        session.say(
-            f"  bf16 at batch {batch} is left out: emulated, it would take over {EMULATED_PATIENCE_S:g} s a step"
-        )
-    shares = [rate * flop / peak for rate, peak in zip(taken["reverie"], taken["gemm"], strict=True)]
-    figures.append(Figure(PART, f"share of the GEMM peak, {at}", "of 1", shares))
-    figures.append(
-        Figure(PART, f"GEMM peak {session.dtype_name}, {at}", "GFLOP/s", [peak / 1e9 for peak in taken["gemm"]])
-    )
+    best = best_form(session.peer_forms, taken)
+    eager = best_form([form for form in session.peer_forms if form.compiler_mode is None], taken)
+    for against, form, bar in (
+        ("the best", best, bar_against_best(batch, on_gpu=session.on_gpu)),
+        ("the best eager", eager, bar_against_eager(batch, small=small, on_gpu=session.on_gpu)),
+    ):
+        name = f"{REVERIE} / {against} ({form}), {at}"
+        figures.append(Figure(PART, name, "x", ratios(own, taken[str(form)]), bar, note))
+    shares = [rate * flop / peak for rate, peak in zip(own, taken[GEMM], strict=True)]
+    figures.append(Figure(PART, f"share of the GEMM peak, {at}", "of 1", shares, note=note))
+    peaks = [peak / 1e9 for peak in taken[GEMM]]
+    figures.append(Figure(PART, f"GEMM peak {session.dtype_name}, {at}", "GFLOP/s", peaks, note=note))
     return figures
 
 
-def _pipeline(pipeline: Any, batch: int, steps: int) -> Callable[[], float]:
-    def measure() -> float:
-        with torchs_own_choice():
-            began = time.perf_counter()
-            draw(pipeline, range(batch), steps)  # its images are on the host then
-            return batch * steps / (time.perf_counter() - began)
-
-    return measure
+def best_form(forms: Sequence[PipelineForm], taken: Mapping[str, list[float]]) -> PipelineForm:
+    """The form with the highest median."""
+    return max(forms, key=lambda form: median(taken[str(form)]))
 
 
-@contextlib.contextmanager
-def torchs_own_choice() -> Iterator[None]:
-    """Give CUDA's libraries the freedom that Reverie takes from them in its process: a peer would have it."""
-    before = KernelChoice.now()
-    TORCHS_OWN.apply()
-    try:
-        yield
-    finally:
-        before.apply()
-
-
-def _flop_per_image_step(unet: torch.nn.Module, shape: tuple[int, int, int], device: torch.device) -> float:
+def _flop_per_image_step(model: str) -> float:
     """Of one image's way through the U-Net: two for each multiplication with its addition."""
+    unet = networks.build(model)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        unet(torch.zeros(1, *shape, device=device), torch.tensor([1], device=device))
+        unet(torch.zeros(1, *networks.SHAPES[model]), torch.tensor([1]))
     return float(counter.get_total_flops())
 
 

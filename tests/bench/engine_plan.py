@@ -1,7 +1,5 @@
 """What part engine measures, by device: batch sizes, steps of a chain, and the bars for its ratios."""
 
-from dataclasses import dataclass
-
 from tests.bench.figures import Bar
 
 CPU_BATCHES = (1, 4, 16, 32)
@@ -10,14 +8,6 @@ QUICK_BATCHES = (1, 4)
 CPU_STEPS = {1: 12, 4: 6, 16: 4, 32: 3}
 """Steps of one measured chain, by batch size."""
 GPU_STEPS = 50
-
-
-@dataclass(frozen=True)
-class Bars:
-    """Least ratios of the engine's speed to DDIMPipeline's at one batch size; None: none is set."""
-
-    above_fp32: Bar | None
-    above_bf16: Bar | None
 
 
 def batches(*, on_gpu: bool, quick: bool) -> tuple[int, ...]:
@@ -38,10 +28,14 @@ def budget_s_of(*, on_gpu: bool, quick: bool) -> float:
     return 60.0 if on_gpu else 45.0
 
 
-def bars_of(batch: int, *, on_gpu: bool) -> Bars:
-    """On a GPU a single image is bound by the driver's calls and a batch of 64 by arithmetic; between them no bar."""
+def bar_against_best(batch: int, *, on_gpu: bool) -> Bar | None:
+    """The least ratio to the fastest form of the peer. On a GPU a single image is bound by the driver's calls and a
+    batch of 64 by arithmetic; between them no bar."""
     if not on_gpu:
-        return Bars(Bar(">=", 2.4), Bar(">=", 1.1))
-    if batch == 1:
-        return Bars(None, Bar(">=", 3.0))
-    return Bars(None, Bar(">=", 1.5) if batch >= 64 else None)
+        return Bar(">=", 1.15)
+    return {1: Bar(">=", 3.0), 64: Bar(">=", 1.5), 128: Bar(">=", 1.5)}.get(batch)
+
+
+def bar_against_eager(batch: int, *, small: bool, on_gpu: bool) -> Bar | None:
+    """The least ratio to the fastest form that is not compiled: a single image of a small network gains the most."""
+    return Bar(">=", 1.4) if small and batch == 1 and not on_gpu else None

@@ -7,6 +7,7 @@ import torch
 from tests.bench.clients import replay, to_peer, to_reverie
 from tests.bench.figures import Figure
 from tests.bench.own_loop import image_steps_per_s
+from tests.bench.peers.forms import PipelineForm
 from tests.bench.processes import free_port, memory_mib, reverie, serving, worker_pid
 from tests.bench.session import Session
 from tests.bench.trace import TimedRequest
@@ -22,7 +23,8 @@ def run(session: Session) -> list[Figure]:
         replay(server.url, trace, to_reverie(model))
         own = memory_mib(worker_pid(server))
     port = free_port()
-    arguments = [str(session.checkpoint(model).path), str(port), str(session.device), session.dtype_name]
+    form = PipelineForm(session.dtype_name, channels_last=True)
+    arguments = [str(session.checkpoint(model).path), str(port), str(session.device), *form.arguments()]
     command = [sys.executable, "-m", "tests.bench.peers.locked_pipeline", *arguments]
     with serving(command, port, "/health", session.folder / "memory-peer.log") as server:
         replay(server.url, trace, to_peer)

@@ -45,7 +45,12 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    command: Sequence[str], port: int, health_path: str, log: Path, environment: dict[str, str] | None = None
+    command: Sequence[str],
+    port: int,
+    health_path: str,
+    log: Path,
+    environment: dict[str, str] | None = None,
+    start_timeout_s: float = START_TIMEOUT_S,
 ) -> Iterator[Server]:
     """Run `command` until the block is left; the block begins when `health_path` answers 200."""
     with log.open("wb") as output:
@@ -59,7 +64,7 @@ def serving(
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:
-        _wait_until_healthy(server, health_path)
+        _wait_until_healthy(server, health_path, start_timeout_s)
         yield server
     finally:
         _end(process)
@@ -106,8 +111,8 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def _wait_until_healthy(server: Server, health_path: str) -> None:
-    deadline = time.monotonic() + START_TIMEOUT_S
+def _wait_until_healthy(server: Server, health_path: str, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
     while True:
         try:
             if httpx.get(server.url + health_path, timeout=5, trust_env=False).status_code == 200:

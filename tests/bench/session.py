@@ -9,7 +9,9 @@ import torch
 
 from tests.bench import networks
 from tests.bench.engine_plan import batches
+from tests.bench.machine import has_native_bfloat16
 from tests.bench.own_loop import Loader, filled_pool, loader
+from tests.bench.peers.forms import PipelineForm, forms, has_compiler
 from worker.models.pool import ModelPool
 from worker.networks.device import choose_dtype, dtype_name
 from worker.store.model_store import Checkpoint, ModelStore
@@ -57,8 +59,22 @@ class Session:
         return [networks.CIFAR_10] if self.on_gpu else [networks.QUARTER, networks.DIGITS]
 
     @property
+    def compared_models(self) -> list[str]:
+        """Whose network is compared with the pipeline's, the small one first."""
+        return [networks.DIGITS] if self.quick else [networks.QUARTER, networks.CIFAR_10]
+
+    @property
     def large_model(self) -> str:
         return networks.DIGITS if self.quick else networks.CIFAR_10
+
+    @property
+    def peer_forms(self) -> tuple[PipelineForm, ...]:
+        """In which a user of this machine may run a pipeline."""
+        return forms(
+            on_gpu=self.on_gpu,
+            native_bfloat16=has_native_bfloat16(self.device),
+            compiler=has_compiler(self.device),
+        )
 
     @property
     def max_batch(self) -> int:

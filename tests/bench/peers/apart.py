@@ -1,4 +1,4 @@
-"""A pipeline in a process of its own, where torch's threads wait for each other as they do for its users."""
+"""A pipeline in a process of its own, where torch is set up and its threads wait as for its users."""
 
 import os
 import time
@@ -6,25 +6,26 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import torch
 
+from tests.bench.peers.forms import PipelineForm
 from tests.bench.peers.openmp import OPENMP_AS_IT_COMES
-from tests.bench.peers.pipeline import draw, open_pipeline
+from tests.bench.peers.pipeline import Pipeline
 
-_pipeline: Any = None  # of the process apart
+_pipeline: Pipeline  # of the process apart
 
 
 class PipelineApart:
-    """A float32 pipeline on the CPU; its process ends with the block."""
+    """A pipeline in one form; its process ends with the block."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, device: torch.device, form: PipelineForm) -> None:
         self._process = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
         before = dict(os.environ)
         os.environ.update(OPENMP_AS_IT_COMES)
         try:
-            self._process.submit(_open, folder).result()
+            self._process.submit(_open, folder, str(device), form).result()
         finally:
             os.environ.clear()
             os.environ.update(before)
@@ -35,17 +36,21 @@ class PipelineApart:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._process.shutdown()
 
+    def first_call_s(self, batch: int) -> float:
+        """Seconds until a chain of one step is drawn: those of the compiler, where the form has one."""
+        return batch / self.image_steps_per_s(batch, 1)
+
     def image_steps_per_s(self, batch: int, steps: int) -> float:
         """Speed of one chain of so many images and steps."""
         return self._process.submit(_measure, batch, steps).result()
 
 
-def _open(folder: Path) -> None:
+def _open(folder: Path, device: str, form: PipelineForm) -> None:
     global _pipeline
-    _pipeline = open_pipeline(folder, torch.device("cpu"), torch.float32)
+    _pipeline = Pipeline(folder, torch.device(device), form)
 
 
 def _measure(batch: int, steps: int) -> float:
     began = time.perf_counter()
-    draw(_pipeline, range(batch), steps)
+    _pipeline.draw(range(batch), steps)  # its images are on the host then
     return batch * steps / (time.perf_counter() - began)

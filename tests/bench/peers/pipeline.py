@@ -8,8 +8,14 @@ from typing import Any
 
 import torch
 from diffusers import DDIMPipeline
+from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from pydantic import BaseModel
+
+from tests.bench.peers.forms import PipelineForm
+
+COMPILED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+"""Images of a compiled call; fewer are filled up, for each size is compiled by itself."""
 
 
 class Ask(BaseModel):
@@ -26,30 +32,62 @@ class Answer(BaseModel):
     images: list[str]
 
 
-def open_pipeline(folder: Path, device: torch.device, dtype: torch.dtype, *, channels_last: bool = False) -> Any:
+class Pipeline:
     """The pipeline as its users open it, without its progress bar."""
-    pipeline = DDIMPipeline.from_pretrained(str(folder), use_safetensors=True).to(device, dtype)
-    if channels_last:
-        pipeline.unet.to(memory_format=torch.channels_last)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
+    def __init__(self, folder: Path, device: torch.device, form: PipelineForm) -> None:
+        self._form = form
+        self._warmed_up = 0
+        diffusers_logging.set_verbosity_error()
+        diffusers_logging.disable_progress_bar()
+        self._pipeline = DDIMPipeline.from_pretrained(
+            str(folder), use_safetensors=True, torch_dtype=form.torch_dtype
+        ).to(device)
+        self._pipeline.set_progress_bar_config(disable=True)
+        self.unet: Any = self._pipeline.unet
+        if form.channels_last:
+            self.unet.to(memory_format=torch.channels_last)
+        if form.compiler_mode is not None:
+            if device.type == "cpu":
+                torch._inductor.config.freezing = True
+            torch._dynamo.config.recompile_limit = 2 * len(COMPILED_SIZES)
+            self.unet.compile(dynamic=False, mode=form.compiler_mode)
 
-@torch.inference_mode()
-def draw(pipeline: Any, seeds: Sequence[int], steps: int) -> list[Any]:
-    """One PIL image for each seed."""
-    generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
-    if pipeline.dtype is not torch.bfloat16:
-        return list(pipeline(batch_size=len(seeds), generator=generators, num_inference_steps=steps).images)
-    # DDIMPipeline.__call__ line by line but for `.float()`: its end hands bfloat16 to numpy, which has no such type.
-    shape = (len(seeds), pipeline.unet.config.in_channels, *_size(pipeline.unet.config.sample_size))
-    image = randn_tensor(shape, generator=generators, device=pipeline.device, dtype=pipeline.dtype)
-    pipeline.scheduler.set_timesteps(steps)
-    for t in pipeline.scheduler.timesteps:
-        output = pipeline.unet(image, t).sample
-        image = pipeline.scheduler.step(output, t, image).prev_sample
-    pixels = (image / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
-    return list(pipeline.numpy_to_pil(pixels))
+    def warm_up(self, most: int) -> None:
+        """Compile for batches of up to `most` images; more are drawn in parts from now on."""
+        if self._form.compiler_mode is not None:
+            sizes = [size for size in COMPILED_SIZES if size < 2 * most]
+            for size in sizes:
+                self.draw(range(size), 1)
+            self._warmed_up = sizes[-1]
+
+    def draw(self, seeds: Sequence[int], steps: int) -> list[Any]:
+        """One PIL image for each seed."""
+        if self._form.compiler_mode is None:
+            return self._draw(seeds, steps)
+        most = self._warmed_up or COMPILED_SIZES[-1]
+        images = []
+        for begin in range(0, len(seeds), most):
+            part = seeds[begin : begin + most]
+            size = next(size for size in COMPILED_SIZES if size >= len(part))
+            images += self._draw([*part, *range(size - len(part))], steps)[: len(part)]
+        return images
+
+    @torch.inference_mode()
+    def _draw(self, seeds: Sequence[int], steps: int) -> list[Any]:
+        pipeline = self._pipeline
+        generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
+        if pipeline.dtype is not torch.bfloat16:
+            return list(pipeline(batch_size=len(seeds), generator=generators, num_inference_steps=steps).images)
+        # DDIMPipeline.__call__ line by line but for `.float()`: it hands bfloat16 to numpy, which has no such type.
+        shape = (len(seeds), pipeline.unet.config.in_channels, *_size(pipeline.unet.config.sample_size))
+        image = randn_tensor(shape, generator=generators, device=pipeline.device, dtype=pipeline.dtype)
+        pipeline.scheduler.set_timesteps(steps)
+        for t in pipeline.scheduler.timesteps:
+            output = pipeline.unet(image, t).sample
+            image = pipeline.scheduler.step(output, t, image).prev_sample
+        pixels = (image / 2 + 0.5).clamp(0, 1).float().cpu().permute(0, 2, 3, 1).numpy()
+        return list(pipeline.numpy_to_pil(pixels))
 
 
 def _size(sample_size: int | Sequence[int]) -> Sequence[int]:
