@@ -39,6 +39,10 @@ BREAKS_THE_ENGINE = 670_000
 LOADS_FOR_EVER = 671_000
 """Seed with which a request is never admitted: its model is being loaded, and the engine goes on without it."""
 
+STALLS = 672_000
+"""Seed with which a request's last step lasts until another request is canceled, or far too long."""
+FAR_TOO_LONG_S = 60.0
+
 
 def pixels_of(seed: int) -> NDArray[np.uint8]:
     """[8, 8, 1], a function of the seed alone."""
@@ -88,6 +92,7 @@ class FakeEngine:
         self._jobs: dict[str, _Job] = {}
         self._counters = EngineCounters()
         self._costs = StepCosts()
+        self._canceled = threading.Event()
         self.watched: frozenset[str] = frozenset()
         self._now = 0.0
         """Seconds of steps: what a loaded machine adds to a sleep is nobody's running time."""
@@ -98,6 +103,7 @@ class FakeEngine:
 
     def cancel(self, job_id: str) -> None:
         self._inbox.put(job_id)
+        self._canceled.set()
 
     def watch(self, job_ids: Collection[str]) -> None:
         self.watched = frozenset(job_ids)
@@ -161,6 +167,8 @@ class FakeEngine:
                 stop.wait(3600)
             if job.request.seed == BREAKS_THE_ENGINE:
                 raise RuntimeError("the fake engine was told to break")
+            if job.request.seed == STALLS and job.rows[0].remaining_steps == 1:
+                self._canceled.wait(FAR_TOO_LONG_S)
         self._costs.begun(rows[0].batch_key, len(rows), self._now)
         time.sleep(self.step_s)
         self._now += self.step_s

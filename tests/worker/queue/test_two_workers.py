@@ -9,9 +9,9 @@ from itertools import count
 
 import pytest
 
-from tests.conftest import ValkeyHandle
+from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.conftest import Jobs, WorkerHandle, Workers, wait_until
-from tests.worker.queue.fake_engine import VERSION, FakeCatalogue, FakeEngine
+from tests.worker.queue.fake_engine import STALLS, VERSION, FakeCatalogue, FakeEngine
 from worker.contract import EngineCounters, ProgressSnapshot, WorkerStatus
 from worker.contract.keys import ADMITTED_FIELD, job_key
 from worker.contract.live_workers import ANNOUNCE
@@ -174,6 +174,23 @@ def test_what_has_not_begun_goes_back_when_another_worker_has_nothing_to_do(
         stop.set()
         finisher.stop()
         dispatcher.stop()
+
+
+def test_a_job_that_another_worker_can_begin_sooner_is_drawn_by_that_one(
+    jobs: Jobs, workers: Workers, valkey: ValkeyHandle
+) -> None:
+    """Claimed a second before a place was to be free; then the last step before it takes much longer than usual."""
+    first = workers.start(step_ms=20, max_batch=1)
+    stalling, behind = jobs.submit(STALLS, steps=60), jobs.submit(2, steps=60)
+    wait_until(lambda: jobs.status(behind) == "started", "the first worker to hold both")
+    second = workers.start(step_ms=20, max_batch=1)
+    assert jobs.wait([stalling, behind]) == ["finished"] * 2
+    wait_until(lambda: ended_on(first) and ended_on(second), "the last line of the logs")
+    assert (ended_on(first), ended_on(second)) == ([stalling], [behind])
+    assert jobs.outcome(behind).images[0].seed == 2
+    assert [jobs.fetch(id_).retries_left for id_ in (stalling, behind)] == [3, 3]
+    given_back = {status.queue.jobs_given_back for status in live_workers(valkey.client)}
+    assert given_back == {0, 1}
 
 
 @pytest.mark.parametrize(
