@@ -7,6 +7,7 @@ from service.catalogue import Reading
 from service.errors import FieldProblem, InvalidRequest, Unavailable
 from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
+from service.settings import Settings
 from worker.contract import (
     MAX_SEED,
     PROMPT_GUIDANCE,
@@ -31,7 +32,7 @@ class Admitted:
     """Name of the request's class label."""
 
 
-def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
+def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitted:
     """The job's argument, with every default filled in.
 
     Raises:
@@ -40,8 +41,8 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
     """
     models = reading.require_models()
     broken: list[FieldProblem] = []
-    if body.batch > max_images:
-        broken.append(FieldProblem("batch", f"need 1 <= batch <= {max_images}", body.batch))
+    if body.batch > settings.max_images:
+        broken.append(FieldProblem("batch", f"need 1 <= batch <= {settings.max_images}", body.batch))
     if body.seed is not None and body.seed + body.batch - 1 > MAX_SEED:
         broken.append(FieldProblem("seed", f"need seed + batch - 1 <= {MAX_SEED}", body.seed))
     if body.guidance_scale not in (None, 1.0) and body.class_label is None and body.prompt is None:
@@ -62,6 +63,7 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
     if model is not None:
         broken += _broken_by_model(body, model)
         broken += broken_by_sampler(body, model)
+        broken += _broken_by_size(body, model, settings.max_pixels)
         try:
             class_label = _label_index(body.class_label, model)
         except InvalidRequest as error:
@@ -86,6 +88,9 @@ def admit(body: GenerateRequest, reading: Reading, max_images: int) -> Admitted:
         karras=karras_of(body, model),
         condition=_condition(body, class_label),
         guidance=Guidance(scale=_guidance_scale(body)),
+        width=body.width,
+        height=body.height,
+        area=_area(body, model),
         format=body.format,
     )
     return Admitted(request, None if class_label is None else model.labels[class_label])
@@ -119,6 +124,31 @@ def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProbl
         rule = f"{model.name} can be sampled by {_listed(s.value for s in model.samplers)}"
         broken.append(FieldProblem("sampler", rule, body.sampler.value))
     return broken
+
+
+def _broken_by_size(body: GenerateRequest, model: ModelInfo, max_pixels: int) -> list[FieldProblem]:
+    asked = [(name, value) for name, value in (("width", body.width), ("height", body.height)) if value is not None]
+    if not asked:
+        return []
+    if model.size_multiple is None:
+        rule = f"{model.name} draws images of {model.width}x{model.height} alone"
+        return [FieldProblem(name, rule, value) for name, value in asked]
+    rule = f"need a multiple of {model.size_multiple} for {model.name}"
+    broken = [FieldProblem(name, rule, value) for name, value in asked if value % model.size_multiple]
+    width, height = _size(body, model)
+    if width * height > max(max_pixels, model.width * model.height):
+        name, value = asked[0]
+        broken.append(FieldProblem(name, f"need width x height <= {max_pixels}, got {width}x{height}", value))
+    return broken
+
+
+def _size(body: GenerateRequest, model: ModelInfo) -> tuple[int, int]:
+    return body.width or model.width, body.height or model.height
+
+
+def _area(body: GenerateRequest, model: ModelInfo) -> int:
+    width, height = _size(body, model)
+    return -(-width * height // (model.width * model.height))
 
 
 def _label_index(label: int | str | None, model: ModelInfo) -> int | None:

@@ -108,6 +108,8 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         negative_prompt=request.condition.negative_prompt if isinstance(request.condition, TextCondition) else None,
         label=job.meta.get(LABEL_META),
         guidance_scale=request.guidance.scale,
+        width=request.width,
+        height=request.height,
         format=request.format,
         created_at=_utc(job.created_at),
         started_at=_utc(job.started_at) if job.started_at and not waiting else None,

@@ -10,6 +10,7 @@ from worker.contract import (
     KARRAS_SAMPLERS,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
+    MAX_SIDE_PX,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
     PROMPT_GUIDANCE,
@@ -86,6 +87,10 @@ class GenerateRequest(BaseModel):
         description="Classifier-free guidance; 1 is the conditional model itself. "
         f"Absent: {PROMPT_GUIDANCE:g} with a prompt, else 1.",
     )
+    width: StrictInt | None = Field(
+        default=None, ge=1, le=MAX_SIDE_PX, description="A multiple of the model's `size_multiple`. Absent: its own."
+    )
+    height: StrictInt | None = Field(default=None, ge=1, le=MAX_SIDE_PX, description="As `width`.")
     format: ImageFormat = ImageFormat.PNG
 
 
@@ -147,6 +152,8 @@ class Job(BaseModel):
     prompt: str | None
     negative_prompt: str | None
     guidance_scale: float
+    width: int | None = Field(default=None, description="As asked for; null: the model's own.")
+    height: int | None = None
     format: ImageFormat
     created_at: datetime
     started_at: datetime | None

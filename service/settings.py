@@ -35,6 +35,8 @@ class Settings(LogSettings, TraceSettings):
     """Most waiting jobs, so that a flood of tiny ones can't fill Redis."""
     max_images: int = Field(default=64, ge=1, le=4096)
     """Most images of one request."""
+    max_pixels: int = Field(default=1024 * 1024, ge=1)
+    """Of one image of a request that names a size; a model's own size is always allowed."""
     max_body_bytes: int = Field(default=64 * 1024, ge=256)
     max_upload_bytes: int = Field(default=16 * 2**20, ge=256)
     """Of an uploaded picture's file."""

@@ -72,7 +72,7 @@ async def generate(
     ] = None,
 ) -> Job:
     reading = await gateway.catalogue.read()
-    admitted = admit(body, reading, gateway.settings.max_images)
+    admitted = admit(body, reading, gateway.settings)
     job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, request)
 
     wait = WAIT.search(prefer or "")

@@ -55,6 +55,7 @@ DIGITS = ModelInfo(
     width=8,
     height=8,
     channels=1,
+    size_multiple=2,
     num_train_timesteps=1000,
     prediction_type="epsilon",
     samplers=list(SamplerName),
@@ -70,6 +71,7 @@ CLOUDS = DIGITS.model_copy(
         "num_train_timesteps": 100,
         "samplers": [SamplerName.DDPM],
         "takes": Takes.NOTHING,
+        "size_multiple": None,
     }
 )
 

@@ -110,6 +110,10 @@ def test_a_missing_field_is_named(missing: str, http: httpx.Client, worker: Fake
         ({"model": "emoji", "prompt": "a cat", "negative_prompt": "x", "guidance_scale": 1.0}, "negative_prompt"),
         ({"model": "emoji", "negative_prompt": "x", "guidance_scale": 1.0}, "negative_prompt"),
         ({"model": "emoji", "guidance_scale": 2.0}, "guidance_scale"),
+        ({"width": 9}, "width"),
+        ({"width": 1026, "height": 1024}, "width"),
+        ({"height": 16384, "width": 66}, "width"),
+        ({"model": "clouds", "sampler": "ddpm", "width": 8}, "width"),
     ],
 )
 def test_rules_between_fields_name_the_field(

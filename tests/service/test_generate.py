@@ -108,6 +108,29 @@ def test_the_worker_gets_prompt_negative_prompt_and_guidance(http: httpx.Client,
     assert (request.condition, request.guidance.scale) == (NoCondition(), 1)
 
 
+def test_the_worker_gets_the_size_and_what_it_costs(http: httpx.Client, worker: FakeWorker) -> None:
+    asked = {"steps": 20, "batch": 3, "width": 10, "height": 16}
+    shown = http.post("/generate", json=asked).json()
+    request = request_of(worker.take())
+    assert (request.width, request.height, request.area) == (10, 16, 3), "160 pixels are 2.5 images of 8x8"
+    assert (request.rows, request.row_steps) == (9, 180)
+    assert (shown["width"], shown["height"]) == (10, 16)
+    http.post("/generate", json={"steps": 20, "batch": 3, "height": 4})
+    request = request_of(worker.take())
+    assert (request.width, request.height, request.area) == (None, 4, 1)
+
+
+def test_the_operator_limits_the_pixels_but_never_a_models_own_size(
+    start_gateway: Callable[..., httpx.Client], worker: FakeWorker
+) -> None:
+    http = start_gateway(max_pixels=16)
+    body = {"steps": 1, "batch": 1}
+    assert http.post("/generate", json={**body, "width": 4, "height": 4}).status_code == 202
+    assert http.post("/generate", json={**body, "width": 8, "height": 8}).status_code == 202
+    refused = http.post("/generate", json={**body, "width": 8, "height": 10})
+    assert refused.json()["errors"][0]["rule"] == "need width x height <= 16, got 8x10"
+
+
 def test_the_job_tells_what_was_done_otherwise_than_asked(http: httpx.Client, worker: FakeWorker) -> None:
     job = http.post("/generate", json={"steps": 1, "batch": 1, "model": "emoji", "prompt": "a"}).json()
     worker.succeed(worker.take(), warnings=["prompt: emoji reads 14 tokens of it, lost: b"])

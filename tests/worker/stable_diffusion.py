@@ -78,6 +78,12 @@ def tiny_unet(seed: int = 0, **overrides: Any) -> UNet2DConditionModel:
     return seeded(lambda: UNet2DConditionModel(**(config | overrides)).eval(), seed)
 
 
+def wider_unet(seed: int = 0, **overrides: Any) -> UNet2DConditionModel:
+    """Exact in batches, unlike `tiny_unet`: torch computes the SiLU of a time embedding's 16 values in another way than
+    of more."""
+    return tiny_unet(seed, **{"block_out_channels": (8, 16), **overrides})
+
+
 def tiny_text_encoder(seed: int = 0) -> CLIPTextModel:
     return seeded(lambda: CLIPTextModel(CLIPTextConfig(**CLIP, hidden_act="quick_gelu")).eval(), seed)
 
@@ -89,13 +95,14 @@ def sd_pipeline(
     text_seed: int = 0,
     pad: str = "<|endoftext|>",
     scheduler: Any = None,
+    unet: UNet2DConditionModel | None = None,
     vae: AutoencoderKL | None = None,
 ) -> StableDiffusionPipeline:
     """Stable Diffusion 1's parts; `pad` "!" makes the tokenizer that of 2."""
     with TemporaryDirectory() as folder:
         tokenizer = write_tokenizer(Path(folder, "tokenizer"), length=77, pad=pad)
     pipeline = StableDiffusionPipeline(
-        unet=tiny_unet(unet_seed),
+        unet=unet or tiny_unet(unet_seed),
         vae=vae or tiny_vae(vae_seed),
         text_encoder=tiny_text_encoder(text_seed),
         tokenizer=tokenizer,

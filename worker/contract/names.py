@@ -12,6 +12,8 @@ MAX_SEED = 2**53 - 1
 """Largest seed: the largest integer that every JSON reader keeps whole."""
 
 MAX_STEPS = 1000
+MAX_SIDE_PX = 16384
+"""Of an image."""
 
 MAX_PROMPT_CHARACTERS = 4000
 """Of a prompt, far more than any text encoder reads."""

@@ -8,6 +8,7 @@ from worker.contract.message import Message
 from worker.contract.names import (
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
+    MAX_SIDE_PX,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
     VERSION_PATTERN,
@@ -68,6 +69,11 @@ class SamplingRequest(Message):
     """Karras' noise levels, for the samplers that can walk them."""
     condition: Condition = NoCondition()
     guidance: Guidance = Guidance()
+    width: int | None = Field(default=None, ge=1, le=MAX_SIDE_PX)
+    height: int | None = Field(default=None, ge=1, le=MAX_SIDE_PX)
+    """None: the model's own side."""
+    area: int = Field(default=1, ge=1, le=MAX_SIDE_PX**2)
+    """How many images of the model's own size have the pixels of one of these, rounded up."""
     format: ImageFormat = ImageFormat.PNG
 
     @model_validator(mode="before")
@@ -85,9 +91,10 @@ class SamplingRequest(Message):
 
     @property
     def rows(self) -> int:
-        """Network rows of one step of all images: a guided image takes two, as w = 0 and w = 1 need no mixture."""
+        """Network rows of the model's own size that one step of all images costs: a guided image takes two, as w = 0
+        and w = 1 need no mixture, and a larger one as many more as it has pixels."""
         guided = not isinstance(self.condition, NoCondition) and self.guidance.scale not in (0.0, 1.0)
-        return self.batch * (2 if guided else 1)
+        return self.batch * (2 if guided else 1) * self.area
 
     @property
     def calls(self) -> int:

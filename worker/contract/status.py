@@ -34,6 +34,8 @@ class ModelInfo(Message):
     width: int
     height: int
     channels: int
+    size_multiple: int | None = None
+    """Of which `width` and `height` of a request must be multiples; None: it draws images of its own size alone."""
     num_train_timesteps: int
     prediction_type: str
     samplers: list[SamplerName]

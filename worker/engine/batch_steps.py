@@ -77,7 +77,7 @@ class BatchSteps:
             if row.leg_finished:
                 self._leave_batch(row)
                 self._batcher.remove(row)
-                if not row.finished or not result.pictured:
+                if not (row.finished and row.model.codec.in_step):
                     self._join(self._requests[row.job_id], row)
         self._batcher.ran(sum(row.cost for row in rows))
         return [rows]

@@ -20,7 +20,7 @@ from worker.engine.readback import ReadBack, Upload, read_back, upload
 from worker.engine.request_state import RequestState
 from worker.engine.resuming import resume
 from worker.engine.saving import ChainSaver
-from worker.engine.stages import Decode, EncodeCondition, EnterLeg, Stage, StageQueue
+from worker.engine.stages import Decode, EncodeCondition, EnterLeg, PrepareSize, Stage, StageQueue
 from worker.engine.step_costs import StepCosts
 from worker.engine.trajectory import Trajectory
 from worker.engine.warming import WarmUps
@@ -235,6 +235,9 @@ class Engine:
 
     def _begin_rows(self, state: RequestState) -> None:
         """Let the images of a request join, whose condition is encoded."""
+        if not state.model.is_ready_for(state.admission.shape):
+            self._stages.add(PrepareSize(state))
+            return
         try:
             state.make_rows()
             resumed = resume(state, self._upload, self._pool.drop_spares) if state.resume is not None else None
@@ -292,6 +295,8 @@ class Engine:
             return True
         self._last_step_at = self._clock()
         state.ran_s += self._last_step_at - began
+        if isinstance(stage, PrepareSize):
+            return True
         self._counters.stage_ran(decoded=isinstance(stage, Decode), busy_s=self._last_step_at - began)
         return True
 
@@ -303,6 +308,9 @@ class Engine:
             case EnterLeg(row=row):
                 stage.run()
                 self._join(state, row)
+            case PrepareSize():
+                stage.run()
+                self._begin_rows(state)
             case EncodeCondition():
                 stage.run()
                 if state.is_encoded:

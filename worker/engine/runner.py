@@ -71,9 +71,11 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
 
     Args:
         rows: of one network and shape, none of them at the end of its leg.
-        max_network_rows: most rows in one call of the network; a guided row takes two.
+        max_network_rows: most rows in one call of the network, of the size that it was prepared for; a guided row
+            takes two.
     """
     leg, model = rows[0].leg, rows[0].model
+    denoise, most_rows = leg.network.denoiser_of(leg.shape), max(1, max_network_rows // leg.area)
     before = _unchanged_batch(rows)
     numbers = send_numbers(rows, model.device)
     named = _named(rows) if before is None else before.named
@@ -88,8 +90,8 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
         step_end = StepEnd(x_t, outputs, history, earlier, keeps, coefficients, numbers.row_numbers, scales, **places)
         return model.end_step(step_end, leg.network.chain.clip)
 
-    stepped = use_output(leg.network.denoise, inputs, max_network_rows, end)
-    pictured = [row for row in rows if row.finishes] if model.codec.in_step else []
+    stepped = use_output(denoise, inputs, most_rows, end)
+    pictured = [row for row in rows if row.finishes and row.model.codec.in_step]
     state = BatchState(stepped.x_t, stepped.x_0, named)
     return StepResult(rows, stepped.finite, stepped.pixels, pictured, state, stepped.outputs)
 

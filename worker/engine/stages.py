@@ -26,6 +26,19 @@ class EncodeCondition:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class PrepareSize:
+    """Part of finding out how images of a request's size are evaluated, which its model has not drawn yet."""
+
+    request: RequestState
+
+    @torch.inference_mode()
+    def run(self) -> None:
+        admission = self.request.admission
+        assert admission.model.sizes is not None, "its own size is prepared when it is loaded"
+        admission.model.sizes.network.prepare_some(admission.shape)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class EnterLeg:
     """An image's way from one leg into the next, or back into the leg that an earlier engine left it in."""
 
@@ -57,7 +70,7 @@ class Decode:
         return Outcome((self.row,), finite, to_pixels(image), (self.row,))
 
 
-Stage = EncodeCondition | EnterLeg | Decode
+Stage = EncodeCondition | PrepareSize | EnterLeg | Decode
 
 
 class StageQueue:

@@ -53,9 +53,9 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
     timesteps, coefficients, guidance_scales, fresh_scales = (array("f") for _ in range(4))
     network_rows = 0
     for place, row in enumerate(rows):
-        network_rows += row.cost
-        timesteps.extend([row.timestep] * row.cost)
-        owners.extend([place] * row.cost)
+        network_rows += row.network_rows
+        timesteps.extend([row.timestep] * row.network_rows)
+        owners.extend([place] * row.network_rows)
         coefficients.extend(row.coefficients)
         guidance_scales.append(row.conditioning.guidance_scale)
         if row.x_t is None:

@@ -18,10 +18,10 @@ class ChainNetwork(Protocol):
     """A network and the noise that it was trained on; told from others by identity."""
 
     @property
-    def denoise(self) -> Denoiser: ...
-
-    @property
     def chain(self) -> ChainConfig: ...
+
+    def denoiser_of(self, shape: Shape) -> Denoiser:
+        """For states of this shape, (C, H, W)."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -32,6 +32,7 @@ class Leg:
         shape: (C, H, W) of the state.
         enter: makes an image's beginning of the previous leg's result and its seed; None for the first leg, which
             begins at x_T.
+        area: network rows of the size that the network was prepared for that one row of this shape takes the place of.
     """
 
     network: ChainNetwork
@@ -39,6 +40,7 @@ class Leg:
     shape: Shape
     conditioning: Conditioning
     enter: Callable[[Tensor, int], Entry] | None = None
+    area: int = 1
 
 
 @dataclass(slots=True, eq=False)
@@ -129,9 +131,14 @@ class Trajectory:
         return self.step == len(self.plan) - 1 and self.leg_index == len(self.legs) - 1
 
     @property
-    def cost(self) -> int:
-        """Rows in the network's batch."""
+    def network_rows(self) -> int:
+        """Of its step: two when it is guided, else one."""
         return self.conditioning.rows
+
+    @property
+    def cost(self) -> int:
+        """The place that it takes in a batch: in network rows of the size that the network was prepared for."""
+        return self.conditioning.rows * self.leg.area
 
     @property
     def batch_key(self) -> tuple[ChainNetwork, Shape]:

@@ -12,6 +12,7 @@ from worker.models.chain_config import ChainConfig, read_chain_config
 from worker.models.errors import UnsupportedModel
 from worker.models.loaded_model import Execution
 from worker.store.errors import StoreError
+from worker.store.inspection import size_multiple
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import latent_pipeline_class
@@ -24,6 +25,7 @@ class _Facts:
     manifest: Manifest
     chain: ChainConfig | None
     """None of an unsupported configuration: what diffusers assumes is reported."""
+    size_multiple: int | None
 
 
 class Catalogue:
@@ -146,6 +148,7 @@ class Catalogue:
                     width=manifest.width,
                     height=manifest.height,
                     channels=manifest.channels,
+                    size_multiple=readable[str(shown)].size_multiple,
                     num_train_timesteps=chain.schedule.num_train_timesteps if chain else 1000,
                     prediction_type=(chain.prediction_type if chain else PredictionType.EPSILON).value,
                     samplers=list(SamplerName),
@@ -173,7 +176,15 @@ class Catalogue:
             chain = _chain_config(checkpoint)
         except StoreError:
             return None
-        return _Facts(checkpoint.manifest, chain)
+        return _Facts(checkpoint.manifest, chain, _size_multiple(checkpoint))
+
+
+def _size_multiple(checkpoint: Checkpoint) -> int | None:
+    """None of a version that can't be loaded."""
+    try:
+        return size_multiple(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
+    except StoreError:
+        return None
 
 
 def _chain_config(checkpoint: Checkpoint) -> ChainConfig | None:

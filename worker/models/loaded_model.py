@@ -15,9 +15,10 @@ from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
 from worker.diffusion.step_end import EndStep, end_step
 from worker.models.chain_config import ChainConfig
-from worker.networks.batch_form import Sizes
+from worker.networks.batch_form import Sizes as BatchSizes
 from worker.networks.denoiser import Denoiser
 from worker.networks.form import Form
+from worker.networks.image_sizes import OtherSizes
 from worker.networks.network_input import InputSpec
 
 PLANS_KEPT = 64
@@ -48,7 +49,7 @@ class WarmUp:
     """What each thread evaluates once before a network is fast there: batches of these sizes of such inputs."""
 
     inputs: InputSpec
-    sizes: Sizes
+    sizes: BatchSizes
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -81,6 +82,28 @@ class LaterLeg:
     plan: Callable[[SamplingRequest], SamplerPlan]
     enter: Callable[[Tensor, int], Entry]
 
+    def denoiser_of(self, shape: Shape) -> Denoiser:
+        return self.denoise
+
+
+class SizeRefusedError(ValueError):
+    """The model can't draw images of this size; the message names it and the rule."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Which sizes of images a model draws beside its own.
+
+    Attributes:
+        multiple: of which each side must be one, in pixels.
+        factor: pixels of an image to a value of its state, along each side.
+        network: evaluates states of other shapes.
+    """
+
+    multiple: int
+    factor: int
+    network: OtherSizes
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -96,6 +119,7 @@ class LoadedModel:
         warm_up: None where the first evaluation takes no longer than the next.
         end_step: what follows the network in a step; one kernel where the device can build it.
         weight_bytes: memory that the weights take on the device.
+        sizes: of images beside its own; None: there are none.
         on_evict: called once when it is evicted; nothing runs on it, and its memory may be overwritten from then on.
     """
 
@@ -116,6 +140,7 @@ class LoadedModel:
     warm_up: WarmUp | None = None
     end_step: EndStep = end_step
     weight_bytes: int = 0
+    sizes: Sizes | None = None
     step: int = 0
     created_at: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -125,6 +150,41 @@ class LoadedModel:
     @property
     def num_train_timesteps(self) -> int:
         return self.chain.schedule.num_train_timesteps
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes on the device now, the weights laid out for other sizes included."""
+        return self.weight_bytes + (self.sizes.network.extra_bytes if self.sizes else 0)
+
+    def shape_of(self, width: int | None, height: int | None) -> Shape:
+        """(C, H, W) of the state of images of this size in pixels; None: the model's own side.
+
+        Raises:
+            SizeRefusedError: it can't draw such images.
+        """
+        if width is None and height is None:
+            return self.shape
+        C, H, W = self.shape
+        if self.sizes is None:
+            raise SizeRefusedError(f"model {self.name} draws images of one size, got width {width}, height {height}")
+        factor, multiple = self.sizes.factor, self.sizes.multiple
+        width, height = width or W * factor, height or H * factor
+        if width % multiple or height % multiple:
+            rule = f"model {self.name} needs width and height that are multiples of {multiple}"
+            raise SizeRefusedError(f"{rule}, got {width}x{height}")
+        return C, height // factor, width // factor
+
+    def area_of(self, shape: Shape) -> int:
+        """How many times the model's own state a state of this shape is, rounded up."""
+        return -(-shape[1] * shape[2] // (self.shape[1] * self.shape[2]))
+
+    def is_ready_for(self, shape: Shape) -> bool:
+        """Whether `denoiser_of` has it."""
+        return shape == self.shape or self.sizes is None or shape in self.sizes.network
+
+    def denoiser_of(self, shape: Shape) -> Denoiser:
+        """For states of this shape."""
+        return self.denoise if shape == self.shape or self.sizes is None else self.sizes.network.of(shape)
 
     def plan(self, request: SamplingRequest) -> SamplerPlan:
         """The table of the request's chain; the same object for requests that ask for the same.

@@ -18,7 +18,7 @@ from worker.models.autoencoder import open_codec, read_autoencoding
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
-from worker.models.loaded_model import Execution, LoadedModel, WarmUp
+from worker.models.loaded_model import Execution, LoadedModel, Sizes, WarmUp
 from worker.models.text_parts import TextParts, open_text_parts
 from worker.models.weights import check_finite, open_diffusers
 from worker.networks.architecture import Architecture, NetworkSource
@@ -32,13 +32,15 @@ from worker.networks.denoiser import Denoiser
 from worker.networks.device import dtype_name
 from worker.networks.exactness import gives_numbers
 from worker.networks.form import Form
+from worker.networks.image_sizes import OtherSizes
 from worker.networks.network_input import InputSpec
-from worker.networks.padded import PadBatch, padded
+from worker.networks.padded import PadBatch, PaddedDenoiser, padded
 from worker.networks.registry import ARCHITECTURES
 from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_STATES
 from worker.store.errors import BadCheckpoint
+from worker.store.inspection import size_multiple
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 from worker.store.pipeline_index import latent_pipeline_class
@@ -112,6 +114,7 @@ def load_checkpoint(
         network: nn.Module,
         denoise: Denoiser,
         execution: Execution,
+        other_sizes: OtherSizes,
         on_evict: Callable[[], None] = lambda: None,
         warm_up: WarmUp | None = None,
     ) -> LoadedModel:
@@ -134,6 +137,11 @@ def load_checkpoint(
             warm_up=warm_up,
             end_step=choose_end_step(device),
             weight_bytes=bytes_of(network) + opened.weight_bytes + (text.encoder.weight_bytes if text else 0),
+            sizes=Sizes(
+                multiple=size_multiple(checkpoint.path, where),
+                factor=autoencoding.vae.factor if autoencoding.vae else 1,
+                network=other_sizes,
+            ),
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
@@ -150,7 +158,15 @@ def load_checkpoint(
         else:
             prepared = prepare_on_cpu(source_in(dtype), threads)
         execution = Execution(dtype_name(prepared.dtype), exact=True, form=prepared.form)
-        return checked(prepared.network, padded(prepared.denoise, pad_batch, max_batch, device), execution)
+        denoise = padded(prepared.denoise, pad_batch, max_batch, device)
+        other_sizes = OtherSizes(
+            denoise,
+            inputs,
+            device,
+            is_exact=prepared.form is Form.ONE_BY_ONE,
+            weight_bytes=partial(bytes_of, prepared.network),
+        )
+        return checked(prepared.network, denoise, execution, other_sizes)
     if dtype is None:
         raise ValueError(f"need a dtype on {device}, it is chosen by measuring on a CPU only")
     networks = networks or gpu_networks(device, record=False)
@@ -172,8 +188,12 @@ def load_checkpoint(
     )
     # A recording does again what was chosen when it was made.
     warm_up = None if network.recorded else WarmUp(inputs, network.form.sizes)
+    # Kernel by kernel: recordings are of one size.
+    any_size = PaddedDenoiser(network.plain, network.form.sizes) if network.form.sizes else network.plain
+    other_sizes = OtherSizes(any_size, inputs, device, is_exact=not network.form.exact)
     try:
-        return checked(network.unet, network.denoise, execution, lambda: networks.give_back(network), warm_up)
+        on_evict = partial(networks.give_back, network)
+        return checked(network.unet, network.denoise, execution, other_sizes, on_evict, warm_up)
     except BrokenModel:
         networks.give_back(network)
         raise

@@ -89,7 +89,7 @@ class Residents:
         """Of the weights of each model's versions."""
         held: Counter[str] = Counter()
         for (model, _), resident in self._residents.items():
-            held[model] += resident.model.weight_bytes
+            held[model] += resident.model.memory_bytes
         return held
 
     def memory(self) -> MemoryUse:
@@ -137,7 +137,7 @@ class Residents:
             replaced: the version of the same model that leaves when the new one serves, if it is in memory.
         """
         if replaced is not None:
-            incoming_bytes -= self._residents[replaced].model.weight_bytes
+            incoming_bytes -= self._residents[replaced].model.memory_bytes
         self._evict_until_it_fits([key for key in self._idle(now) if key != replaced], incoming_bytes)
 
     def free_memory(self, replaced: Key | None, now: float) -> bool:

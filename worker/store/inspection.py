@@ -11,6 +11,7 @@ from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, VAE_CONFIG_PATH, FileRecord, Manifest
+from worker.store.unet_config import read_unet_config
 from worker.store.vae_config import read_vae_config
 
 UNSAFE_SUFFIXES = frozenset(
@@ -110,6 +111,15 @@ def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
     if not (isinstance(height, int) and isinstance(width, int) and isinstance(channels, int)):
         raise BadCheckpoint(f"{where}: {UNET_CONFIG_PATH} lacks sample_size or out_channels: {size!r}, {channels!r}")
     return factor * height, factor * width, channels
+
+
+def size_multiple(folder: Path, where: str) -> int:
+    """Of which each side of a version's images must be one. Raises BadCheckpoint."""
+    config = read_json_object(folder, UNET_CONFIG_PATH, where)
+    multiple = read_unet_config(str(config.get("_class_name", "UNet2DModel")), config).multiple
+    if (folder / VAE_CONFIG_PATH).is_file():
+        multiple *= read_vae_config(read_json_object(folder, VAE_CONFIG_PATH, where)).factor
+    return multiple
 
 
 def folder_fingerprint(folder: Path) -> Fingerprint:

@@ -49,11 +49,13 @@ class UNetConfig:
         channels: of its input and of its output.
         num_classes: rows of its class embedding.
         text_width: of the hidden states that it reads; None: it reads no text.
+        multiple: of which each side of its state must be one.
     """
 
     channels: int
     num_classes: int
     text_width: int | None
+    multiple: int
 
 
 def read_unet_config(class_name: str, config: Config) -> UNetConfig:
@@ -72,8 +74,13 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
         if not isinstance(width, int):
             raise BadCheckpoint(f"need one number for cross_attention_dim, got {width!r}")
         text_width = width
+    levels = config.get("block_out_channels", [64])
+    if not isinstance(levels, list | tuple) or not levels:
+        raise BadCheckpoint(f"need block_out_channels as a list, got {levels!r}")
+    # A conditional one brings each level back to the size that it had on the way down, odd ones too.
+    multiple = 1 if class_name == "UNet2DConditionModel" else 2 ** (len(levels) - 1)
     assert isinstance(channels, int), "one of CHANNELS"
-    return UNetConfig(channels, classes, text_width)
+    return UNetConfig(channels, classes, text_width, multiple)
 
 
 def check_rules(rules: Sequence[Rule]) -> None:

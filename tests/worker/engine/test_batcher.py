@@ -40,10 +40,17 @@ class BatcherLife(RuleBasedStateMachine):
         self.passed: dict[str, int] = {}
         self.rivals: dict[str, set[str]] = {}
 
-    @rule(steps=st.integers(1, 12), cost=st.integers(1, 2), batch_key=st.sampled_from("abc"), images=st.integers(1, 6))
-    def join(self, steps: int, cost: int, batch_key: str, images: int) -> None:
+    @rule(
+        steps=st.integers(1, 12),
+        network_rows=st.integers(1, 2),
+        network=st.sampled_from("ab"),
+        area=st.sampled_from([1, 2, 5]),
+        images=st.integers(1, 6),
+    )
+    def join(self, steps: int, network_rows: int, network: str, area: int, images: int) -> None:
+        """Images of one network may be of several sizes, larger ones more costly than a whole batch."""
         for _ in range(images):
-            newcomer = row(steps, cost, batch_key, self.batches)
+            newcomer = row(steps, network_rows * area, f"{network}, {area}", self.batches)
             self.alive.append(newcomer)
             self.batcher.add(newcomer)
 
@@ -61,7 +68,7 @@ class BatcherLife(RuleBasedStateMachine):
         assert len({id(r) for r in batch}) == len(batch), "a row is in a batch once"
         assert all(r in self.alive for r in batch), "only rows that joined and have not left run"
         assert len({r.batch_key for r in batch}) <= 1, "one batch, one network and shape"
-        assert sum(r.cost for r in batch) <= self.max_batch
+        assert sum(r.cost for r in batch) <= self.max_batch or len(batch) == 1
         self.check_bounded_wait(batch)
         self.check_turns(batch)
         self.check_no_room_is_wasted(batch)
@@ -159,6 +166,20 @@ def test_a_batch_key_keeps_its_share_beside_a_stream_of_short_work_on_another() 
             if r is lonely:
                 ran += 1
             else:
+                batcher.remove(r)
+    assert ran == 100 // (TURN + 1)
+
+
+def test_large_images_keep_their_share_beside_a_stream_of_small_ones_of_the_same_network() -> None:
+    batcher: Batcher[FakeRow] = Batcher(4)
+    batcher.add(large := row(1000, cost=8, batch_key="net, 64x64"))
+    ran = 0
+    for _ in range(100):
+        batcher.add(row(1, batch_key="net, 32x32"))
+        batch = batcher.choose()
+        ran += large in batch
+        for r in batch:
+            if r is not large:
                 batcher.remove(r)
     assert ran == 100 // (TURN + 1)
 

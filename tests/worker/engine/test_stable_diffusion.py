@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, load_float32, plain, same_pixels
 from tests.worker.engine.test_resume import resumed, saved_states
-from tests.worker.stable_diffusion import BETAS, LATENT, SD, import_sd, tiny_vae
+from tests.worker.stable_diffusion import BETAS, LATENT, SD, import_sd, tiny_vae, wider_unet
 from tests.worker.text_pipeline import TEXT, publish_text
 from worker.codecs.kl_autoencoder import KlAutoencoder
 from worker.contract import Guidance, SamplerName, SamplingRequest, TextCondition
@@ -102,7 +102,7 @@ def test_the_sums_of_the_reference_are_reproduced(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_an_image_is_the_same_alone_in_company_and_taken_up_again(tmp_path: Path, dtype: torch.dtype) -> None:
     store = ModelStore(tmp_path)
-    import_sd(store)
+    import_sd(store, unet=wider_unet())
     publish_text(store)
 
     def load(checkpoint: Checkpoint) -> LoadedModel:

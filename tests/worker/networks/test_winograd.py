@@ -17,22 +17,30 @@ from worker.networks.cpu.winograd import WinogradConv2d, winograd_suits
     images=st.integers(1, 5),
     channels=st.tuples(st.integers(1, 40), st.integers(1, 40)),
     tiles=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    short=st.tuples(st.integers(0, 3), st.integers(0, 3)),
     bias=st.booleans(),
     fused=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 # Three blocks of two images and of one; an image of two bands.
-@example(images=5, channels=(3, 4), tiles=(8, 8), bias=True, fused=True, seed=0)
-@example(images=2, channels=(3, 4), tiles=(17, 9), bias=True, fused=True, seed=0)
+@example(images=5, channels=(3, 4), tiles=(8, 8), short=(0, 0), bias=True, fused=True, seed=0)
+@example(images=2, channels=(3, 4), tiles=(17, 9), short=(0, 0), bias=True, fused=True, seed=0)
 @torch.inference_mode()
 def test_it_is_the_convolution(
-    images: int, channels: tuple[int, int], tiles: tuple[int, int], bias: bool, fused: bool, seed: int
+    images: int,
+    channels: tuple[int, int],
+    tiles: tuple[int, int],
+    short: tuple[int, int],
+    bias: bool,
+    fused: bool,
+    seed: int,
 ) -> None:
-    """To 1e-5 of the largest value, sums fused in or not, with images of one block of tiles and of many."""
+    """To 1e-5 of the largest value, sums fused in or not, with images of one block of tiles and of many, and of whole
+    tiles or pixels short of that."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         conv = nn.Conv2d(*channels, 3, padding=1, bias=bias)
-        x = torch.randn(images, channels[0], 4 * tiles[0], 4 * tiles[1])
+        x = torch.randn(images, channels[0], 4 * tiles[0] - short[0], 4 * tiles[1] - short[1])
         shift, residual = torch.randn(images, channels[1]), torch.randn(images, channels[1], *x.shape[2:])
     residual = residual.contiguous(memory_format=torch.channels_last)
     exact = F.conv2d(x.double(), conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1)

@@ -66,7 +66,7 @@ def winograd_suits(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
 
 
 class WinogradConv2d(nn.Module):
-    """A 3x3 convolution with stride 1 and zero padding 1, for images whose sides are multiples of 4.
+    """A 3x3 convolution with stride 1 and zero padding 1; images are filled up to sides that are multiples of 4.
 
     An image does not depend on the others in the batch: tiles are multiplied in blocks of at most `TILES_AT_ONCE`, and
     a product of 16 or more rows sums each row in the same order. The probe at load checks that on this processor.
@@ -96,6 +96,14 @@ class WinogradConv2d(nn.Module):
         Returns:
             [N, C', H, W] in channels_last.
         """
+        height, width = x.shape[-2:]
+        if height % TILE == width % TILE == 0:
+            return self._whole_tiles(x, shift, residual)
+        filled = F.pad(x, (0, -width % TILE, 0, -height % TILE))
+        y = self._whole_tiles(filled, shift, None)[..., :height, :width].contiguous(memory_format=torch.channels_last)
+        return y if residual is None else y.add_(residual)
+
+    def _whole_tiles(self, x: Tensor, shift: Tensor | None, residual: Tensor | None) -> Tensor:
         N, _, H, W = x.shape
         rows, columns = H // TILE, W // TILE
         bias = self.bias.expand(N, -1) if shift is None else self.bias + shift

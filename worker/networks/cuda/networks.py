@@ -48,6 +48,7 @@ class Network:
 
     Attributes:
         kind: networks of one kind differ in their weights alone.
+        plain: evaluates it kernel by kernel, with images and batches of any size.
         form: the sizes of batches that it is evaluated with.
         recorded: whether `denoise` runs recordings.
     """
@@ -55,6 +56,7 @@ class Network:
     kind: str
     unet: nn.Module
     denoise: Denoiser
+    plain: Denoiser
     form: BatchForm
     recorded: bool
 
@@ -155,7 +157,7 @@ class GpuNetworks:
             recorded.keep(form.sizes)
         elif sizes is not None:
             denoise = PaddedDenoiser(plain, form.sizes)
-        return Network(source.kind, module, denoise, form, recorded=recorded is not None)
+        return Network(source.kind, module, denoise, plain, form, recorded=recorded is not None)
 
     def _record(
         self, source: NetworkSource, plain: Denoiser, sizes: Sizes, device: torch.device
