@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from contextvars import Context
 
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -29,7 +30,8 @@ class RedisOutage:
         if self._watch is None or self._watch.done():
             self.count += 1
             log.warning("Redis is away or refuses (%s): requests that need it are answered 503", error)
-            self._watch = asyncio.create_task(self._until_back(), name="redis outage")
+            # A context of its own: its line is not about the request that happened to notice.
+            self._watch = asyncio.create_task(self._until_back(), name="redis outage", context=Context())
 
     async def aclose(self) -> None:
         if self._watch is not None:

@@ -23,6 +23,8 @@ from worker.settings import WorkerSettings
 if TYPE_CHECKING:
     from worker.store.model_store import ModelStore
 
+logger = logging.getLogger(__name__)
+
 SWITCH_INTERVAL_S = 0.0005
 EXIT_CANT_START = 1
 EXIT_BAD_SETTINGS = 2
@@ -44,6 +46,7 @@ def main() -> NoReturn:
         disable_pickle()
         store = open_store(settings)
         client = open_redis(settings)
+        logger.info("starting: models of %s, queue %s", store.root, without_password(settings.redis_url))
         code = _serve(settings, store, client)
     except (CantStartError, SettingsError, rq_overrides.UnsupportedRqError) as error:
         _end(f"error: {error}", EXIT_CANT_START)
@@ -117,7 +120,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     tf32 = settings.dtype == "tf32"
     record = settings.cuda_graphs == "auto" and recording_is_safe()
     if device.type == "cuda" and settings.cuda_graphs == "auto" and not record:
-        logging.getLogger(__name__).warning(
+        logger.warning(
             "no CUDA graphs: they are recorded with torch 2.13 and later, an older one may not survive it"
         )
     networks = (

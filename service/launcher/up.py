@@ -1,5 +1,6 @@
 """`reverie up`: checks first, then Valkey, worker and gateway as child processes, until Ctrl-C."""
 
+import logging
 import os
 import shlex
 import socket
@@ -20,13 +21,16 @@ from service.launcher.data_dir import DataDir
 from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
 from service.launcher.supervisor import Service, Supervisor
 from service.launcher.workers import ask_for_devices, usable_cores, worker_environments
-from worker.contract.environment import EnvironmentSettings, SettingsError
+from worker.contract.environment import SettingsError
+from worker.contract.logs import LogSettings, configure_logs
 from worker.contract.redis_address import RedisUrl, without_password
+
+log = logging.getLogger("reverie")
 
 PYTHON = sys.executable or "python3"
 
 
-class UpSettings(EnvironmentSettings):
+class UpSettings(LogSettings):
     """What `reverie up` itself needs to know; the children read their own settings from the same environment."""
 
     redis_url: RedisUrl | None = None
@@ -89,7 +93,8 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
             for name, own in _workers(settings.workers, commands, env)
         ]
         services.append(Service("gateway", commands.gateway, env))
-        say(f"starting {', '.join(service.name for service in services)} ...")
+        configure_logs(settings, "up")
+        log.info("starting %s ...", ", ".join(service.name for service in services))
 
         def on_ready() -> Service | None:
             announce(url, redis_url)
@@ -99,7 +104,7 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
                 "draw", (*commands.draw, "--url", url, "--seed", "7", "--out", str(draw_into)), env, restart=False
             )
 
-        supervisor = Supervisor(services, say=say)
+        supervisor = Supervisor(services, say=log.warning)
         return supervisor.run(
             what_is_missing=lambda: what_is_missing(url), ready_timeout_s=settings.ready_timeout_s, on_ready=on_ready
         )
@@ -112,11 +117,6 @@ def _workers(wanted: str, commands: Commands, env: dict[str, str]) -> list[tuple
     if len(environments) == 1:
         return [("worker", environments[0])]
     return [(f"worker {number}", own) for number, own in enumerate(environments, start=1)]
-
-
-def say(line: str) -> None:
-    """Print a line of the supervisor itself, apart from the children's output."""
-    print(f"reverie: {line}", file=sys.stderr, flush=True)
 
 
 def announce(url: str, redis_url: str) -> None:

@@ -5,6 +5,7 @@ else belongs to a line is given as `extra`, or bound for the length of a request
 """
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -63,8 +64,8 @@ def configure_logs(settings: LogSettings, process: str, stream: TextIO | None = 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    # RQ tells of its own bookkeeping at INFO, HTTP clients of every request.
-    for noisy in ("rq.worker", "httpx", "httpcore"):
+    # RQ and uvicorn tell of their own bookkeeping at INFO, HTTP clients of every request.
+    for noisy in ("rq.worker", "uvicorn.error", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
 
@@ -80,7 +81,7 @@ def _renderers(process: str, as_json: bool) -> Sequence[Processor]:
         return [_console_line]
 
     def name_process(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-        event["process"] = process
+        event["process"], event["pid"] = process, os.getpid()
         return event
 
     order = structlog.processors.EventRenamer("message"), _in_reading_order
@@ -88,7 +89,7 @@ def _renderers(process: str, as_json: bool) -> Sequence[Processor]:
 
 
 def _in_reading_order(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    first = ("timestamp", "level", "process", "logger", "message")
+    first = ("timestamp", "level", "process", "pid", "logger", "message")
     return {**{key: event[key] for key in first if key in event}, **event}
 
 

@@ -10,7 +10,7 @@ from worker.contract import JobError, ModelInfo
 from worker.contract.redis_errors import REDIS_AWAY
 from worker.engine.messages import Canceled, EnginePort, EngineRequest
 from worker.queue.claim_terms import ClaimTerms
-from worker.queue.finisher import Finisher
+from worker.queue.finisher import Finisher, milliseconds
 from worker.queue.give_back import GiveBack
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Claim, Leases
@@ -170,7 +170,7 @@ class Claimer:
 
     def _submit(self, job: HeldJob) -> None:
         assert job.request is not None
-        logger.debug("job %s claimed", job.job_id)
+        logger.info("job %s: claimed, waited %s", job.job_id, milliseconds(job.waited_s))
         try:
             chain = self._chains.read(job)
         except redis.exceptions.RedisError as error:

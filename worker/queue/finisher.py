@@ -282,7 +282,7 @@ class Finisher:
             logger.info(
                 "job %s succeeded: %s %s, %d image(s) x %d steps, %s in %.0f ms, waited %s",
                 *(job.job_id, event.model, event.version, len(drawn.images), request.steps, request.sampler),
-                *(took_ms, _milliseconds(job.waited_s)),
+                *(took_ms, milliseconds(job.waited_s)),
             )
         elif answer == "canceled":
             logger.info("job %s was canceled before its result was delivered", job.job_id)
@@ -323,5 +323,5 @@ def _code_and_detail(error: JobError) -> str:
     return f"{error.code}: {error.detail}"
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
     return "unknown" if seconds is None else f"{seconds * 1e3:.0f} ms"

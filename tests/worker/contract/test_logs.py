@@ -3,6 +3,7 @@
 import io
 import json
 import logging
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -43,6 +44,7 @@ def test_a_line_is_one_json_object_with_the_fields_of_its_request() -> None:
     assert line == {
         "level": "info",
         "process": "gateway",
+        "pid": os.getpid(),
         "logger": "service.somewhere",
         "message": f"job {JOB}: queued behind 3 job(s)",
         "job_id": JOB,
