@@ -34,9 +34,14 @@ from service.request_context import RequestContext
 from service.routes import events, generate, health, images, jobs, models, openai, page
 from service.routes import metrics as metrics_route
 from service.routes import uploads as uploads_route
+from service.routes import webhooks as webhooks_route
 from service.schemas import WatchedJob
 from service.settings import Settings
 from service.uploads import Uploads
+from service.webhooks.courier import Courier
+from service.webhooks.deliveries import Deliveries
+from service.webhooks.destination import Destinations, Resolver
+from service.webhooks.sender import Sender
 from worker.contract.no_pickle import disable_pickle
 from worker.contract.spans import spans_for
 from worker.results.redis_files import AsyncRedisFiles
@@ -64,14 +69,22 @@ def connect(settings: Settings) -> Redis:
     )
 
 
-def create_app(settings: Settings, redis: Redis) -> FastAPI:
-    """The application; it closes `redis` when it ends."""
+def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None) -> FastAPI:
+    """The application; it closes `redis` when it ends.
+
+    Args:
+        resolve: finds the addresses of a webhook's host; None asks the system.
+    """
     disable_pickle()
     queue = JobQueue(redis, settings)
     catalogue = Catalogue(redis, settings.redis_timeout_s)
     files = AsyncRedisFiles(redis, partial(redis_deadline, settings.redis_timeout_s))
     uploads = Uploads(redis, files, settings)
     previews = Previews(redis, settings.redis_timeout_s)
+    destinations = Destinations(settings.allowed_webhook_hosts, resolve)
+    deliveries = Deliveries(redis, settings.redis_timeout_s)
+    secret = settings.webhook_signing_secret
+    courier = None if secret is None else Courier(queue, deliveries, Sender(destinations), secret)
     outage = RedisOutage(redis, settings.redis_timeout_s)
     metrics = HttpMetrics()
     gateway = Gateway(
@@ -87,11 +100,18 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
         outage=outage,
         metrics=metrics,
         spans=spans_for(settings, "gateway"),
+        destinations=destinations,
+        deliveries=deliveries,
+        courier=courier,
     )
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        telling = asyncio.create_task(courier.run(), name="webhooks") if courier else None
         yield
+        if telling is not None:
+            telling.cancel()
+            await asyncio.wait({telling})
         await gateway.events.aclose()
         await gateway.outage.aclose()
         uploads.close()
@@ -120,7 +140,9 @@ def create_app(settings: Settings, redis: Redis) -> FastAPI:
     app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
-    for part in (generate, jobs, events, images, uploads_route, models, health, metrics_route, openai, page):
+    for part in (
+        *(generate, jobs, events, images, uploads_route, webhooks_route, models, health, metrics_route, openai, page),
+    ):
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app

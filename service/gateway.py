@@ -15,6 +15,9 @@ from service.queue_order import QueueOrder
 from service.redis_outage import RedisOutage
 from service.settings import Settings
 from service.uploads import Uploads
+from service.webhooks.courier import Courier
+from service.webhooks.deliveries import Deliveries
+from service.webhooks.destination import Destinations
 from worker.contract.spans import Spans
 from worker.results.files import AsyncFiles
 
@@ -33,6 +36,10 @@ class Gateway:
     outage: RedisOutage
     metrics: HttpMetrics
     spans: Spans
+    destinations: Destinations
+    deliveries: Deliveries
+    courier: Courier | None
+    """None while webhooks are off."""
 
 
 def gateway_of(request: Request) -> Gateway:

@@ -37,12 +37,14 @@ from worker.contract.keys import (
     TOTALS_KEY,
     TRACEPARENT_FIELD,
     VERSION_FIELD,
+    WEBHOOK_FIELD,
     QueueKeys,
     job_key,
     progress_key,
     results_key,
 )
 from worker.contract.totals import Total, read_totals
+from worker.contract.webhook_queue import Webhook
 
 log = logging.getLogger(__name__)
 
@@ -167,6 +169,7 @@ class JobQueue:
         origin: JobOrigin = NO_ORIGIN,
         owner: str | None = None,
         charge: Charge | None = None,
+        webhook: Webhook | None = None,
     ) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not.
 
@@ -199,7 +202,12 @@ class JobQueue:
         args += [ROWS_FIELD, request.rows]
         if request.version is not None:
             args += [VERSION_FIELD, request.version]
-        for field, text in ((REQUEST_ID_FIELD, origin.request_id), (TRACEPARENT_FIELD, origin.traceparent)):
+        own = (
+            (REQUEST_ID_FIELD, origin.request_id),
+            (TRACEPARENT_FIELD, origin.traceparent),
+            (WEBHOOK_FIELD, webhook.model_dump_json() if webhook else None),
+        )
+        for field, text in own:
             if text is not None:
                 args += [field, text]
         async with self._deadline():

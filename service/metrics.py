@@ -23,13 +23,21 @@ class InRedis:
     """Seconds that the waiting jobs take the live workers; None while no cost is known."""
     totals: Mapping[tuple[Total, str], int]
     live: tuple[WorkerStatus, ...]
+    webhooks: int
+    """Ends that are to be told."""
 
 
 async def in_redis(gateway: Gateway) -> InRedis:
     """Raises RedisError."""
     queue = await gateway.queue.state()
     reading = await gateway.catalogue.read()
-    return InRedis(queue, await gateway.order.waiting_s(reading), await gateway.queue.totals(), reading.live)
+    return InRedis(
+        queue,
+        await gateway.order.waiting_s(reading),
+        await gateway.queue.totals(),
+        reading.live,
+        await gateway.deliveries.waiting(),
+    )
 
 
 def exposition(gateway: Gateway, shared: InRedis | None) -> bytes:
@@ -58,6 +66,15 @@ def _of_gateway(gateway: Gateway, redis_up: bool) -> Iterable[Metric]:
     yield GaugeMetricFamily("reverie_redis_up", "Whether Redis answers this gateway.", value=float(redis_up))
     outages = "Times that Redis went away or refused under a request of this gateway."
     yield CounterMetricFamily("reverie_redis_outages", outages, value=gateway.outage.count)
+    if gateway.courier is not None:
+        attempts = CounterMetricFamily(
+            "reverie_webhook_attempts", "Attempts to tell of an end, by what became of them.", labels=["outcome"]
+        )
+        attempts.add_metric(["delivered"], gateway.courier.delivered)
+        attempts.add_metric(["failed"], gateway.courier.failed_attempts)
+        yield attempts
+        given_up = "Ends that this gateway gave up to tell."
+        yield CounterMetricFamily("reverie_webhooks_given_up", given_up, value=gateway.courier.given_up)
     streams = "Open event streams of this gateway."
     yield GaugeMetricFamily("reverie_event_streams", streams, value=gateway.events.watched)
 
@@ -71,6 +88,7 @@ def _of_queue(shared: InRedis) -> Iterable[Metric]:
     if shared.queue_s is not None:
         seconds = "What the jobs that wait take the live workers, as measured."
         yield GaugeMetricFamily("reverie_queue_seconds", seconds, value=shared.queue_s)
+    yield GaugeMetricFamily("reverie_webhooks_waiting", "Ends of jobs that are to be told.", value=shared.webhooks)
     yield GaugeMetricFamily(
         "reverie_queue_oldest_wait_seconds", "How long the job that was queued first has waited.", value=queue.oldest_s
     )

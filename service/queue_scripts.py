@@ -3,6 +3,7 @@
 from worker.contract.keys import LUA_NAMES
 from worker.contract.queue_order import LUA_LINES
 from worker.contract.totals import LUA_TOTALS
+from worker.contract.webhook_queue import LUA_ENQUEUE
 
 # The server's time as RQ writes times, so that no process's own clock shows in a job: days to civil date, era by era.
 _SERVER_TIME = """
@@ -146,6 +147,7 @@ return answer('queued', job_id, jobs, waiting, waiting_s, time_text())
 CANCEL = (
     LUA_TOTALS
     + LUA_LINES
+    + LUA_ENQUEUE
     + _SERVER_TIME
     + """
 local queue_key, started_key, canceled_key = unpack(KEYS)
@@ -166,6 +168,7 @@ end
 redis.call('DEL', executions_key(job_id), chain_key(job_id))
 redis.call('HSET', hash_key, 'status', 'canceled', 'ended_at', time_text())
 count_total('canceled', job_id)
+enqueue_webhook(job_id, 'canceled')
 redis.call('EXPIRE', hash_key, keep_s)
 local digest = redis.call('HGET', hash_key, IDEMPOTENCY_FIELD)
 if digest then redis.call('EXPIRE', idempotency_key(digest), keep_s) end

@@ -22,9 +22,21 @@ from worker.contract import (
     SamplerName,
     Spacing,
 )
+from worker.contract.webhook_queue import WebhookEvent
 
 # Strict: "5", 5.0 and true are not the integer 5. A float may still be written without a point.
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class WebhookRequest(BaseModel):
+    """Whom to tell of the job's end: one POST, signed as Standard Webhooks, repeated until it is answered 2xx."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    url: StrictStr = Field(max_length=2048, description="On a host that the operator allows.")
+    events: tuple[WebhookEvent, ...] = Field(
+        default=tuple(WebhookEvent), min_length=1, max_length=len(WebhookEvent), description="Absent: all."
+    )
 
 
 class GenerateRequest(BaseModel):
@@ -92,6 +104,7 @@ class GenerateRequest(BaseModel):
     )
     height: StrictInt | None = Field(default=None, ge=1, le=MAX_SIDE_PX, description="As `width`.")
     format: ImageFormat = ImageFormat.PNG
+    webhook: WebhookRequest | None = Field(default=None, description="Absent: nobody is told.")
 
 
 class JobState(StrEnum):

@@ -8,6 +8,9 @@ from service.access.api_key import CostLimit
 from service.access.key_ring import KeyRing
 from service.access.listening import require_keys
 from service.pictures import MOST_PIXELS
+from service.webhooks.destination import AllowedHost
+from service.webhooks.signing import SigningSecret
+from worker.contract.environment import PREFIX
 from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
 from worker.contract.spans import TraceSettings
@@ -54,6 +57,10 @@ class Settings(LogSettings, TraceSettings):
     """Most open event streams of this gateway; above it a new one is answered 503."""
     openai_wait_s: float = Field(default=600, gt=0)
     """Longest that POST /v1/images/generations waits for its images; as long as the `openai` package does."""
+    webhook_hosts: str = ""
+    """Where webhooks may go, by commas; see `service.webhooks.destination.AllowedHost`. Empty: webhooks are off."""
+    webhook_secret: SecretStr | None = None
+    """Signs webhooks; see `service.webhooks.signing`."""
     stream_heartbeat_s: float = Field(default=15, gt=0)
     """An idle event stream sends a comment this often, so that proxies don't close it."""
     stream_s: float = Field(default=3600, gt=0)
@@ -68,7 +75,43 @@ class Settings(LogSettings, TraceSettings):
             KeyRing(source.get_secret_value())
         return source
 
+    @field_validator("webhook_hosts")
+    @classmethod
+    def _hosts(cls, entries: str) -> str:
+        _hosts_in(entries)
+        return entries
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secret(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is not None:
+            SigningSecret(secret.get_secret_value())
+        return secret
+
+    @model_validator(mode="after")
+    def _webhooks_are_signed(self) -> Self:
+        if self.webhook_hosts and self.webhook_secret is None:
+            raise ValueError(
+                f"{PREFIX}WEBHOOK_HOSTS needs {PREFIX}WEBHOOK_SECRET: whsec_ and 32 random bytes in base64"
+            )
+        return self
+
+    @property
+    def allowed_webhook_hosts(self) -> list[AllowedHost]:
+        return _hosts_in(self.webhook_hosts)
+
+    @property
+    def webhook_signing_secret(self) -> SigningSecret | None:
+        """None while webhooks are off."""
+        if self.webhook_secret is None or not self.webhook_hosts:
+            return None
+        return SigningSecret(self.webhook_secret.get_secret_value())
+
     @model_validator(mode="after")
     def _kept_from_strangers(self) -> Self:
         require_keys(self.host, self.api_keys is not None, self.allow_anonymous)
         return self
+
+
+def _hosts_in(entries: str) -> list[AllowedHost]:
+    return [AllowedHost.parse(entry.strip()) for entry in entries.split(",") if entry.strip()]

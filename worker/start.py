@@ -120,9 +120,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
     tf32 = settings.dtype == "tf32"
     record = settings.cuda_graphs == "auto" and recording_is_safe()
     if device.type == "cuda" and settings.cuda_graphs == "auto" and not record:
-        logger.warning(
-            "no CUDA graphs: they are recorded with torch 2.13 and later, an older one may not survive it"
-        )
+        logger.warning("no CUDA graphs: they are recorded with torch 2.13 and later, an older one may not survive it")
     networks = (
         None
         if device.type == "cpu"

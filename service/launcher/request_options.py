@@ -11,7 +11,14 @@ ALIASES = {"class_label": ["--label"], "batch": ["-n"]}
 DEFAULTS = {"steps": 50, "batch": 1}
 """For what a request must say."""
 PREFIX = "field_"
-_TYPES: Mapping[type, str] = {bool: "boolean", int: "integer", float: "number", str: "string", list: "array"}
+_TYPES: Mapping[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    list: "array",
+    dict: "object",
+}
 
 
 def add_request_options(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,14 @@ from service.access.allowance import Charge, tell
 from service.access.caller import Caller, CallerDep
 from service.admission import Admitted, admit
 from service.catalogue import Reading
-from service.errors import IdempotencyMismatch, LimitReached, QueueFull, problem_responses
+from service.errors import (
+    FieldProblem,
+    IdempotencyMismatch,
+    InvalidRequest,
+    LimitReached,
+    QueueFull,
+    problem_responses,
+)
 from service.gateway import Gateway, GatewayDep
 from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
@@ -22,9 +29,11 @@ from service.job_view import job_document, job_url
 from service.queue_order import Turn, mean_costs, row_step_s_of
 from service.request_context import origin_of
 from service.schemas import GenerateRequest, Job
+from service.webhooks.destination import Refused
 from worker.contract import SamplingRequest
 from worker.contract.job_origin import JobOrigin
 from worker.contract.redis_errors import may_pass
+from worker.contract.webhook_queue import Webhook
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
@@ -119,6 +128,7 @@ async def _submit(
         origin,
         caller.owner,
         _charge(caller, admitted.request, reading),
+        _webhook(gateway, body),
     )
     if submitted.allowance is not None:
         tell(http_request, submitted.allowance)
@@ -172,6 +182,16 @@ def _limit_reached(submitted: Submitted, request: SamplingRequest) -> LimitReach
         f"{allowance.left_s:.1f} s are left, too little for {request.row_steps} image-steps of {request.model}",
         retry_after_s=max(1, math.ceil(allowance.retry_in_s)),
     )
+
+
+def _webhook(gateway: Gateway, body: GenerateRequest) -> Webhook | None:
+    if body.webhook is None:
+        return None
+    try:
+        gateway.destinations.parse(body.webhook.url)
+    except Refused as error:
+        raise InvalidRequest(FieldProblem("webhook.url", str(error), body.webhook.url)) from None
+    return Webhook(url=body.webhook.url, events=body.webhook.events)
 
 
 def _queue_full(gateway: Gateway, submitted: Submitted, request: SamplingRequest, reading: Reading) -> QueueFull:

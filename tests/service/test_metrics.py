@@ -111,7 +111,7 @@ def test_requests_are_counted_by_the_route_not_by_the_path(start_gateway: Callab
     http = start_gateway()
     for path in ("/jobs/one", "/jobs/two", "/no/such/page", "/nor/this"):
         http.get(path)
-    http.request("BREW", "/livez")
+    http.request("PROPFIND", "/livez")
     samples = scrape(http)
     counted = "reverie_http_requests_total"
     assert value(samples, counted, method="GET", route="/jobs/{job_id}", status="404") == 2

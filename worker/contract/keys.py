@@ -49,6 +49,9 @@ STRANDED_KEY = "reverie:stranded"
 """When maintenance first saw each job that was taken off the queue and not claimed."""
 WAITING_WORK_KEY = "reverie:waiting_work"
 """Hash: the queue's row-steps and seconds, as counted less than half a second ago."""
+WEBHOOKS_KEY = "reverie:webhooks"
+"""Sorted set of the jobs whose end is to be told, by the server's second from which it is due."""
+_WEBHOOK_LOG = "reverie:webhook_log:{}"
 TOTALS_KEY = "reverie:totals"
 """Hash of what became of all jobs, see `worker.contract.totals`."""
 OWNERS_KEY = "reverie:owners"
@@ -84,6 +87,8 @@ LOST_FIELD = "reverie_lost"
 """How many workers died while they ran it."""
 REQUEST_ID_FIELD = "reverie_request_id"
 """Of the HTTP request that made it."""
+WEBHOOK_FIELD = "reverie_webhook"
+"""Whom to tell of its end, see `worker.contract.webhook_queue`."""
 TRACEPARENT_FIELD = "reverie_traceparent"
 """The span that the job's own spans are children of."""
 
@@ -195,6 +200,11 @@ def allowance_key(owner: str) -> str:
     return _ALLOWANCE.format(owner)
 
 
+def webhook_log_key(job_id: str) -> str:
+    """List of the attempts to tell of the job's end."""
+    return _WEBHOOK_LOG.format(job_id)
+
+
 def events_channel(job_id: str) -> str:
     """Pub/sub channel that says that a job has changed. A message is its `ProgressSnapshot`, or empty."""
     return _EVENTS.format(job_id)
@@ -226,6 +236,7 @@ LUA_NAMES = "".join(
                 "line_key": _LINE,
                 "allowance_key": _ALLOWANCE,
                 "events_channel": _EVENTS,
+                "webhook_log_key": _WEBHOOK_LOG,
             }.items()
         ),
         *(
@@ -242,6 +253,7 @@ LUA_NAMES = "".join(
                 "TURN_KEY": TURN_KEY,
                 "IDLE_WORKERS_KEY": IDLE_WORKERS_KEY,
                 "TOTALS_KEY": TOTALS_KEY,
+                "WEBHOOKS_KEY": WEBHOOKS_KEY,
                 "MODEL_FIELD": MODEL_FIELD,
                 "VERSION_FIELD": VERSION_FIELD,
                 "ROWS_FIELD": ROWS_FIELD,
@@ -255,6 +267,7 @@ LUA_NAMES = "".join(
                 "LOST_FIELD": LOST_FIELD,
                 "REQUEST_ID_FIELD": REQUEST_ID_FIELD,
                 "TRACEPARENT_FIELD": TRACEPARENT_FIELD,
+                "WEBHOOK_FIELD": WEBHOOK_FIELD,
             }.items()
         ),
     ]

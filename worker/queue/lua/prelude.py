@@ -7,10 +7,12 @@ checks that first. All keys that RQ reads (job hash, registries, executions, res
 
 from worker.contract.queue_order import LUA_LINES
 from worker.contract.totals import LUA_TOTALS
+from worker.contract.webhook_queue import LUA_ENQUEUE
 
 PRELUDE = (
     LUA_TOTALS
     + LUA_LINES
+    + LUA_ENQUEUE
     + """
 local QUEUE, INTERMEDIATE, WIP = KEYS[1], KEYS[2], KEYS[3]
 local FINISHED, FAILED, CANCELED = KEYS[4], KEYS[5], KEYS[6]
@@ -75,6 +77,7 @@ local function end_job(id, status, registry, ttl, fields, result)
   redis.call('EXPIRE', results_key(id), ttl)
   add_to_registry(registry, id, ttl)
   count_total(ENDED_AS[status], id)
+  enqueue_webhook(id, ENDED_AS[status])
 end
 
 local function count(worker_key, counter)
