@@ -9,6 +9,7 @@ from service.server import GatewayServer
 from service.settings import Settings
 from worker.contract.environment import SettingsError
 from worker.contract.logs import configure_logs
+from worker.results.files import ResultsAway
 
 EXIT_PORT = 1
 EXIT_SETTINGS = 2
@@ -52,6 +53,9 @@ def main() -> int:
         app = create_app(settings, connect(settings))
     except SettingsError as error:
         print(error, file=sys.stderr)
+        return EXIT_SETTINGS
+    except ResultsAway as error:
+        print(f"REVERIE_RESULTS={settings.results}: {error}", file=sys.stderr)
         return EXIT_SETTINGS
     GatewayServer(app, grace_s=GRACE_S).run(sockets=[listener])
     return 0

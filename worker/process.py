@@ -22,6 +22,7 @@ from worker.engine.messages import EnginePort, Failed
 from worker.metrics_port import serve_metrics
 from worker.queue.claimer import Claimer
 from worker.queue.dispatcher import Dispatcher
+from worker.queue.file_sweep import FileSweep
 from worker.queue.finisher import Finisher
 from worker.queue.give_back import GiveBack
 from worker.queue.heartbeat import Heartbeat
@@ -36,7 +37,7 @@ from worker.queue.rq_overrides import RqWorker
 from worker.queue.saved_chains import SavedChains
 from worker.queue.server_clock import ServerClock
 from worker.queue.status import Catalogue, ProgressReporter, StatusPublisher
-from worker.results.redis_files import RedisFiles
+from worker.results.files import Files
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ class WorkerProcess:
         client: "redis.Redis",
         engine: RunnableEngine,
         catalogue: Catalogue,
+        files: Files,
         *,
         device: str,
         dtype: str,
@@ -123,9 +125,8 @@ class WorkerProcess:
             queue_counters=self._queue_counters,
         )
         self._spans = spans_for(settings, "worker")
-        self._finisher = Finisher(
-            self._leases, RedisFiles(client), self._held, self._health, spans=self._spans, clock=clock
-        )
+        self._finisher = Finisher(self._leases, files, self._held, self._health, spans=self._spans, clock=clock)
+        self._sweep = FileSweep(client, files, self._health, settings.sweep_s)
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
         self._dispatcher = Dispatcher(engine, self._held, self._finisher, self._chains)
         live = LiveWorkers(client)
@@ -194,6 +195,7 @@ class WorkerProcess:
                 "maintenance": lambda: self._maintenance.run(self._last_stop),
                 "progress": lambda: self._progress.run(self._last_stop),
                 "saved chains": self._chains.run,
+                "file sweep": lambda: self._sweep.run(self._last_stop),
             }.items()
         }
         for background in self._background:

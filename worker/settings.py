@@ -9,6 +9,7 @@ from worker.contract.environment import PREFIX
 from worker.contract.logs import LogSettings
 from worker.contract.redis_address import RedisUrl
 from worker.contract.spans import TraceSettings
+from worker.results.address import IN_REDIS, ResultsAddress
 
 
 class WorkerSettings(LogSettings, TraceSettings):
@@ -39,6 +40,9 @@ class WorkerSettings(LogSettings, TraceSettings):
     """The model for requests that name none; None takes the first by name."""
     max_job_images: int = Field(default=1024, ge=1)
     """A job of more images than this is refused; the gateway's own limit is usually lower."""
+    results: ResultsAddress = IN_REDIS
+    sweep_s: float = Field(default=300.0, gt=0)
+    """How often expired files are looked for, where they don't go by themselves."""
     result_ttl_s: int = Field(default=3600, ge=1)
     """For jobs that carry no time to live of their own."""
     grace_s: float = Field(default=25.0, ge=0)

@@ -18,6 +18,8 @@ from worker.contract.redis_errors import REDIS_AWAY
 from worker.metrics_port import CannotListen
 from worker.queue import rq_overrides
 from worker.queue.connection import connect, wait_until_ready
+from worker.results.files import Files, ResultsAway
+from worker.results.places import open_files
 from worker.settings import WorkerSettings
 
 if TYPE_CHECKING:
@@ -95,6 +97,18 @@ def open_redis(settings: WorkerSettings) -> "redis.Redis":
     return client
 
 
+def open_results(settings: WorkerSettings, client: "redis.Redis") -> Files:
+    """The place for files.
+
+    Raises:
+        CantStartError: it can't be opened.
+    """
+    try:
+        return open_files(settings.results, client)
+    except ResultsAway as error:
+        raise CantStartError(f"REVERIE_RESULTS={settings.results}: {error}") from error
+
+
 def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis") -> int:
     # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
     from worker.engine.engine import Engine
@@ -162,6 +176,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
             save_max_bytes=settings.save_max_bytes,
         ),
         pool,
+        open_results(settings, client),
         device=str(device),
         dtype="tf32" if tf32 else "auto" if dtype is None else dtype_name(dtype),
         background=[

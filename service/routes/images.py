@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Query, Response
 
 from service.access.caller import CallerDep
 from service.errors import ImageExpired, ImageNotReady, NotFound, problem_responses
@@ -16,6 +16,8 @@ from worker.contract import ImageFormat
 
 router = APIRouter(tags=["images"])
 
+LONGEST_LINK_S = 900.0
+"""A presigned URL is good for whoever has it, so not for long."""
 BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 
 
@@ -33,6 +35,7 @@ BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
             },
         },
         304: {"description": "You have it already."},
+        307: {"description": "Asked for with `redirect`: where the image lies, for a quarter of an hour at most."},
         **problem_responses(404, 409, 410, 422),
     },
 )
@@ -41,6 +44,9 @@ async def get_image(
     index: int,
     gateway: GatewayDep,
     caller: CallerDep,
+    redirect: Annotated[
+        bool, Query(description="Answer with the place of the image where others can read there (S3), else as always.")
+    ] = False,
     if_none_match: Annotated[str | None, Header(description="ETags that you have.")] = None,
 ) -> Response:
     record = await require_record(gateway, caller, job_id)
@@ -56,12 +62,16 @@ async def get_image(
     if image is None or image.file is None:
         raise expired
     etag = f'"{image.sha256}-{outcome.media_type.removeprefix("image/")}"'
-    if matches(if_none_match, etag):
+    if redirect or matches(if_none_match, etag):
         # The bytes stay where they are.
         ttl_ms = await gateway.files.ttl_ms(image.file)
         if ttl_ms < 0:
             raise expired
-        return Response(status_code=304, headers={"ETag": etag, **_freshness(ttl_ms)})
+        if matches(if_none_match, etag):
+            return Response(status_code=304, headers={"ETag": etag, **_freshness(ttl_ms)})
+        link = await gateway.files.link(image.file, min(LONGEST_LINK_S, max(1.0, ttl_ms / 1000)))
+        if link is not None:
+            return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
     kept = await gateway.files.get(image.file)
     if kept is None:
         raise expired

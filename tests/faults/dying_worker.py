@@ -21,6 +21,7 @@ from worker.contract.no_pickle import disable_pickle
 from worker.process import WorkerProcess
 from worker.queue.connection import SOCKET_TIMEOUT_S
 from worker.queue.lua import claim_scripts, lease_scripts
+from worker.results.places import open_files
 from worker.settings import WorkerSettings
 
 MOMENTS = {"claimed": claim_scripts.CLAIM, "stored": lease_scripts.FINISH}
@@ -56,7 +57,8 @@ def main() -> None:
     timeout_s = SOCKET_TIMEOUT_S
     client = DyingRedis.from_url(settings.redis_url, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0))
     engine = FakeEngine(settings.max_batch, 0.002)
-    os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(), device="cpu", dtype="float32").run())
+    files = open_files(settings.results, client)
+    os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(), files, device="cpu", dtype="float32").run())
 
 
 if __name__ == "__main__":

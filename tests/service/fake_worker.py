@@ -37,7 +37,7 @@ from worker.contract import (
 from worker.contract.keys import IDEMPOTENCY_FIELD, idempotency_key, preview_key
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
 from worker.outputs.image_files import encode_preview
-from worker.results.files import File
+from worker.results.files import File, Files
 from worker.results.names import image_file, job_folder
 from worker.results.redis_files import RedisFiles
 
@@ -105,7 +105,7 @@ class FakeWorker:
         self._client = client
         self.tells = True
         """Whether it says that a job has changed; False: as if every message were lost."""
-        self.files = RedisFiles(client)
+        self.files: Files = RedisFiles(client)
         self.file_of: Callable[[int], bytes] = lambda seed: f"pixels of seed {seed}".encode()
         """The bytes of an image's file, by its seed."""
         self.drawn: list[SamplingRequest] = []

@@ -29,6 +29,7 @@ SUSPENDED_KEY = "rq:suspended"
 # Ours.
 _WORKER = "reverie:worker:{}"
 _FILE = "reverie:file:{}"
+_KEPT = "reverie:kept:{}"
 _UPLOAD = "reverie:upload:{}"
 _UPLOADED_BY = "reverie:uploaded_by:{}:{}"
 _PROGRESS = "reverie:progress:{}"
@@ -60,6 +61,8 @@ SERVED_KEY = "reverie:served"
 """Sorted set of the owners who are ahead of the others, by the seconds of workers up to which each has been served."""
 TURN_KEY = "reverie:turn"
 """The seconds up to which all who wait have been served."""
+SWEPT_KEY = "reverie:swept"
+"""Exists for a while after a worker swept the files."""
 IDLE_WORKERS_KEY = "reverie:idle"
 """Sorted set of the workers that hold no job and found none; a score is the server's second until which that holds."""
 
@@ -158,6 +161,11 @@ def file_key(name: str) -> str:
 def uploaded_by_key(owner: str, sha256: str) -> str:
     """There while an owner may use an upload: it has sent that picture itself."""
     return _UPLOADED_BY.format(owner, sha256)
+
+
+def kept_key(folder: str) -> str:
+    """Exists as long as the files of a folder are kept, where Redis does not hold them itself."""
+    return _KEPT.format(folder)
 
 
 def upload_key(sha256: str) -> str:

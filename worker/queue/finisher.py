@@ -18,7 +18,7 @@ from worker.queue import job_spans
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Call, Leases
 from worker.queue.redis_health import RedisHealth
-from worker.results.files import File, Files
+from worker.results.files import File, Files, ResultsAway
 from worker.results.names import image_file, job_folder
 
 logger = logging.getLogger(__name__)
@@ -26,6 +26,8 @@ logger = logging.getLogger(__name__)
 MOST_TOGETHER = 64
 """Jobs delivered together: their files first, then all their ends in one round trip."""
 RETRY_AFTER_S = 0.25
+FILES_WAIT_S = 60.0
+"""How long results wait for a place for files that fails; then their jobs are tried again, somewhere or later."""
 PAUSE_S = 1.0
 """Before a job that failed and may be tried again goes back to the queue: what it lacked may be there then."""
 
@@ -66,12 +68,14 @@ class Finisher:
         health: RedisHealth,
         spans: Spans = NO_SPANS,
         encoder_threads: int = 2,
+        files_wait_s: float = FILES_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._leases = leases
         self._files = files
         self._spans = spans
+        self._files_wait_s = files_wait_s
         self._held = held
         self._health = health
         self._clock = clock
@@ -83,6 +87,10 @@ class Finisher:
             for number in range(encoder_threads)
         ]
         self._abandoned = False
+        self._began = 0.0
+        """When the delivery began that is under way."""
+        self._place_fails = False
+        """As found by the last files that were to be kept."""
         self._counting = threading.Lock()
         self._encode_s = Histogram(SECONDS_BOUNDS)
 
@@ -153,6 +161,7 @@ class Finisher:
 
     def _deliver_all(self, ended: Sequence[_Ended]) -> None:
         waiting = list(ended)
+        self._began = self._clock()
         while waiting and not self._abandoned:
             try:
                 waiting = self._deliver_once(waiting)
@@ -188,6 +197,9 @@ class Finisher:
                 again += self._after(job, end, answer)
             else:
                 self._log(job, end, str(answer))
+                if isinstance(end, _Drawn) and self._place_fails:
+                    logger.warning("files are kept again")
+                    self._place_fails = False
                 if isinstance(end, _Drawn) and answer != "finished":
                     self._forget_files(job, end)
         return again
@@ -203,7 +215,7 @@ class Finisher:
         """Nothing names them. If this fails they expire."""
         try:
             self._files.delete(drawn.names)
-        except REDIS_AWAY as error:
+        except (*REDIS_AWAY, ResultsAway) as error:
             logger.debug("job %s: its files stay until they expire (%s)", job.job_id, error)
 
     def _after(self, job: HeldJob, end: _End, error: Exception) -> list[_Ended]:
@@ -211,6 +223,13 @@ class Finisher:
         if refused_for_now(error):
             self._health.failed(error)
             return [(job, end)]
+        if isinstance(error, ResultsAway):
+            if not self._place_fails:
+                logger.warning("files can't be kept, results wait: %s", error)
+            self._place_fails = True
+            if self._clock() - self._began < self._files_wait_s:
+                return [(job, end)]
+            return [(job, Failed(job.job_id, "results_unavailable", str(error), retryable=True))]
         if isinstance(end, _Refused):
             logger.error("job %s: its end can't be written; its lease runs out", job.job_id, exc_info=error)
             return []

@@ -40,6 +40,9 @@ class Files(Protocol):
     def witnesses(self, names: Sequence[str]) -> list[str]:
         """Redis keys that exist as long as all these files are kept: for a script that must not end a job without."""
 
+    def sweep(self) -> int:
+        """Delete what has expired, where that does not happen by itself; answers how many files."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kept:
@@ -63,3 +66,6 @@ class AsyncFiles(Protocol):
 
     async def keep_on(self, names: Sequence[str], ttl_s: int) -> bool:
         """As of `Files`."""
+
+    async def link(self, name: str, valid_s: float) -> str | None:
+        """A URL at which anybody gets the file for so long; None where the place gives out none."""

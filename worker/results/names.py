@@ -1,6 +1,10 @@
 """The names of kept files. Everything that names one takes it from here."""
 
+import re
 from uuid import uuid4
+
+OURS = re.compile(r"jobs/[\w-]{1,255}/[0-9a-f]{32}/[\w.-]{1,64}|uploads/[0-9a-f]{64}/[0-9a-f]{32}\.\w{1,8}")
+"""Every name made here. What is called otherwise in the same place is somebody else's."""
 
 
 def job_folder(job_id: str, execution_id: str) -> str:

@@ -13,7 +13,7 @@ from worker.results.files import File, Kept
 MOST_BYTES = 8 * 2**20
 """Most bytes of one pipeline: it is held whole in memory, here and by Redis. One larger file goes alone."""
 
-_KEEP_ON = """
+KEEP_ON = """
 -- KEYS: what is to be kept. ARGV: seconds. Prolongs all or none; returns whether all were there.
 for _, key in ipairs(KEYS) do
   if redis.call('EXISTS', key) == 0 then return 0 end
@@ -28,7 +28,7 @@ return 1
 class RedisFiles:
     def __init__(self, client: "redis.Redis") -> None:
         self._client = client
-        self._keep_on = client.register_script(_KEEP_ON)
+        self._keep_on = client.register_script(KEEP_ON)
 
     def put(self, files: Sequence[File]) -> list[Exception | None]:
         answers: list[Any] = []
@@ -53,6 +53,9 @@ class RedisFiles:
     def witnesses(self, names: Sequence[str]) -> list[str]:
         return [file_key(name) for name in names]
 
+    def sweep(self) -> int:
+        return 0
+
 
 class AsyncRedisFiles:
     """
@@ -63,7 +66,7 @@ class AsyncRedisFiles:
     def __init__(self, client: Redis, deadline: Callable[[], AbstractAsyncContextManager[None]]) -> None:
         self._client = client
         self._deadline = deadline
-        self._keep_on = client.register_script(_KEEP_ON)
+        self._keep_on = client.register_script(KEEP_ON)
 
     async def put(self, files: Sequence[File]) -> None:
         for part in _parts(files):
@@ -86,6 +89,9 @@ class AsyncRedisFiles:
     async def keep_on(self, names: Sequence[str], ttl_s: int) -> bool:
         async with self._deadline():
             return bool(await self._keep_on(keys=[file_key(name) for name in names], args=[ttl_s]))
+
+    async def link(self, name: str, valid_s: float) -> str | None:
+        return None
 
 
 def _parts(files: Sequence[File]) -> Iterator[list[File]]:

@@ -7,6 +7,7 @@ from tests.worker.queue.fake_engine import MODEL, FakeCatalogue, FakeEngine
 from worker.contract.logs import configure_logs
 from worker.contract.no_pickle import disable_pickle
 from worker.process import WorkerProcess
+from worker.results.places import open_files
 from worker.settings import WorkerSettings
 from worker.start import open_redis
 
@@ -18,7 +19,12 @@ def main() -> None:
     engine = FakeEngine(settings.max_batch, float(sys.argv[1]) / 1e3 if len(sys.argv) > 1 else 0.005)
     models = sys.argv[2].split(",") if len(sys.argv) > 2 else [MODEL]
     client = open_redis(settings)
-    os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(models=models), device="cpu", dtype="float32").run())
+    files = open_files(settings.results, client)
+    os._exit(
+        WorkerProcess(
+            settings, client, engine, FakeCatalogue(models=models), files, device="cpu", dtype="float32"
+        ).run()
+    )
 
 
 main()

@@ -1,7 +1,9 @@
 """How jobs that ended together are told to Redis: the finisher by itself, on a real server."""
 
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import redis
 from redis.client import Pipeline
 
 from tests.conftest import ValkeyHandle
+from tests.s3_server import BUCKET, S3Server
 from tests.worker.queue.conftest import Jobs, leases_of, wait_until
 from tests.worker.queue.fake_engine import MODEL, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
 from worker.engine.messages import Failed, Succeeded
@@ -18,6 +21,7 @@ from worker.queue.finisher import Finisher
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Leases
 from worker.queue.redis_health import RedisHealth
+from worker.results.places import open_files
 from worker.results.redis_files import MOST_BYTES, RedisFiles
 
 
@@ -144,6 +148,74 @@ def test_the_files_of_a_job_that_was_canceled_before_its_end_are_deleted(
     wait_until(lambda: not held.all(), "it to be told")
     assert jobs.status(job.job_id) == "canceled"
     wait_until(lambda: not jobs.valkey.file_keys(job.job_id), "its files to be gone")
+
+
+@pytest.fixture
+def folder_full(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("only root can mount a small file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def finisher_at(address: str, leases: Leases, held: HeldJobs, client: redis.Redis, files_wait_s: float) -> Finisher:
+    return Finisher(leases, open_files(address, client), held, RedisHealth(), files_wait_s=files_wait_s)
+
+
+def test_results_wait_until_the_disk_has_room_again(
+    jobs: Jobs,
+    leases: Leases,
+    held: HeldJobs,
+    valkey: ValkeyHandle,
+    folder_full: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (folder_full / "filler").write_bytes(bytes(64 * 1024))
+    finisher = finisher_at(f"file://{folder_full}", leases, held, valkey.client, 60)
+    job, other = claimed(jobs, leases, held, 2)
+    noise = np.random.default_rng(1).integers(0, 256, (64, 64, 1), np.uint8)
+    finisher.drawn(job, Succeeded(job.job_id, MODEL, VERSION, WEIGHTS_SHA256, "float32", (noise,)))
+    finisher.ended(other, Failed(other.job_id, "not_finite", "image 0", retryable=False))
+    start(finisher)
+    wait_until(lambda: jobs.status(other.job_id) == "failed", "the job without files to end")
+    wait_until(lambda: "No space left on device" in caplog.text, "the full disk to be noticed")
+    assert jobs.status(job.job_id) == "started"
+    (folder_full / "filler").unlink()
+    wait_until(lambda: not held.all(), "the job to end")
+    (image,) = jobs.outcome(job.job_id).images
+    assert (folder_full / str(image.file)).stat().st_size == image.size_bytes
+    assert "files are kept again" in caplog.text
+    finisher.stop()
+
+
+def test_a_job_whose_files_no_place_takes_is_tried_again_and_then_fails_by_its_name(
+    jobs: Jobs, leases: Leases, held: HeldJobs, valkey: ValkeyHandle, s3: S3Server
+) -> None:
+    finisher = finisher_at(f"s3://{BUCKET}", leases, held, valkey.client, 0.5)
+    (job,) = claimed(jobs, leases, held, 1)
+    s3.stop()
+    finisher.drawn(job, drawn(job, 0))
+    start(finisher)
+    wait_until(lambda: not held.all(), "the worker to give up")
+    assert jobs.status(job.job_id) == "queued"
+    valkey.client.hset(f"rq:job:{job.job_id}", "retries_left", 0)
+    (job,) = leases.claim(None, ClaimTerms(1)).jobs
+    held.add(job)
+    finisher.drawn(job, drawn(job, 0))
+    wait_until(lambda: not held.all(), "the worker to give up")
+    error = jobs.error(job.job_id)
+    assert error.code == "results_unavailable"
+    assert "the place for files fails" in error.detail
+    s3.reset()
+    (job,) = claimed(jobs, leases, held, 1)
+    finisher.drawn(job, drawn(job, 0))
+    wait_until(lambda: not held.all(), "the job to end")
+    assert jobs.status(job.job_id) == "finished"
+    finisher.stop()
 
 
 def test_large_images_are_sent_in_pipelines_of_a_bounded_size(
