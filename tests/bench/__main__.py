@@ -1,6 +1,6 @@
 """`make bench`, that is `python -m tests.bench [PART ...] [--quick]`: prints a table, writes JSON.
 
-Parts: engine, serving, http, overhead, previews, memory, reload, training; all of them when none is named.
+Parts: engine, serving, http, overhead, previews, memory, reload, training, scale; all of them when none is named.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from tests.bench.machine import describe
 from tests.bench.session import Session
 from worker.networks.device import choose_device
 
-PARTS = ("engine", "serving", "http", "overhead", "previews", "memory", "reload", "training")
+PARTS = ("engine", "serving", "http", "overhead", "previews", "memory", "reload", "training", "scale")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,0 +1,246 @@
+"""Part scale: what one waiting request, one poll, one claim and one choice of a batch cost as the queue, the models and
+the owners grow; and a plot of it."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import redis
+from redis.asyncio import Redis as AsyncRedis
+
+from service.catalogue import Reading
+from service.job_queue import JobQueue
+from service.launcher.embedded_valkey import bundled_binary, find_server_binary
+from service.queue_order import QueueOrder
+from service.settings import Settings
+from tests.bench.figures import Bar, Figure
+from tests.bench.samples import median
+from tests.bench.scale_plot import Curve, write_plot
+from tests.bench.session import Session
+from worker.contract import QUEUE_NAME, SamplingRequest
+from worker.engine.batcher import Batcher
+from worker.queue.claim_terms import ClaimTerms
+from worker.queue.leases import Leases
+from worker.queue.offer import ModelOffer, Offer
+from worker.queue.server_clock import ServerClock
+
+PART = "scale"
+WAITING = (1, 10, 1_000, 100_000)
+QUICK_WAITING = (1, 10, 100)
+MODELS = (1, 4, 16, 64)
+WAITING_BESIDE_MODELS = 1_000
+ROWS = (1, 10, 100, 1_000, 10_000)
+"""Rows in the engine at a time; a worker claims about a second ahead, so that few hundred is much."""
+SAMPLES = 40
+AT_ONCE = 200
+"""Submits under way together while the queue is filled."""
+PLOT = Path("docs/scale.svg")
+
+
+def run(session: Session) -> list[Figure]:
+    waiting = QUICK_WAITING if session.quick else WAITING
+    models = MODELS[:2] if session.quick else MODELS
+    with _valkey(session.folder) as url:
+        by_waiting = [asyncio.run(_at(url, count, 1, session)) for count in waiting]
+        beside = min(WAITING_BESIDE_MODELS, waiting[-1])
+        by_models = [asyncio.run(_at(url, beside, count, session)) for count in models]
+    rows = ROWS[:3] if session.quick else ROWS
+    chosen_by_rows = [_choose_ms(count, 1) for count in rows]
+    chosen_by_models = [_choose_ms(ROWS[-2], count) for count in models]
+    figures = [
+        *_queue_figures(waiting, by_waiting, "waiting jobs"),
+        *_queue_figures(models, by_models, f"models, {beside} waiting jobs"),
+        *(Figure(PART, f"choose a batch, {n} rows", "ms", [ms]) for n, ms in zip(rows, chosen_by_rows, strict=True)),
+        *(
+            Figure(PART, f"choose a batch, {ROWS[-2]} rows of {n} models", "ms", [ms])
+            for n, ms in zip(models, chosen_by_models, strict=True)
+        ),
+    ]
+    if not session.quick:
+        figures += _growth(waiting, by_waiting)
+        write_plot(
+            PLOT,
+            (
+                Curve("submit", waiting, [costs.submit_ms for costs in by_waiting]),
+                Curve("poll", waiting, [costs.read_ms for costs in by_waiting]),
+                Curve("position", waiting, [costs.turn_ms for costs in by_waiting]),
+                Curve("claim", waiting, [costs.claim_ms for costs in by_waiting]),
+                Curve("choose a batch (rows)", rows, chosen_by_rows),
+            ),
+        )
+    return figures
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """Medians at one size of the queue; milliseconds of one call on an otherwise idle server."""
+
+    submit_ms: float
+    read_ms: float
+    turn_ms: float
+    claim_ms: float
+    job_bytes: float
+    """Of Redis' memory, for each waiting job."""
+
+    COLUMNS = (
+        ("submit", "ms", "submit_ms"),
+        ("poll", "ms", "read_ms"),
+        ("position and estimate, anew", "ms", "turn_ms"),
+        ("claim and give back", "ms", "claim_ms"),
+        ("Redis memory of a job", "bytes", "job_bytes"),
+    )
+
+
+def _queue_figures(sizes: Sequence[int], costs: Sequence[Costs], what: str) -> list[Figure]:
+    return [
+        Figure(PART, f"{name}, {size} {what}", unit, [getattr(at, field)])
+        for name, unit, field in Costs.COLUMNS
+        for size, at in zip(sizes, costs, strict=True)
+    ]
+
+
+def _growth(sizes: Sequence[int], costs: Sequence[Costs]) -> list[Figure]:
+    """What a hundredfold queue costs: nothing that is done for each request may grow with it."""
+    small, large = costs[-2], costs[-1]
+    name = f"{sizes[-1]} / {sizes[-2]} waiting jobs"
+    bars = {"read_ms": Bar("<=", 10.0)}  # its place is searched from the queue's front: 100,000 ids in under a ms
+    return [
+        Figure(
+            PART,
+            f"{label}, {name}",
+            "x",
+            [getattr(large, field) / getattr(small, field)],
+            bars.get(field, Bar("<=", 2.0)),
+        )
+        for label, _, field in Costs.COLUMNS
+    ]
+
+
+@contextmanager
+def _valkey(folder: Path) -> Iterator[str]:
+    """A server of its own on a unix socket; nothing is written to the disk, which is not measured here."""
+    address = folder / "scale.sock"
+    binary = find_server_binary(bundled_binary())
+    command = [str(binary), "--port", "0", "--unixsocket", str(address), "--save", "", "--appendonly", "no"]
+    with (folder / "scale-valkey.log").open("wb") as log:
+        process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    try:
+        client = redis.Redis(unix_socket_path=str(address))
+        for _ in range(100):
+            try:
+                client.ping()
+                break
+            except redis.ConnectionError:
+                time.sleep(0.1)
+        yield f"unix://{address}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+async def _at(url: str, count: int, models: int, session: Session) -> Costs:
+    session.say(f"  {count} waiting jobs of {models} models")
+    names = [f"model-{number}" for number in range(models)]
+    row_step_s = dict.fromkeys(names, 0.01)
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        empty = client.info("memory")["used_memory"]
+        connection = AsyncRedis.from_url(url)
+        try:
+            settings = Settings(redis_url=url, max_queue=10**12, max_queue_jobs=10**7, redis_timeout_s=30)
+            queue = JobQueue(connection, settings)
+            ids = await _fill(queue, names, row_step_s, count)
+            job_bytes = (client.info("memory")["used_memory"] - empty) / count
+            reading = Reading(announced=None, live=(), read_at=0.0)
+            middle = ids[count // 2]
+
+            async def submit() -> None:
+                await _submit(queue, names[0], row_step_s)
+
+            async def read() -> None:
+                await queue.read(middle)
+
+            async def turn() -> None:
+                await QueueOrder(queue).turn(middle, count // 2, reading)
+
+            return Costs(
+                submit_ms=await _median_ms(submit),
+                read_ms=await _median_ms(read),
+                turn_ms=await _median_ms(turn),
+                claim_ms=_claim_ms(client, names, row_step_s),
+                job_bytes=job_bytes,
+            )
+        finally:
+            await connection.aclose()
+
+
+async def _fill(queue: JobQueue, models: Sequence[str], row_step_s: Mapping[str, float], count: int) -> list[str]:
+    """Submit so many jobs of the models in turn, as gateways do."""
+    ids: list[str] = []
+    for begin in range(0, count, AT_ONCE):
+        numbers = range(begin, min(begin + AT_ONCE, count))
+        ids += await asyncio.gather(*(_submit(queue, models[n % len(models)], row_step_s) for n in numbers))
+    return ids
+
+
+async def _submit(queue: JobQueue, model: str, row_step_s: Mapping[str, float]) -> str:
+    request = SamplingRequest(model=model, seed=0, steps=50, batch=1)
+    job = queue.new_job(uuid4().hex, request, None)
+    submitted = await queue.submit(job, request, None, row_step_s)
+    if submitted.outcome != "queued":
+        raise RuntimeError(f"a job was not queued: {submitted.outcome}")
+    return submitted.job_id
+
+
+async def _median_ms(call: Callable[[], Awaitable[None]]) -> float:
+    await call()  # opens a connection
+    taken = []
+    for _ in range(SAMPLES):
+        began = time.perf_counter()
+        await call()
+        taken.append(1000 * (time.perf_counter() - began))
+    return median(taken)
+
+
+def _claim_ms(client: "redis.Redis", models: Sequence[str], row_step_s: Mapping[str, float]) -> float:
+    leases = Leases(
+        *(client, QUEUE_NAME, "scale", "rq:worker:scale"),
+        lease_s=60,
+        default_ttl_s=3600,
+        max_job_images=64,
+        server_clock=ServerClock(),
+    )
+    offer = Offer(dict.fromkeys(models, ModelOffer(True, frozenset({"000000001-00000000"}))), row_step_s)
+    taken = []
+    for _ in range(SAMPLES):
+        began = time.perf_counter()
+        claim = leases.claim(None, ClaimTerms(1, offer))
+        leases.release(claim.jobs)
+        taken.append(1000 * (time.perf_counter() - began))
+        if len(claim.jobs) != 1:
+            raise RuntimeError(f"claimed {len(claim.jobs)} jobs, dropped {claim.dropped}")
+    return median(taken)
+
+
+@dataclass(eq=False, slots=True)
+class _Row:
+    remaining_steps: int
+    cost: int
+    batch_key: int
+
+
+def _choose_ms(rows: int, models: int) -> float:
+    batcher: Batcher[_Row] = Batcher(16)
+    for number in range(rows):
+        batcher.add(_Row(1 + number % 50, 1, number % models))
+    taken = []
+    for _ in range(SAMPLES):
+        began = time.perf_counter()
+        batcher.choose()
+        taken.append(1000 * (time.perf_counter() - began))
+    return median(taken)
