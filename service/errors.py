@@ -343,7 +343,7 @@ async def on_unexpected(request: Request, error: Exception) -> Response:
     """A defect of ours. The server logs the traceback; the response reveals nothing internal."""
     # The server answers this one outside of all middleware.
     request_id = str(origin_of(request).request_id)
-    detail = f"the gateway failed to answer; its log tells why, under the request id {request_id}"
+    detail = f"the gateway failed to answer; see its log under the request id {request_id}"
     return problem_response(
         HTTPStatus.INTERNAL_SERVER_ERROR, "internal", detail, headers={REQUEST_ID_HEADER: request_id}
     )

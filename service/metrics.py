@@ -16,7 +16,7 @@ from worker.contract.worker_metrics import worker_metrics
 
 @dataclass(frozen=True, slots=True)
 class InRedis:
-    """What all gateways of one Redis tell alike."""
+    """Metrics that are the same on all gateways of one Redis."""
 
     queue: QueueState
     queue_s: float | None
@@ -24,7 +24,7 @@ class InRedis:
     totals: Mapping[tuple[Total, str], int]
     live: tuple[WorkerStatus, ...]
     webhooks: int
-    """Ends that are to be told."""
+    """Deliveries that are due."""
 
 
 async def in_redis(gateway: Gateway) -> InRedis:
@@ -73,7 +73,7 @@ def _of_gateway(gateway: Gateway, redis_up: bool) -> Iterable[Metric]:
         attempts.add_metric(["delivered"], gateway.courier.delivered)
         attempts.add_metric(["failed"], gateway.courier.failed_attempts)
         yield attempts
-        given_up = "Ends that this gateway gave up to tell."
+        given_up = "Deliveries of job ends that this gateway gave up."
         yield CounterMetricFamily("reverie_webhooks_given_up", given_up, value=gateway.courier.given_up)
     streams = "Open event streams of this gateway."
     yield GaugeMetricFamily("reverie_event_streams", streams, value=gateway.events.watched)
@@ -86,9 +86,9 @@ def _of_queue(shared: InRedis) -> Iterable[Metric]:
         "reverie_queue_work", "Work of the jobs that wait, in the unit of REVERIE_MAX_QUEUE.", value=queue.work
     )
     if shared.queue_s is not None:
-        seconds = "What the jobs that wait take the live workers, as measured."
+        seconds = "Seconds of work that the waiting jobs are for the live workers, as measured."
         yield GaugeMetricFamily("reverie_queue_seconds", seconds, value=shared.queue_s)
-    yield GaugeMetricFamily("reverie_webhooks_waiting", "Ends of jobs that are to be told.", value=shared.webhooks)
+    yield GaugeMetricFamily("reverie_webhooks_waiting", "Deliveries of job ends that are due.", value=shared.webhooks)
     yield GaugeMetricFamily(
         "reverie_queue_oldest_wait_seconds", "How long the job that was queued first has waited.", value=queue.oldest_s
     )

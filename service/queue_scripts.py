@@ -56,14 +56,14 @@ local charge_s = charge and charge.seconds * charge.window_s / charge.limit_s
 if charge then whole_at = math.max(NOW, tonumber(redis.call('GET', allowance_key(owner)) or '') or 0) end
 
 local function answer(outcome, id, ahead, ahead_work, ahead_s, queued_at, retry_s)
-    local told = {outcome, id, ahead, ahead_work, tostring(ahead_s), queued_at}
+    local answer = {outcome, id, ahead, ahead_work, tostring(ahead_s), queued_at}
     if charge then
         local left_s = math.max(0, charge.window_s - (whole_at - NOW)) * charge.limit_s / charge.window_s
         for _, seconds in ipairs({left_s, whole_at - NOW, retry_s or 0}) do
-            told[#told + 1] = string.format('%.3f', seconds)
+            answer[#answer + 1] = string.format('%.3f', seconds)
         end
     end
-    return told
+    return answer
 end
 
 if digest ~= '' then

@@ -20,7 +20,7 @@ SLOW_S = 5.0
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 Observe = Callable[[str, str, int, float], None]
-"""Told each request's method, route, status, and the seconds until its answer began."""
+"""Called with each request's method, route, status, and the seconds until its answer began."""
 
 
 class RequestContext:

@@ -55,7 +55,7 @@ class GenerateRequest(BaseModel):
     )
 
     seed: StrictInt | None = Field(
-        default=None, ge=0, le=MAX_SEED, description="Absent: the gateway draws one and the job tells it."
+        default=None, ge=0, le=MAX_SEED, description="Absent: the gateway draws one, and the job names it."
     )
     steps: StrictInt = Field(
         ge=1, le=MAX_STEPS, description="How many times the U-Net runs for each image; once more with sampler plms."

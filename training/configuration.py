@@ -254,7 +254,7 @@ def read_configuration(
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
             raise SettingsError(f"unknown setting {place!r}") from error
-        # What a validator of ours said comes with pydantic's own words before it.
+        # pydantic puts words of its own before our validators' messages.
         reason = problem["msg"].removeprefix("Value error, ")
         if place:
             reason = f"--{place.replace('_', '-')}: {reason}, got {problem['input']!r}"

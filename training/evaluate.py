@@ -111,7 +111,7 @@ def measure_distribution(
     used = Options(**asdict(options) | {"samples": len(real)})
     drawn = as_x_0(draw(version, held_out, Conditions(labels, tokens), used))
     known, known_labels, _ = real_images(train, 4000, options.seed)
-    if known_labels is None:  # without classes: features that tell a picture from a turned one
+    if known_labels is None:  # without classes: features that distinguish a picture from a turned one
         turned = torch.cat([torch.rot90(known, turns, (2, 3)) for turns in range(4)])
         network = train_classifier(turned, torch.arange(4).repeat_interleave(len(known)), 4, seed=options.seed)
     else:
@@ -140,7 +140,7 @@ def measure_distribution(
 def measure_prompts(
     version: OpenedVersion, train: EmojiData, held_out: EmojiData, options: Options
 ) -> dict[str, float]:
-    """Plain names, pairs never trained on, and pairs trained on; each beside what is said of the real drawings."""
+    """Plain names, pairs never trained on, and pairs trained on; each beside the figures of the real drawings."""
     tokenizer, configuration = version.tokenizer, version.configuration
     assert tokenizer is not None, "a model of captions"
     encoder = build_text_encoder(

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: metrics.jsonl, sheets of samples, TensorBoard's events."""
+"""Logs of a run in progress: metrics.jsonl, sheets of samples, TensorBoard's events."""
 
 import json
 from collections.abc import Mapping

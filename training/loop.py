@@ -242,7 +242,7 @@ class Trainer:
         return loss.detach()
 
     def _unsynchronized(self, more: bool) -> AbstractContextManager[object]:
-        """While more parts of the batch follow, processes need not tell each other their gradients."""
+        """While more parts of the batch follow, processes need not exchange their gradients."""
         if more and isinstance(self._shared, nn.parallel.DistributedDataParallel):
             return self._shared.no_sync()
         return nullcontext()

@@ -37,7 +37,7 @@ def settings_like(name: str, store: ModelStore) -> Mapping[str, object]:
     settings = checkpoint.manifest.recipe.settings
     known = {key: value for key, value in settings.items() if key in TrainingConfiguration.model_fields}
     if "data" not in known:
-        raise SettingsError(f"{name} does not tell the settings it was trained with")
+        raise SettingsError(f"{name} does not record the settings it was trained with")
     return known
 
 

@@ -73,7 +73,7 @@ def joined_processes(environment: Mapping[str, str], device: torch.device) -> It
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise SettingsError(f"can't meet the {count} processes that WORLD_SIZE tells of: {error}") from error
+        raise SettingsError(f"can't meet the {count} processes of WORLD_SIZE: {error}") from error
     try:
         yield Processes(dist.get_rank(), count)
     finally:

@@ -1,4 +1,4 @@
-"""From weights to a published version: a diffusers pipeline directory, and what its manifest tells."""
+"""From weights to a published version: a diffusers pipeline directory and its manifest."""
 
 import base64
 import copy

@@ -64,7 +64,7 @@ class WorkerSettings(LogSettings, TraceSettings):
     save_max_bytes: int = Field(default=8 * 2**20, ge=0)
     """Larger states are not saved: such a job begins anew. 0 saves none."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """Where this worker answers `GET /metrics`; None: nowhere, a gateway's tells the same of every worker."""
+    """Where this worker answers `GET /metrics`; None: nowhere. A gateway's has the same of every worker."""
     metrics_host: str = Field(default="127.0.0.1", min_length=1)
     redis_wait_s: float = Field(default=30.0, ge=0)
     """How long a starting worker waits for Redis to answer."""

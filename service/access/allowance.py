@@ -40,8 +40,8 @@ class Allowance:
     """Until the job fits that was refused; 0 for one that was not."""
 
     @classmethod
-    def of(cls, limit: CostLimit, told: Sequence[bytes]) -> "Allowance":
-        left_s, whole_in_s, retry_in_s = map(float, told)
+    def of(cls, limit: CostLimit, answer: Sequence[bytes]) -> "Allowance":
+        left_s, whole_in_s, retry_in_s = map(float, answer)
         return cls(limit, left_s, whole_in_s, retry_in_s)
 
     @property
@@ -53,11 +53,11 @@ class Allowance:
         }
 
 
-def tell(request: Request, allowance: Allowance) -> None:
-    """Whatever the answer to this request becomes, it says what is left."""
+def attach(request: Request, allowance: Allowance) -> None:
+    """Add the allowance's headers to whatever the answer to this request becomes."""
     request.scope[_SCOPE_KEY] = allowance
 
 
-def told(scope: Scope) -> Allowance | None:
+def attached(scope: Scope) -> Allowance | None:
     allowance: Allowance | None = scope.get(_SCOPE_KEY)
     return allowance

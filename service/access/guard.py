@@ -23,7 +23,7 @@ PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 """What needs no key: the page, its documentation, and the probes of whoever runs the gateway."""
 PUBLIC_FOLDERS = ("/page/", "/static-offline-docs/")
 ADMIN_PATHS = frozenset({"/metrics"})
-"""What tells of everybody."""
+"""Routes whose answers concern all callers."""
 READING = ("GET", "HEAD")
 KEY_BEGINNING = re.compile(r"rvr_[0-9a-f]{8}_")
 LOG_S = 1.0
@@ -112,7 +112,7 @@ class AccessGuard:
 
 def _with_allowance(scope: Scope, send: Send) -> Send:
     async def send_with_allowance(message: Message) -> None:
-        left = allowance.told(scope)
+        left = allowance.attached(scope)
         if left is not None and message["type"] == "http.response.start":
             MutableHeaders(scope=message).update(left.headers)
         await send(message)

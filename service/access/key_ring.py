@@ -48,7 +48,7 @@ class KeyRing:
         self._look()
         parsed = KEY_PATTERN.fullmatch(key)
         known = self._keys.get(parsed[1]) if parsed else None
-        # Always one hash and one comparison, in constant time: how long a refusal takes tells nothing.
+        # Always one hash and one comparison, in constant time: the time that a refusal takes reveals nothing.
         matches = hmac.compare_digest(digest_of(key), known.digest if known else NOBODYS_DIGEST)
         if known is None or not matches:
             return None

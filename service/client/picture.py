@@ -56,7 +56,7 @@ class Picture:
 
     @property
     def file_name(self) -> str:
-        """Tells pictures of different models, seeds and jobs apart."""
+        """Differs between models, seeds and jobs."""
         return f"{self.model}-seed{self.seed}-{self.job_id[:8]}.{self.format.value}"
 
     def save(self, directory: str | Path = ".") -> Path:

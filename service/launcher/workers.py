@@ -43,7 +43,7 @@ def ask_for_devices(command: Sequence[str], env: Mapping[str, str]) -> list[str]
         answer = subprocess.run(command, env=env, stdout=subprocess.PIPE, timeout=PATIENCE_S, check=True).stdout
         devices = json.loads(answer)
     except (OSError, subprocess.SubprocessError, ValueError) as error:
-        raise DevicesError(f"can't tell this machine's devices: {error}") from error
+        raise DevicesError(f"can't find out this machine's devices: {error}") from error
     return [str(device) for device in devices]
 
 

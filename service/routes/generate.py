@@ -10,7 +10,7 @@ import structlog
 from fastapi import APIRouter, Header, Request, Response
 from redis.exceptions import RedisError
 
-from service.access.allowance import Charge, tell
+from service.access.allowance import Charge, attach
 from service.access.caller import Caller, CallerDep
 from service.admission import Admitted, admit
 from service.catalogue import Reading
@@ -131,7 +131,7 @@ async def _submit(
         _webhook(gateway, body),
     )
     if submitted.allowance is not None:
-        tell(http_request, submitted.allowance)
+        attach(http_request, submitted.allowance)
     span.end(error=None if submitted.outcome == "queued" else submitted.outcome)
     match submitted.outcome:
         case "mismatch":

@@ -52,5 +52,5 @@ def test_the_devices_are_those_that_torch_sees() -> None:
 
 @pytest.mark.parametrize("program", ["print('no list')", "raise SystemExit(3)"])
 def test_devices_that_cannot_be_told_are_an_error_of_one_line(program: str) -> None:
-    with pytest.raises(DevicesError, match="can't tell this machine's devices"):
+    with pytest.raises(DevicesError, match="can't find out this machine's devices"):
         ask_for_devices([sys.executable, "-S", "-c", program], {})

@@ -1,4 +1,4 @@
-"""What is said of an emoji: its name or its keywords, a colour that it was given, a background."""
+"""Captions of emoji: the name or keywords, a colour that it was given, a background."""
 
 import random
 from dataclasses import dataclass

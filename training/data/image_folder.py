@@ -32,7 +32,7 @@ SURVEYED = 1000
 
 @dataclass(frozen=True, eq=False)
 class Listing:
-    """The files of a folder and what is said of them.
+    """The files of a folder and their captions.
 
     Attributes:
         folder: where they are.

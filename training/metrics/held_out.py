@@ -34,7 +34,7 @@ class NoiseErrors:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Held-out images with (t, eps) drawn once, so that every predictor is asked the same questions.
+    """Held-out images with (t, eps) drawn once, so that every predictor is evaluated on the same inputs.
 
     Attributes:
         batches: rows in a few batches; every image appears equally often, unless there are too many.
@@ -82,7 +82,7 @@ class HeldOut:
         return self.without.labels is not None or self.without.tokens is not None
 
     def unconditional(self) -> "HeldOut":
-        """The same questions without labels or captions: what a network loses by that, it reads from them."""
+        """The same inputs without labels or captions: the difference in loss is what the network gains by them."""
         batches = tuple(
             NoisyBatch(batch.x_t, batch.x_0, batch.eps, batch.timesteps, self.without.repeated(len(batch.eps)))
             for batch in self.batches

@@ -13,7 +13,7 @@ def valid_request_id(text: str | None) -> str | None:
 
 
 def valid_traceparent(text: str | None) -> str | None:
-    """The header in the form of version 00, or None when the specification tells to ignore it."""
+    """The header in the form of version 00, or None when it must be ignored by the specification."""
     match = _TRACEPARENT.fullmatch(text or "")
     if match is None:
         return None

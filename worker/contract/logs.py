@@ -64,7 +64,7 @@ def configure_logs(settings: LogSettings, process: str, stream: TextIO | None = 
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level)
-    # RQ and uvicorn tell of their own bookkeeping at INFO, HTTP clients of every request.
+    # RQ and uvicorn log their own bookkeeping at INFO, HTTP clients every request.
     for noisy in ("rq.worker", "uvicorn.error", "httpx", "httpcore"):
         logging.getLogger(noisy).setLevel(max(logging.WARNING, root.level))
 
@@ -98,7 +98,7 @@ def _console_line(_logger: WrappedLogger, _method: str, event: EventDict) -> str
     text = _printable(str(event.pop("event")))
     moment = datetime.fromisoformat(event.pop("timestamp")).astimezone()
     level, logger, exception = event.pop("level").upper(), event.pop("logger"), event.pop("exception", None)
-    # A field that the text tells already would only make the line longer.
+    # A field that the text contains already would only make the line longer.
     rest = {key: _printable(str(value)) for key, value in event.items() if value is not None}
     fields = "".join(f"  {key}={value}" for key, value in rest.items() if value not in text)
     line = f"{moment:%H:%M:%S}.{moment.microsecond // 1000:03} {level:7} {logger}: {text}{fields}"

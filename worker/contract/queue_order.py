@@ -1,4 +1,4 @@
-"""The order in which waiting jobs are served, for those who serve them and for those who tell how long it takes.
+"""The order in which waiting jobs are served, for claiming them and for estimating their wait.
 
 `docs/architecture.md` says what the order is for; here it is computed, in Lua for claims and in Python for estimates.
 """

@@ -16,7 +16,7 @@ class WorkerMetrics(Collector):
     """Made anew at each scrape.
 
     Args:
-        statuses: of the workers to tell of.
+        statuses: of the workers to describe.
     """
 
     def __init__(self, statuses: Callable[[], Sequence[WorkerStatus]]) -> None:

@@ -1,4 +1,4 @@
-"""Where a chain's steps begin: the timestep that the network is told, and how much of the image is left there.
+"""Where a chain's steps begin: the timestep fed to the network, and how much of the image is left there.
 
 The two are apart because a noise level may lie between two training timesteps. sigma = sqrt((1 - alpha_bar) /
 alpha_bar) is the standard deviation of the noise beside an image that is not scaled down.
@@ -24,7 +24,7 @@ class NoiseLevels:
     """N levels, the noisiest first.
 
     Attributes:
-        timesteps: as the network is told them, each a float32; not rising.
+        timesteps: as fed to the network, each a float32; not rising.
         alpha_bar: [N] float64.
     """
 

@@ -1,4 +1,4 @@
-"""What a model predicts, and how its output becomes x_0 and eps.
+"""Prediction types: what a model predicts, and how its output is converted to x_0 and eps.
 
 Every prediction m is linear in (x_0, eps), so with x_t given both are linear in (x_t, m):
 
@@ -55,7 +55,7 @@ def output_conversion(prediction_type: PredictionType, alpha_bar: Tensor) -> Out
 
 
 def predict_x_0(x_t: Tensor, eps: Tensor, alpha_bar: Tensor) -> Tensor:
-    """The x_0 that x_t came from if its noise was eps; `q_sample` undone. DDPM (Ho et al. 2020), eq. 15.
+    """x_0, given x_t and its noise eps: the inverse of `q_sample`. DDPM (Ho et al. 2020), eq. 15.
 
     Args:
         x_t: [N, C, H, W].
@@ -78,7 +78,7 @@ def eps_from_output(model_output: Tensor, x_t: Tensor, alpha_bar: Tensor, predic
 
 
 def prediction_target(x_0: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_type: PredictionType) -> Tensor:
-    """What a model of this kind should have said about x_t = q_sample(x_0, eps, alpha_bar); the target to train on."""
+    """The training target: what a model of this kind should predict from x_t = q_sample(x_0, eps, alpha_bar)."""
     match PredictionType(prediction_type):
         case PredictionType.EPSILON:
             return eps
@@ -89,10 +89,10 @@ def prediction_target(x_0: Tensor, eps: Tensor, alpha_bar: Tensor, prediction_ty
 
 
 def check_prediction(schedule: NoiseSchedule, prediction_type: PredictionType) -> None:
-    """Refuse what divides by zero.
+    """Refuse a combination that would divide by zero.
 
     Raises:
-        PredictionError: eps-prediction on a schedule whose alpha_bar ends at 0: there x_t is eps, and says nothing of x_0.
+        PredictionError: eps-prediction on a schedule whose alpha_bar ends at 0: there x_t is eps and holds nothing of x_0.
     """  # noqa: E501
     if prediction_type == PredictionType.EPSILON and schedule.has_zero_terminal_snr:
         raise PredictionError(

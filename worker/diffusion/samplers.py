@@ -50,7 +50,7 @@ class SamplerPlan:
 
     @cached_property
     def numbers(self) -> list[list[float]]:
-        """`coefficients` as plain numbers, for who gathers rows of many plans."""
+        """`coefficients` as plain numbers, cheap to gather from many plans."""
         numbers: list[list[float]] = self.coefficients.tolist()
         return numbers
 
@@ -93,7 +93,7 @@ def plan(
         schedule: the one that the model was trained with.
         num_inference_steps: N in 1..T.
         spacing: None means leading, for DPM-Solver++ its own timesteps, which are its linspace. LCM has timesteps of
-            its own whatever is said here, and so has DPM-Solver++ with Karras' sigmas.
+            its own whatever the spacing, and so has DPM-Solver++ with Karras' sigmas.
         prediction_type: what the model's output means.
         eta: noise of DDIM in [0, 1]: 0 none, 1 as much as DDPM. Other samplers take 0 only.
         steps_offset: as in `inference_timesteps`.
@@ -221,7 +221,7 @@ def _plms(table: Tensor, levels: NoiseLevels) -> tuple[Tensor, NoiseLevels, list
     """Pseudo linear multistep (Liu et al. 2022) as Stable Diffusion has it: a DDIM step by a mean of several outputs.
 
     Of N >= 2 steps N + 1 calls: the first step is made twice, the second time by the mean of the outputs at its two
-    ends, and what the network said there is not kept.
+    ends, whose output is not kept.
     """
     N = len(levels)
     places = [0, *range(1, min(N, 2)), *range(1, N)]  # 0, 1, 1, 2, ...

@@ -1,4 +1,4 @@
-"""What follows the network in a step of a batch: guidance, noise, the update rule, finiteness and pixels."""
+"""The part of a step after the network: guidance, noise, the update rule, the check for finite values, pixels."""
 
 from dataclasses import dataclass
 from enum import IntEnum
@@ -38,7 +38,7 @@ class StepEnd:
         x_0_previous: [N, C, H, W], read where a row's c is not 0; None when that is nowhere.
         earlier_outputs: three of [N, C, H, W], the newest first, each read where a row's weight of it is not 0; empty
             when that is nowhere.
-        keeps_outputs: whether a later step of any row reads what the network says in this one.
+        keeps_outputs: whether a later step of any row reads this step's output.
         coefficients: [N, 10] float32, see `worker.diffusion.update`.
         row_numbers: [N, 6] int64, by `RowColumn`.
         guidance_scales: [N] float32, w of classifier-free guidance.

@@ -24,13 +24,13 @@ class Row(Protocol):
 RowT = TypeVar("RowT", bound=Row)
 
 TURN = 4
-"""Batches of others that a network with waiting rows lets pass before it is its turn, whoever is more urgent."""
+"""Batches of other networks after which a network with waiting rows has its turn, however urgent the others are."""
 
 
 GROW_AFTER = 128
-"""Batches that run well, one after the other, before a batch that was halved is doubled."""
+"""Successful batches in a row after which a halved batch size is doubled."""
 LONGEST_GROW_AFTER = 64 * GROW_AFTER
-"""Each doubling that ran out of memory again doubles that count, up to this one."""
+"""Each doubling that runs out of memory again doubles that number, up to this one."""
 
 
 @dataclass(slots=True)
@@ -50,13 +50,13 @@ class Batcher(Generic[RowT]):
     At batch number `now` a row is as urgent as `remaining_steps - ageing_rate * (now - joined_at)` is small. `now` is
     the same for all rows compared, so the order is that of `remaining_steps + ageing_rate * joined_at`.
 
-    Bounded wait: a row that joined at batch A with R steps is passed over only for rows that joined before batch
+    Bounded wait: a row that joined at batch A with R steps is passed only by rows that joined before batch
     A + R / ageing_rate, because every later one has at least `ageing_rate * joined_at >= R + ageing_rate * A`. With the
-    default rate of 1/4 nobody who comes 4 R batches after it gets ahead of a row of R steps, however short his work.
+    default rate of 1/4, no row that joins 4 R batches later passes a row of R steps, however short it is.
 
-    A batch holds rows of one key, that is of one network and shape: the most urgent row's, unless it is another one's
-    turn. Of K keys that have rows here each one runs within `TURN + K` batches, so that a stream of short work on one
-    model leaves another its share.
+    A batch holds rows of one key, that is of one network and shape: the most urgent row's, unless another key has its
+    turn. Each of K waiting keys runs within `TURN + K` batches, so a stream of short requests to one model can't starve
+    another.
     """
 
     def __init__(self, max_batch: int, *, ageing_rate: float = 0.25) -> None:
@@ -99,7 +99,7 @@ class Batcher(Generic[RowT]):
         self._arrivals += 1
 
     def remove(self, row: RowT) -> None:
-        """Let a row go, finished or not. A row that is not here is an error."""
+        """Remove a row, finished or not. It must be here."""
         del self._places[id(row)]
 
     def choose(self) -> list[RowT]:
@@ -125,7 +125,7 @@ class Batcher(Generic[RowT]):
         return batch
 
     def _next_key(self, order: list[_Place[RowT]]) -> Hashable:
-        """Whose turn it is, else the most urgent row's."""
+        """The key whose turn it is, else that of the most urgent row."""
         waiting = dict.fromkeys(place.row.batch_key for place in order)  # most urgent first
         passed = {key: self._passed.get(key, 0) for key in waiting}
         longest = max(waiting, key=passed.__getitem__)  # the most urgent of several
@@ -136,7 +136,7 @@ class Batcher(Generic[RowT]):
     def halve(self, rows: int) -> bool:
         """Make batches half as large as `rows` network rows, which did not fit in memory. False when that was one.
 
-        They grow again: memory may have been short for a moment, or for another model alone. See `ran`.
+        `ran` lets them grow again: memory may have been short for a moment only, or for another model.
         """
         if self._has_grown:
             self._grow_after = min(2 * self._grow_after, LONGEST_GROW_AFTER)

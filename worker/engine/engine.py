@@ -116,7 +116,7 @@ class Engine:
         self._previews.watched = frozenset(job_ids)
 
     def counters(self) -> EngineCounters:
-        """What the engine has done so far."""
+        """Totals since the engine was made."""
         return self._counters.snapshot()
 
     def last_step_at(self) -> float:
@@ -154,7 +154,7 @@ class Engine:
             self.step()
 
     def take_messages(self, wait_s: float = 0.0) -> None:
-        """Act on what came in; with nothing there, wait for the first message that long."""
+        """Handle the messages in the inbox; if there are none, wait that long for the first."""
         try:
             message = self._inbox.get(timeout=wait_s) if wait_s else self._inbox.get_nowait()
             while True:
@@ -164,7 +164,7 @@ class Engine:
             return
 
     def step(self) -> bool:
-        """One encoding, decoding or warm-up, one step of one batch, and what has become of the last ones; False when
+        """One encoding, decoding or warm-up, one step of one batch, and the results of earlier ones; False when
         there was nothing to do.
 
         The device works on while the next step is chosen. It is waited for only when it is too far behind, or when
@@ -347,6 +347,6 @@ class Engine:
                 self._endings.fail_with(state.job_id, work.error, "a step failed on the device")
             else:
                 progress = state.progress(self._last_step_at, self._progress_interval_s)
-                for told in (progress, work.previews.get(state.job_id)):
-                    if told is not None:
-                        self.outbox.put(told)
+                for event in (progress, work.previews.get(state.job_id)):
+                    if event is not None:
+                        self.outbox.put(event)

@@ -1,4 +1,4 @@
-"""Steps and decodings that were queued on a device and whose outcome is not known yet."""
+"""Steps and decodings that are queued on a device and have not completed."""
 
 from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -58,10 +58,10 @@ class _Pending:
 
 
 class InFlight:
-    """Work under way, oldest first. Owned by the engine's thread.
+    """Work in flight, oldest first. Owned by the engine's thread.
 
-    A request counts the work under way on its rows, and the engine counts it down: its model's weights are in use until
-    all is complete, also when it has ended meanwhile.
+    `RequestState.in_flight` counts a request's work: its model's weights are in use until all of it is complete, even
+    if the request has ended meanwhile.
     """
 
     def __init__(self, read_back: ReadBack) -> None:
@@ -87,7 +87,7 @@ class InFlight:
         self._pending.append(_Pending(owners, rows, steps, outcome.pictured, is_step, previewed, transfer))
 
     def completed(self, most: int) -> Iterator[Completed]:
-        """The work whose outcome is here; waits for the oldest while more than `most` are under way."""
+        """Completed work, oldest first; waits for the oldest while more than `most` are in flight."""
         while self._pending:
             pending = self._pending[0]
             requests, is_step = pending.requests.values(), pending.is_step
@@ -108,7 +108,7 @@ class InFlight:
 def _previews(pending: _Pending, pixels: Tensor) -> Mapping[str, Previewed]:
     assert pending.previewed is not None
     steps = {id(row): step for row, step in zip(pending.rows, pending.steps, strict=True)}
-    return pending.previewed.told([steps[id(row)] for row in pending.previewed.rows], pixels)
+    return pending.previewed.messages([steps[id(row)] for row in pending.previewed.rows], pixels)
 
 
 def _outcomes(pending: _Pending, finite: NDArray[np.bool_], images: Sequence[Tensor]) -> Iterator[RowOutcome]:

@@ -26,7 +26,7 @@ class SavedImage:
         x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
         leg: which one it walks, from 0.
         entry: [C, H, W] float32, the result of the leg before; None in the first.
-        earlier_outputs: [C, H, W] float32 each, what the network said in earlier steps, the newest first, as far as
+        earlier_outputs: [C, H, W] float32 each, the network's outputs of earlier steps, the newest first, as far as
             it is read again.
     """
 
@@ -46,7 +46,7 @@ class SavedChain:
     version: str
     weights_sha256: str
     dtype: str
-    """That the network computed in: another one goes on to other pixels."""
+    """In which the network computed; resumed in another one, the chain would end on other pixels."""
     images: tuple[SavedImage, ...]
 
 
@@ -57,7 +57,7 @@ class EngineRequest:
     job_id: str
     request: SamplingRequest
     resume: SavedChain | None = None
-    """Where an earlier engine left it; ignored, with a log line, when it does not belong to this request and model."""
+    """The state that an earlier engine left; ignored, with a log line, if it does not fit this request and model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ class Previewed:
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A long request's state a moment ago, to be kept for whoever takes the job over."""
+    """A recent state of a long request, kept for the worker that may have to take the job over."""
 
     job_id: str
     chain: SavedChain
@@ -107,14 +107,14 @@ class Succeeded:
     dtype: str
     images: "tuple[NDArray[np.uint8], ...]"
     warnings: tuple[str, ...] = ()
-    """What was done otherwise than asked."""
+    """Deviations from the request, for example a prompt that was cut."""
     exact: bool = True
-    """Whether the images are those of any other batch, to the last bit."""
+    """Whether the pixels are bitwise independent of the batch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The request ended without images. Not `retryable`: it would fail again in the same way."""
+    """The request ended without images. If not `retryable`, it would fail in the same way again."""
 
     job_id: str
     code: str
@@ -133,7 +133,7 @@ EngineEvent = Admitted | Progressed | Previewed | Saved | Succeeded | Failed | C
 
 
 class EnginePort(Protocol):
-    """The engine as the RQ worker sees it. All methods are safe from any thread."""
+    """The engine as the RQ worker sees it. Thread-safe."""
 
     outbox: "SimpleQueue[EngineEvent]"
 
@@ -142,7 +142,7 @@ class EnginePort(Protocol):
         """Most network rows of one batch now; fewer than configured for a while after memory ran out."""
 
     def submit(self, request: EngineRequest) -> None:
-        """Take a request. Everything after that, errors included, is told in the outbox: each request gets any
+        """Take a request. Everything after that, errors included, is reported in the outbox: each request gets any
         number of `Admitted`, `Progressed`, `Previewed` and `Saved`, then exactly one of `Succeeded`, `Failed` and
         `Canceled`."""
 

@@ -36,8 +36,8 @@ class Pictures:
     rows: Sequence[Trajectory]
     pixels: Tensor
 
-    def told(self, steps: Sequence[int], pixels: Tensor) -> dict[str, Previewed]:
-        """By job id, what there is to tell once the pixels have reached the host.
+    def messages(self, steps: Sequence[int], pixels: Tensor) -> dict[str, Previewed]:
+        """By job id, the previews to report once the pixels have reached the host.
 
         Args:
             steps: behind each of the rows.

@@ -10,17 +10,17 @@ from torch import Tensor
 
 
 class Transfer(Protocol):
-    """Tensors on their way. Both methods raise what the device has found wrong in the meantime."""
+    """A copy in progress. Both methods raise errors of the device that have come up in the meantime."""
 
     def is_here(self) -> bool:
-        """Whether `take` would not have to wait."""
+        """Whether `take` returns without waiting."""
 
     def take(self) -> tuple[Tensor, ...]:
-        """The tensors, on the host, in the order in which they were given; waits for them if need be."""
+        """The tensors on the host, in the order given; waits until they are there."""
 
 
 class ReadBack(Protocol):
-    """Sets tensors of one device on their way, as they are once all that the device was told before is done."""
+    """Starts an asynchronous copy to the host, ordered after all work already queued on the tensors' device."""
 
     def __call__(self, tensors: Sequence[Tensor]) -> Transfer: ...
 
@@ -32,13 +32,12 @@ class Upload(Protocol):
 
 
 def upload(x: NDArray[np.float32], device: torch.device) -> Tensor:
-    """A copy, for the bytes that it came from are read-only; through pinned memory where a GPU fetches it, so that
-    nobody waits."""
+    """Copies, as the bytes of a saved state are read-only; to a GPU asynchronously, through pinned memory."""
     return torch.tensor(x, pin_memory=device.type == "cuda").to(device, non_blocking=True)
 
 
 def read_back(tensors: Sequence[Tensor]) -> Transfer:
-    """From a GPU into pinned memory, so that nobody waits; what is on the host already has arrived at once."""
+    """Copies asynchronously into pinned memory; tensors of the CPU are returned as they are."""
     if any(tensor.is_cuda for tensor in tensors):
         return _FromGpu(tensors)
     return _OnTheHost(tuple(tensors))
@@ -56,7 +55,7 @@ class _OnTheHost:
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
-    """[B] uint8: the memory of them all, where they fill a part of one allocation and hold bytes; else None."""
+    """[B] uint8: the tensors' memory as one view, if they are byte tensors that fill one stretch of an allocation."""
     if len(tensors) < 2 or any(t.element_size() != 1 or t.numel() == 0 or not t.is_contiguous() for t in tensors):
         return None
     first, *others = sorted(tensors, key=Tensor.storage_offset)
@@ -69,7 +68,7 @@ def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
 
 
 def apart(together: Tensor, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """What `side_by_side` has made of these, or a copy of it, as them."""
+    """The inverse of `side_by_side`: its result, or a copy of it, as views shaped like these tensors."""
     begin = min(tensor.storage_offset() for tensor in tensors)
     parts = []
     for tensor in tensors:
@@ -84,13 +83,13 @@ def _pinned_copy(tensor: Tensor) -> Tensor:
 
 class _FromGpu:
     def __init__(self, tensors: Sequence[Tensor]) -> None:
-        # torch keeps the tensors' memory until the copies are done: they are queued on the stream that made them.
+        # The copies are queued on the stream that made the tensors, so torch does not reuse their memory before.
         together = side_by_side(tensors)
         if together is not None:
             self._copies = apart(_pinned_copy(together), tensors)
         else:
             self._copies = tuple(map(_pinned_copy, tensors))
-        # Blocking: the thread that waits sleeps, and leaves its core to the encoders.
+        # Blocking: the waiting thread sleeps and leaves its core to the encoders.
         self._arrival = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         device = next(tensor.device for tensor in tensors if tensor.is_cuda)
         self._arrival.record(torch.cuda.current_stream(device))

@@ -40,7 +40,7 @@ class StepResult(Outcome):
 
     Attributes:
         state: of the rows after the step; x_0 of all of them.
-        outputs: [N, C, H, W], what the network said, guided; None where no row keeps it.
+        outputs: [N, C, H, W], the network's, guided; None where no row keeps it.
     """
 
     state: BatchState
@@ -124,7 +124,7 @@ def _history(rows: Sequence[Trajectory], x_t: Tensor, before: BatchState | None)
 
 
 def _earlier_outputs(rows: Sequence[Trajectory], x_t: Tensor) -> tuple[Tensor, ...]:
-    """Three of [N, C, H, W]: what the network said in earlier steps, where a row has it, anything elsewhere; none when
+    """Three of [N, C, H, W]: the network's outputs of earlier steps where a row has them, anything elsewhere; none when
     no row has any."""
     if not any(row.earlier_outputs for row in rows):
         return ()

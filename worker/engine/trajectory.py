@@ -15,7 +15,7 @@ from worker.networks.denoiser import Denoiser
 
 
 class ChainNetwork(Protocol):
-    """A network and the noise that it was trained on; told from others by identity."""
+    """A network and the noise that it was trained on; compared by identity."""
 
     @property
     def chain(self) -> ChainConfig: ...
@@ -69,7 +69,7 @@ class Trajectory:
         step: steps of that leg behind it.
         x_t: [C, H, W] float32; None before the first step of the first leg.
         x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
-        earlier_outputs: [C, H, W] float32 each, what the network said in earlier steps, the newest first, as far as the
+        earlier_outputs: [C, H, W] float32 each, the network's outputs of earlier steps, the newest first, as far as the
             next step and those after it read it.
         entry: what the previous leg ended on, from which this one was entered; None in the first.
         batch, place: the batch whose memory the state lies in, and where; None when it has memory of its own.
@@ -174,7 +174,7 @@ class Trajectory:
         """One more step is behind the image.
 
         Args:
-            output: what the network said, guided; None where no row of the batch keeps it.
+            output: the network's, guided; None where no row of the batch keeps it.
         """
         if output is not None and self.keeps_output:
             self.earlier_outputs = (output, *self.earlier_outputs)

@@ -48,7 +48,7 @@ class WarmUps:
             try:
                 with torch.inference_mode():  # here, and not around a turn that has nothing to do
                     model.denoise(inputs.zeros(size, model.device))
-            except Exception as error:  # no memory, say: its requests will tell, if it lasts
+            except Exception as error:  # no memory, say: if that lasts, the requests fail by it
                 log.warning("%s/%s: not warmed up for %d rows: %s", model.name, model.version, size, error)
                 end_if_lost(model.device, error)
             return True

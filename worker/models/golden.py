@@ -1,7 +1,7 @@
 """Checks that a network computes what it did when it was published.
 
-The check evaluates the network and does not sample: ten steps amplify bfloat16's rounding to a tenth of the range of
-the pixels, as far off as another network's image.
+It compares outputs of the network, not samples: ten steps amplify bfloat16's rounding to a tenth of the pixels' range,
+as far off as another network's image.
 """
 
 import base64
@@ -29,11 +29,11 @@ trained and on random networks; other weights make 1, and 1 % of noise on the we
 def check_golden(model: LoadedModel, golden: GoldenOutput | GoldenSample, open_plain: Callable[[], Denoiser]) -> None:
     """Raise BrokenModel unless the model reproduces the manifest's golden output.
 
-    A `GoldenSample` is an image, which only float32 reproduces. In another dtype the plain network must draw the image,
-    and the model must agree with the plain network.
+    A `GoldenSample` is an image, which can only be compared in float32. In another dtype the plain float32 network must
+    reproduce the image, and the model must agree with the plain network.
 
     Args:
-        open_plain: opens the same weights in float32, unmodified, on the model's device.
+        open_plain: opens the same weights in float32, in diffusers' own modules, on the model's device.
     """
     if isinstance(golden, GoldenOutput):
         return _check_output(model, golden)

@@ -8,7 +8,7 @@ def record(spans: Spans, job: HeldJob, delivered_clock: float, answer: str) -> N
     """
     Args:
         delivered_clock: reading of the clock that the job was claimed by.
-        answer: what the job is now, as the script said that wrote its end.
+        answer: the job's status now, from the script that wrote its end.
     """
     claimed_s = job.started_at.timestamp()
     drawn_s = claimed_s + (job.left_clock or delivered_clock) - job.claimed_clock

@@ -27,5 +27,5 @@ class RedisChoices:
         try:
             self._client.hsetnx(NETWORK_CHOICES_KEY, key, choice)
         except REDIS_AWAY as error:
-            raise OSError(errno.EAGAIN, f"can't tell other workers a choice: {error}") from error
+            raise OSError(errno.EAGAIN, f"can't share a choice with other workers: {error}") from error
         return self.get(key) or choice

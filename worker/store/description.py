@@ -28,7 +28,7 @@ from worker.store.pipeline_index import read_index
 
 @dataclass(frozen=True, slots=True)
 class Details:
-    """What the publisher knows of a version and its files don't tell; see `Manifest` for the fields."""
+    """What only the publisher of a version knows; see `Manifest` for the fields."""
 
     step: int
     recipe: Recipe

@@ -39,6 +39,6 @@ def test_a_redis_that_is_away_is_a_reason_that_may_pass() -> None:
     with pytest.raises(OSError, match="can't read what other workers chose") as caught:
         choices.get("dtype of a")
     assert caught.value.errno == errno.EAGAIN
-    with pytest.raises(OSError, match="can't tell other workers") as caught:
+    with pytest.raises(OSError, match="can't share a choice with other workers") as caught:
         choices.settle("dtype of a", "float32")
     assert caught.value.errno == errno.EAGAIN

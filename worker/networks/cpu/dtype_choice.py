@@ -44,7 +44,7 @@ def rows_per_s(
     """Measure batches of `most_rows`, or of as many rows as `MEASURING_S` allows; the networks take turns.
 
     The clock counts this process's CPU time: on a busy machine wall-clock times differ more than the dtypes do. A full
-    batch runs on threads that don't wait for each other, so its CPU time tells its throughput.
+    batch runs on threads that don't wait for each other, so its CPU time measures its throughput.
     """
     fewest = min(threads, most_rows)
     few_s = _fewest_seconds(networks, spec, fewest, 1, clock)

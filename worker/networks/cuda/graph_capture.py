@@ -43,17 +43,17 @@ class Capture(Protocol):
         """
 
     def make_room(self) -> None:
-        """Give what is free back to the device: while a call is recorded the allocator can't."""
+        """Return cached memory to the device: the allocator can't while a call is recorded."""
 
     def memory_bytes(self) -> int:
-        """What the recordings hold of the device's memory."""
+        """Device memory held by the recordings."""
 
 
 class Graph(Protocol):
     """A recording, as `torch.cuda.CUDAGraph`."""
 
     def capture_end(self) -> None:
-        """Nothing is recorded any more. Raises RuntimeError if what was can't be replayed."""
+        """End the recording. Raises RuntimeError if it can't be replayed."""
 
     def replay(self) -> None: ...
 
@@ -62,19 +62,19 @@ class Graphs(Protocol):
     """What recording asks of a device; tests stand in for one."""
 
     def settle(self) -> None:
-        """Wait for what the calling thread has told the device."""
+        """Wait for the work that the calling thread has queued on the device."""
 
     def recording_stream(self) -> AbstractContextManager[object]:
-        """What the calling thread tells the device inside goes to the recordings' stream."""
+        """Inside, the calling thread queues its work on the recordings' stream."""
 
     def begin(self) -> Graph:
-        """Record what the calling thread tells the device on the recordings' stream from now on."""
+        """Record the work that the calling thread queues on the recordings' stream from now on."""
 
     def make_room(self) -> None:
-        """Give what is free back to the device."""
+        """Return cached memory to the device."""
 
     def memory_bytes(self) -> int:
-        """What all recordings hold, the workspaces of their libraries included."""
+        """Device memory held by all recordings, their libraries' workspaces included."""
 
 
 class GraphCapture:
@@ -108,7 +108,7 @@ class GraphCapture:
         return replay
 
     def _end_broken(self, graph: Graph) -> None:
-        """A capture that ends without an error, as one that found no memory does, leaves nothing behind."""
+        """End a capture whose call raised. If that fails too, no further capture can be trusted."""
         try:
             graph.capture_end()
         except RuntimeError as error:

@@ -70,7 +70,7 @@ class FusedNorm:
                 silu=silu,
                 block_pixels=max(1, BLOCK // block_channels),
                 block_channels=block_channels,
-                enable_fp_fusion=False,  # said, since its default changes with Triton's version, and bits with it
+                enable_fp_fusion=False,  # explicit: the default, and bits with it, change with Triton's version
             )
         return y
 

@@ -15,7 +15,7 @@ class KernelChoice:
         benchmark: measure and take the fastest; what that is changes from start to start.
         cudnn_tf32, matmul_tf32: round the factors of float32 products to 10 bits.
         reduced_sums, split_k: whether products of 16-bit numbers may be summed in 16 bits, and in parts whose number
-            depends on how many rows there are. cuBLASLt alone can be told the second.
+            depends on how many rows there are. Only cuBLASLt takes the second.
         flash_attention, cudnn_attention: kernels that attention may use, beside the memory-efficient one and plain
             products.
         blas: the library of matrix products.

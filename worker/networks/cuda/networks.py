@@ -72,8 +72,8 @@ class GpuNetworks:
         stream: where weights are copied, beside the engine's own; None for a device that has no streams.
         tf32: whether products of float32 are rounded to it.
         exact: what is done about sizes of batches that round in different ways.
-        measure: what tells how long a size takes; None: a clock.
-        norm_kernel: what finds a kernel for a network's group norms.
+        measure: times a size of batch; None: by a clock.
+        norm_kernel: finds a kernel for a network's group norms.
         workspace_bytes: what CUDA's libraries keep for all threads and streams that evaluate networks.
     """
 

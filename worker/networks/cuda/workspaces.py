@@ -14,7 +14,7 @@ def workspace_bytes(capability: tuple[int, int], environment: Mapping[str, str])
     """What torch allocates for each pair of a thread and a stream, at the first product, and never frees.
 
     As torch 2.13 does (aten/src/ATen/cuda/CublasHandlePool.cpp): 32 MiB for Hopper and Blackwell, else cuBLAS's own
-    default of two buffers of 4 MiB and eight of 16 KiB. cuBLASLt shares them unless it is told not to.
+    default of two buffers of 4 MiB and eight of 16 KiB. cuBLASLt shares them by default.
 
     Args:
         capability: (major, minor) of the card.

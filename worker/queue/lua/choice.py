@@ -1,6 +1,6 @@
 """Lua of the script `CLAIM`: whose turn it is, and which of an owner's jobs is next; see the order of service.
 
-`service/service_order.py` computes the same in Python, for what jobs are told of their turn.
+`service/service_order.py` computes the same in Python, for the estimates that jobs report.
 """
 
 from worker.contract.queue_order import SERVED_KEPT_S
