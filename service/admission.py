@@ -50,7 +50,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
         broken.append(FieldProblem("guidance_scale", rule, body.guidance_scale))
     if body.negative_prompt is not None and body.prompt is None:
         broken.append(FieldProblem("negative_prompt", "needs a prompt", body.negative_prompt))
-    elif body.negative_prompt is not None and body.guidance_scale == 1.0:
+    elif body.negative_prompt and body.guidance_scale == 1.0:
         broken.append(FieldProblem("negative_prompt", "has no effect at guidance_scale 1", body.negative_prompt))
 
     name = body.model or reading.default_model

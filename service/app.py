@@ -31,7 +31,7 @@ from service.queue_order import QueueOrder
 from service.redis_deadline import redis_deadline
 from service.redis_outage import RedisOutage
 from service.request_context import RequestContext
-from service.routes import events, generate, health, images, jobs, models, openai, page
+from service.routes import events, generate, health, images, jobs, models, openai, page, receipts
 from service.routes import metrics as metrics_route
 from service.routes import uploads as uploads_route
 from service.routes import webhooks as webhooks_route
@@ -141,7 +141,8 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
     for part in (
-        *(generate, jobs, events, images, uploads_route, webhooks_route, models, health, metrics_route, openai, page),
+        *(generate, jobs, events, images, receipts, uploads_route, webhooks_route, models, health, metrics_route),
+        *(openai, page),
     ):
         app.include_router(part.router)
     _describe_exactly(app, settings)

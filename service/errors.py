@@ -8,6 +8,7 @@ GatewayError
 ├── Forbidden             403  the key's scope does not include this
 ├── NotFound              404  no such job, model or image, or not the caller's
 ├── ImageExpired          410  its job is known, its bytes are gone
+├── NoReceipt             409  the job has not succeeded, or under a release that wrote none
 ├── ImageNotReady         409  the job has not succeeded
 ├── PictureRefused        422  an upload that is no picture, too large or corrupted
 ├── UploadUnknown         404  no such upload: it has expired, or never was
@@ -116,6 +117,11 @@ class NotFound(GatewayError):
 class ImageExpired(GatewayError):
     status = HTTPStatus.GONE
     code = "image_expired"
+
+
+class NoReceipt(GatewayError):
+    status = HTTPStatus.CONFLICT
+    code = "no_receipt"
 
 
 class ImageNotReady(GatewayError):

@@ -37,6 +37,10 @@ def job_url(job_id: str) -> str:
     return f"/jobs/{job_id}"
 
 
+def receipt_url(job_id: str) -> str:
+    return f"{job_url(job_id)}/receipt"
+
+
 def events_url(job_id: str) -> str:
     return f"{job_url(job_id)}/events"
 
@@ -122,7 +126,10 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         warnings=outcome.warnings if outcome else [],
         error=_error(record) if state is JobState.FAILED else None,
         links=JobLinks(
-            self=job_url(job.id), events=events_url(job.id), cancel=None if state.is_terminal else job_url(job.id)
+            self=job_url(job.id),
+            events=events_url(job.id),
+            receipt=receipt_url(job.id) if outcome and outcome.receipt else None,
+            cancel=None if state.is_terminal else job_url(job.id),
         ),
     )
 

@@ -26,7 +26,7 @@ def karras_of(body: GenerateRequest, model: ModelInfo) -> bool:
 def broken_by_sampler(body: GenerateRequest, model: ModelInfo) -> list[FieldProblem]:
     """The rules of the sampler that draws the request."""
     sampler, broken = sampler_of(body, model), []
-    if body.eta is not None and sampler is not SamplerName.DDIM:
+    if body.eta and sampler is not SamplerName.DDIM:  # a receipt names the 0 that it had without one
         broken.append(FieldProblem("eta", f"goes with sampler ddim only, not {sampler.value}", body.eta))
     if body.karras and sampler not in KARRAS_SAMPLERS:
         known = ", ".join(sorted(KARRAS_SAMPLERS))

@@ -138,6 +138,9 @@ class Image(BaseModel):
 class JobLinks(BaseModel):
     self: str
     events: str = Field(description="Its changes as server-sent events.")
+    receipt: str | None = Field(
+        default=None, description="What draws the same pixels again; absent until there are any."
+    )
     cancel: str | None = Field(default=None, description="DELETE this to cancel; absent once the job has ended.")
 
 

@@ -20,6 +20,7 @@ from worker.contract.redis_errors import REDIS_AWAY
 from worker.contract.spans import spans_for
 from worker.engine.messages import EnginePort, Failed
 from worker.metrics_port import serve_metrics
+from worker.outputs.receipt_writer import ReceiptWriter
 from worker.queue.claimer import Claimer
 from worker.queue.dispatcher import Dispatcher
 from worker.queue.file_sweep import FileSweep
@@ -80,6 +81,7 @@ class WorkerProcess:
         device: str,
         dtype: str,
         background: Sequence[Background] = (),
+        receipts: ReceiptWriter | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._settings = settings
@@ -125,7 +127,9 @@ class WorkerProcess:
             queue_counters=self._queue_counters,
         )
         self._spans = spans_for(settings, "worker")
-        self._finisher = Finisher(self._leases, files, self._held, self._health, spans=self._spans, clock=clock)
+        self._finisher = Finisher(
+            self._leases, files, self._held, self._health, spans=self._spans, clock=clock, receipts=receipts
+        )
         self._sweep = FileSweep(client, files, self._health, settings.sweep_s)
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)
         self._dispatcher = Dispatcher(engine, self._held, self._finisher, self._chains)

@@ -66,6 +66,8 @@ class WorkerSettings(LogSettings, TraceSettings):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Where this worker answers `GET /metrics`; None: nowhere. A gateway's has the same of every worker."""
     metrics_host: str = Field(default="127.0.0.1", min_length=1)
+    signing_key: Path | None = None
+    """A private key in PEM that receipts are signed with; `reverie receipt new-key` makes one. None: not signed."""
     redis_wait_s: float = Field(default=30.0, ge=0)
     """How long a starting worker waits for Redis to answer."""
 

@@ -15,7 +15,9 @@ from worker.contract.logs import configure_logs
 from worker.contract.no_pickle import disable_pickle
 from worker.contract.redis_address import without_password
 from worker.contract.redis_errors import REDIS_AWAY
+from worker.contract.signing import Signer
 from worker.metrics_port import CannotListen
+from worker.outputs.receipt_writer import ReceiptWriter
 from worker.queue import rq_overrides
 from worker.queue.connection import connect, wait_until_ready
 from worker.results.files import Files, ResultsAway
@@ -47,9 +49,10 @@ def main() -> NoReturn:
         rq_overrides.require_rq_version()
         disable_pickle()
         store = open_store(settings)
+        receipts = open_receipts(settings)
         client = open_redis(settings)
         logger.info("starting: models of %s, queue %s", store.root, without_password(settings.redis_url))
-        code = _serve(settings, store, client)
+        code = _serve(settings, store, client, receipts)
     except (CantStartError, SettingsError, rq_overrides.UnsupportedRqError) as error:
         _end(f"error: {error}", EXIT_CANT_START)
     except KeyboardInterrupt:
@@ -109,7 +112,19 @@ def open_results(settings: WorkerSettings, client: "redis.Redis") -> Files:
         raise CantStartError(f"REVERIE_RESULTS={settings.results}: {error}") from error
 
 
-def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis") -> int:
+def open_receipts(settings: WorkerSettings) -> ReceiptWriter:
+    """Signing, if there is a key.
+
+    Raises:
+        CantStartError: the key can't be used.
+    """
+    try:
+        return ReceiptWriter(Signer.read(settings.signing_key) if settings.signing_key else None)
+    except ValueError as error:
+        raise CantStartError(f"REVERIE_SIGNING_KEY: {error}") from None
+
+
+def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis", receipts: ReceiptWriter) -> int:
     # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
     from worker.engine.engine import Engine
     from worker.models.loading import load_checkpoint
@@ -183,6 +198,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis")
             Background("models", pool.run, pool.wake),
             Background("retention", retention.run, lambda: None),
         ],
+        receipts=receipts,
     )
     try:
         return process.run()

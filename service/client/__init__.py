@@ -9,7 +9,7 @@
 
 from service.client.async_client import AsyncClient
 from service.client.errors import JobCanceled, JobFailed, ProblemError, ReverieError, Unreachable, WaitTimeout
-from service.client.event_feed import JobEvent
+from service.client.event_feed import JobEvent, PreviewPicture
 from service.client.picture import Picture
 from service.client.retries import Retries
 from service.client.sync_client import Client
@@ -23,6 +23,7 @@ __all__ = [
     "JobEvent",
     "JobFailed",
     "Picture",
+    "PreviewPicture",
     "ProblemError",
     "Retries",
     "ReverieError",

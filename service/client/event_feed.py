@@ -1,18 +1,43 @@
 """A job's server-sent events: parsed by the rules of the HTML standard (9.2.6), resumed where they broke."""
 
+import base64
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Self
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel
 
 from service.client.errors import ProblemError, Unreachable
 from service.client.retries import Retries
-from service.schemas import Job
+from service.schemas import Job, Preview
 
 ENDS = frozenset({"succeeded", "failed", "canceled"})
 RECONNECT_S = 2.0
+
+
+class _Previews(BaseModel):
+    previews: list[Preview] = []
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewPicture:
+    """What an image is going to be.
+
+    Attributes:
+        index: of the image.
+        step: steps behind it when it was predicted.
+        data: a small WebP.
+    """
+
+    index: int
+    step: int
+    data: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, preview: Preview) -> Self:
+        return cls(preview.index, preview.step, base64.b64decode(preview.url.partition(",")[2]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,12 +47,12 @@ class JobEvent:
     Attributes:
         name: queued, progress, succeeded, failed or canceled.
         job: as it was then.
-        preview: a small picture of what is being drawn, as the gateway sent it; None where it sent none.
+        previews: of the images that are being drawn, where the gateway sent any.
     """
 
     name: str
     job: Job
-    preview: bytes | None = field(default=None, repr=False)
+    previews: tuple[PreviewPicture, ...] = ()
 
     @property
     def is_last(self) -> bool:
@@ -100,9 +125,10 @@ class EventFeed:
             return None
         try:
             job = Job.model_validate_json(data, extra="ignore")
-        except ValidationError as error:
+            watched = _Previews.model_validate_json(data, extra="ignore")
+            return JobEvent(name, job, tuple(PreviewPicture.of(preview) for preview in watched.previews))
+        except ValueError as error:
             raise Unreachable(f"an event {name!r} is no job: is it a Reverie gateway?") from error
-        return JobEvent(name, job)
 
     def _on_error(self, data: str) -> None:
         document = json.loads(data)

@@ -12,6 +12,7 @@ from service.client.connection import DEFAULT_URL, KEY_VARIABLE, URL_VARIABLE
 from service.launcher import key_command
 from service.launcher.command_errors import CommandError
 from service.launcher.generate import generate
+from service.launcher.replay import add_receipt_commands
 from service.launcher.request_options import add_request_options
 from service.launcher.up import PYTHON, UpSettings, up
 from worker.contract import ModelInfo, Takes
@@ -83,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     draw.add_argument("--out", type=Path, default=Path(), metavar="DIR", help="where the images go (default: here)")
     draw.add_argument("--json", action="store_true", default=False, help="print the job, and where its images are")
     draw.set_defaults(run=generate)
+
+    add_receipt_commands(commands, _add_url)
 
     models = commands.add_parser("models", help="list what a running gateway can draw with")
     _add_url(models)

@@ -11,7 +11,9 @@ CommandError
 ├── StoreError            no checkpoint to serve
 ├── ChildError            a child process keeps dying or never gets ready
 ├── KeyFileError          an API key can't be made or kept
-└── OutputError           a file can't be written
+├── OutputError           a file can't be written
+├── ReceiptError          there is no receipt, or its signature does not hold
+└── ReplayFailed          a receipt can't be drawn again
 """
 
 
@@ -52,4 +54,12 @@ class KeyFileError(CommandError):
 
 
 class OutputError(CommandError):
+    pass
+
+
+class ReceiptError(CommandError):
+    pass
+
+
+class ReplayFailed(CommandError):
     pass

@@ -38,7 +38,7 @@ class ProgressLine:
             return
         if event.job.status is JobState.RUNNING and self._running_since is None:
             self._running_since = self._clock()
-        picture = commands(event.preview, self._protocol) if event.preview else ""
+        picture = commands(event.previews[0].data, self._protocol) if event.previews else ""
         if picture:
             # Room for it above the line, once; then back to its upper left corner each time.
             self._write("" if self._previews else "\n" * ROWS)

@@ -56,9 +56,7 @@ def _condition(prompt: str, model: ModelInfo) -> dict[str, Any]:
 
 
 def _size(size: str | None, model: ModelInfo) -> dict[str, Any]:
-    if size in (None, "auto"):
-        return {}
-    own = f"{model.width}x{model.height}"
-    if size != own:
-        raise InvalidRequest(FieldProblem("size", f"{model.name} draws {own}", size))
-    return {}
+    if size in (None, "auto", f"{model.width}x{model.height}"):
+        return {}  # its own, which a model of one size takes too
+    width, _, height = str(size).partition("x")
+    return {"width": int(width), "height": int(height)}

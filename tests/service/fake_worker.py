@@ -201,7 +201,7 @@ class FakeWorker:
         self._client.set(preview_key(job.id), snapshot.model_dump_json(), ex=60)
         self._tell(job)
 
-    def succeed(self, job: Job, warnings: Sequence[str] = ()) -> list[bytes]:
+    def succeed(self, job: Job, warnings: Sequence[str] = (), receipt: str | None = None) -> list[bytes]:
         """Store the images, then end the job; answers the images' bytes."""
         request = request_of(job)
         self.drawn.append(request)
@@ -233,6 +233,7 @@ class FakeWorker:
             exact=False,
             images=records,
             media_type=request.format.media_type,
+            receipt=receipt,
             warnings=list(warnings),
         )
         job._result = outcome.model_dump(mode="json")

@@ -58,6 +58,12 @@ def test_an_empty_prompt_draws_without_a_condition(client: openai.OpenAI, worker
     assert worker.drawn[-1].condition == NoCondition()
 
 
+def test_a_size_is_asked_for_in_the_apis_words(client: openai.OpenAI, worker: FakeWorker) -> None:
+    with worker.serving():
+        client.images.generate(prompt="one", size="16x8")  # type: ignore[arg-type,unused-ignore]
+    assert (worker.drawn[-1].width, worker.drawn[-1].height) == (16, 8)
+
+
 def test_what_has_no_meaning_here_is_ignored(client: openai.OpenAI, worker: FakeWorker) -> None:
     with worker.serving():
         client.images.generate(
@@ -73,7 +79,8 @@ def test_what_has_no_meaning_here_is_ignored(client: openai.OpenAI, worker: Fake
         ({"prompt": "nine"}, "prompt", "unknown; known: zero, one, two"),
         ({"prompt": "a", "model": "clouds"}, "prompt", "clouds draws without one"),
         ({"prompt": "one", "model": "nothing"}, "model", "unknown; known: digits, clouds, emoji"),
-        ({"prompt": "one", "size": "512x512"}, "size", "digits draws 8x8"),
+        ({"prompt": "one", "size": "9x8"}, "size", "need a multiple of 2"),
+        ({"prompt": "", "model": "clouds", "size": "16x8"}, "size", "clouds draws images of 8x8 alone"),
         ({"prompt": "one", "size": "large"}, "size", "string should match pattern"),
         ({"prompt": "one", "n": 65}, "n", "need 1 <= batch <= 64"),
         ({"prompt": "one", "quality": "best"}, "quality", "input should be 'auto'"),
@@ -101,7 +108,7 @@ def test_every_further_field_of_a_request_may_be_sent(client: openai.OpenAI) -> 
     for name in GenerateRequest.model_fields:
         with pytest.raises(openai.BadRequestError) as raised:
             client.images.generate(prompt="one", extra_body={name: {"no": "such value"}})
-        assert "unknown field" not in raised.value.message, name
+        assert f"{name}: unknown field" not in raised.value.message
 
 
 def test_a_failed_job_is_a_server_error_with_its_reason(client: openai.OpenAI, worker: FakeWorker) -> None:

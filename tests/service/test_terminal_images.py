@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from service.client import JobEvent
+from service.client.event_feed import PreviewPicture
 from service.launcher.progress_line import ProgressLine
 from service.launcher.terminal_images import Protocol, commands, protocol_of
 from service.schemas import Job, JobState, Progress
@@ -79,13 +80,13 @@ def test_the_line_shows_previews_only_where_they_can_be_seen() -> None:
         terminal = Terminal()
         line = ProgressLine(terminal, environment, clock=lambda: 0.0)
         assert line.wants_previews is seen
-        line.show(JobEvent("progress", running(2), webp()))
+        line.show(JobEvent("progress", running(2), (PreviewPicture(0, 2, webp()),)))
         assert ("\x1b_G" in terminal.getvalue()) is seen
 
 
 def test_nothing_is_written_where_there_is_no_terminal() -> None:
     stream = Terminal(tty=False)
     line = ProgressLine(stream, {"TERM": "xterm-kitty"})
-    line.show(JobEvent("progress", running(2), webp()))
+    line.show(JobEvent("progress", running(2), (PreviewPicture(0, 2, webp()),)))
     line.end()
     assert stream.getvalue() == ""

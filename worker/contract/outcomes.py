@@ -60,6 +60,8 @@ class JobOutcome(Message):
     """Whether the same request gives the same pixels in every batch; None as above."""
     images: list[ImageRecord]
     media_type: str
+    receipt: str | None = None
+    """See `worker.contract.receipts`, in its canonical form; None in outcomes of releases that wrote none."""
     warnings: list[str] = Field(default_factory=list)
     """What was done otherwise than asked, for example a prompt that was cut."""
 

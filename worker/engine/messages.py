@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from worker.contract import EngineCounters, SamplingRequest
+from worker.contract.receipts import Provenance
 
 if TYPE_CHECKING:
     from queue import SimpleQueue
@@ -110,6 +111,8 @@ class Succeeded:
     """Deviations from the request, for example a prompt that was cut."""
     exact: bool = True
     """Whether the pixels are bitwise independent of the batch."""
+    provenance: Provenance | None = None
+    """What their receipt says; None: they have none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from worker.contract import SamplingRequest
 from worker.engine.admission import Admission
 from worker.engine.messages import Progressed, SavedChain, Succeeded
+from worker.engine.provenance import provenance_of
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
 
@@ -104,4 +105,4 @@ class RequestState:
         run = model.execution
         warnings = self.admission.encoding.warnings
         bound_to = (self.job_id, model.name, model.version, model.weights_sha256)
-        return Succeeded(*bound_to, run.dtype, images, warnings, exact=run.exact)
+        return Succeeded(*bound_to, run.dtype, images, warnings, run.exact, provenance_of(self.admission))

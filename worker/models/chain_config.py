@@ -34,24 +34,31 @@ class ChainConfig:
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
 
+    def spacing_of(self, request: SamplingRequest) -> Spacing | None:
+        """The one that a request's chain has; None where the sampler has timesteps of its own.
+
+        A request that names none gets the checkpoint's. DPM-Solver++ then walks its own timesteps, which are its
+        linspace, unless the checkpoint ships with it: a spacing belongs to the sampler that it was configured with, and
+        leading timesteps begin far from noise.
+        """
+        dpm_solver = request.sampler in DPM_SOLVERS
+        if request.sampler == SamplerName.LCM or (dpm_solver and request.karras):
+            return None
+        if request.spacing is not None:
+            return request.spacing
+        return Spacing.LINSPACE if dpm_solver and self.sampler not in DPM_SOLVERS else self.spacing
+
     def plan(self, request: SamplingRequest) -> SamplerPlan:
         """The table of a request's chain.
-
-        A request that names no spacing gets the checkpoint's. DPM-Solver++ then walks its own timesteps unless the
-        checkpoint ships with it: a spacing belongs to the sampler that it was configured with, and leading timesteps
-        begin far from noise.
 
         Raises:
             PlanError: more steps than timesteps, or what the sampler does not know.
         """
-        spacing = request.spacing
-        if spacing is None and (request.sampler not in DPM_SOLVERS or self.sampler in DPM_SOLVERS):
-            spacing = self.spacing
         return plan(
             request.sampler,
             self.schedule,
             request.steps,
-            spacing=spacing,
+            spacing=self.spacing_of(request),
             prediction_type=self.prediction_type,
             eta=request.eta,
             steps_offset=self.steps_offset,

@@ -114,6 +114,7 @@ class LoadedModel:
         codec: makes images of the last leg's states.
         later_legs: what follows the first leg, which is this model's own network.
         conditioner: turns a request's condition into tensors.
+        components: hash of each of its components, by name.
         num_classes: rows of the class embedding; 0 for an unconditional model.
         null_label: the row that means "no class"; None: the model was not trained without its classes.
         warm_up: None where the first evaluation takes no longer than the next.
@@ -132,6 +133,7 @@ class LoadedModel:
     conditioner: Conditioner
     codec: Codec = field(default_factory=Pixels)
     later_legs: tuple[LaterLeg, ...] = ()
+    components: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     num_classes: int = 0
     null_label: int | None = None
@@ -185,6 +187,14 @@ class LoadedModel:
     def denoiser_of(self, shape: Shape) -> Denoiser:
         """For states of this shape."""
         return self.denoise if shape == self.shape or self.sizes is None else self.sizes.network.of(shape)
+
+    def resolved(self, request: SamplingRequest) -> SamplingRequest:
+        """The request with everything filled in that it leaves to the model: it asks for the same pixels."""
+        filled: dict[str, object] = {"version": self.version, "spacing": self.chain.spacing_of(request)}
+        if self.sizes is not None:
+            _, H, W = self.shape_of(request.width, request.height)
+            filled |= {"width": W * self.sizes.factor, "height": H * self.sizes.factor}
+        return request.model_copy(update=filled)
 
     def plan(self, request: SamplingRequest) -> SamplerPlan:
         """The table of the request's chain; the same object for requests that ask for the same.

@@ -129,6 +129,7 @@ def load_checkpoint(
             shape=shape,
             codec=opened.codec,
             conditioner=_conditioner(num_classes, text, manifest, checkpoint.model, device),
+            components={name: component.sha256 for name, component in manifest.components.items()},
             labels=tuple(manifest.labels),
             num_classes=num_classes,
             null_label=manifest.null_label,

@@ -1,6 +1,8 @@
 """Where and in which number format the U-Nets run."""
 
 import logging
+import platform
+from functools import cache
 
 import torch
 
@@ -101,6 +103,14 @@ def choose_memory_format(dtype: torch.dtype, device: torch.device, cards: Cards 
 def dtype_name(dtype: torch.dtype) -> str:
     """`torch.float32` → `float32`, as settings, logs and messages call it."""
     return str(dtype).removeprefix("torch.")
+
+
+@cache
+def processor_name(device: torch.device) -> str:
+    """What its kernels are chosen by: of a CPU the instructions that torch uses, of a GPU its name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def cpu_has_bfloat16() -> bool:

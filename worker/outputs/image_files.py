@@ -2,6 +2,7 @@
 
 import hashlib
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from worker.contract import ImageFormat
+from worker.outputs.picture_text import PictureText
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +33,15 @@ class EncodedImage:
     height: int
 
 
-def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat) -> EncodedImage:
+Describe = Callable[[str, int, int], PictureText | None]
+"""Given the pixels' SHA-256, width and height: what the file is to say of itself."""
+
+
+def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat, describe: Describe | None = None) -> EncodedImage:
     """Encode [H, W, C] uint8 pixels, C = 1 (grey), 3 (RGB) or 4 (RGBA), so that decoding gives them back bit for bit.
+
+    Args:
+        describe: None: the file says nothing.
 
     Raises:
         ValueError: the array is not such an image.
@@ -41,18 +50,20 @@ def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat) -> EncodedIma
         raise ValueError(f"need uint8 [H, W, C] with C = 1, 3 or 4, got {pixels.dtype} {list(pixels.shape)}")
     height, width, _ = pixels.shape
     raw = pixels.tobytes(order="C")
+    sha256 = hashlib.sha256(raw).hexdigest()
+    text = describe(sha256, width, height) if describe else None
     image = _image(pixels, raw)
     buffer = BytesIO()
     if image_format is ImageFormat.PNG:
         # Runs only: what PNG's filters leave of a drawn image holds few longer repeats, and the search for them would
         # take two thirds of the time for nothing.
-        image.save(buffer, "PNG", compress_type=zlib.Z_RLE)
+        image.save(buffer, "PNG", compress_type=zlib.Z_RLE, pnginfo=text.png_info() if text else None)
     else:
         # exact: without it WebP throws away the colour of fully transparent pixels.
-        image.save(buffer, "WEBP", lossless=True, exact=True)
+        image.save(buffer, "WEBP", lossless=True, exact=True, exif=text.exif() if text else b"")
     return EncodedImage(
         data=buffer.getvalue(),
-        sha256=hashlib.sha256(raw).hexdigest(),
+        sha256=sha256,
         width=width,
         height=height,
     )

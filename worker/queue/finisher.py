@@ -9,11 +9,14 @@ from dataclasses import dataclass
 
 from worker.contract import Distribution, ImageFormat, ImageRecord, JobError, JobOutcome, ProgressSnapshot
 from worker.contract.histogram import Histogram
+from worker.contract.receipts import ReceiptImage
 from worker.contract.redis_errors import REDIS_AWAY, refused_for_now
 from worker.contract.spans import NO_SPANS, Spans
 from worker.contract.status import SECONDS_BOUNDS
 from worker.engine.messages import Canceled, Failed, Succeeded
 from worker.outputs.image_files import EncodedImage, encode
+from worker.outputs.picture_text import PictureText
+from worker.outputs.receipt_writer import ReceiptWriter
 from worker.queue import job_spans
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Call, Leases
@@ -38,6 +41,7 @@ class _Drawn:
     images: list[EncodedImage]
     files: list[File]
     """Of the images, in their order."""
+    receipt: str | None
 
     @property
     def names(self) -> list[str]:
@@ -71,7 +75,9 @@ class Finisher:
         files_wait_s: float = FILES_WAIT_S,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        receipts: ReceiptWriter | None = None,
     ) -> None:
+        self._receipts = receipts or ReceiptWriter()
         self._leases = leases
         self._files = files
         self._spans = spans
@@ -144,7 +150,7 @@ class Finisher:
             end: _End
             try:
                 began = self._clock()
-                end = _encoded(job, event, job.request.format)
+                end = _encoded(job, event, job.request.format, self._receipts)
                 with self._counting:
                     self._encode_s.add(self._clock() - began)
             except Exception as error:
@@ -268,6 +274,7 @@ class Finisher:
             exact=event.exact,
             images=records,
             media_type=request.format.media_type,
+            receipt=drawn.receipt,
             warnings=list(event.warnings),
         )
         progress = ProgressSnapshot(**made_by, step=request.calls, steps=request.calls)
@@ -314,14 +321,26 @@ def _is_ours(job: HeldJob) -> bool:
     return job.ending is None or job.ending.is_ours
 
 
-def _encoded(job: HeldJob, event: Succeeded, image_format: ImageFormat) -> _Drawn:
-    images = [encode(pixels, image_format) for pixels in event.images]
+def _encoded(job: HeldJob, event: Succeeded, image_format: ImageFormat, receipts: ReceiptWriter) -> _Drawn:
+    provenance = event.provenance
+    shown: list[ReceiptImage] = []
+
+    def describe(sha256: str, width: int, height: int) -> PictureText | None:
+        if provenance is None:
+            return None
+        index = len(shown)
+        shown.append(
+            ReceiptImage(index=index, seed=provenance.request.seed + index, sha256=sha256, width=width, height=height)
+        )
+        return receipts.of_picture(provenance, shown[-1])
+
+    images = [encode(pixels, image_format, describe) for pixels in event.images]
     folder = job_folder(job.job_id, job.execution_id)
     files = [
         File(image_file(folder, index, image_format.extension), image.data, job.ttl_s)
         for index, image in enumerate(images)
     ]
-    return _Drawn(event, images, files)
+    return _Drawn(event, images, files, receipts.of_job(provenance, shown) if provenance else None)
 
 
 def _undeliverable(error: Exception) -> _Refused:

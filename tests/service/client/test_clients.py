@@ -216,3 +216,19 @@ def test_the_client_needs_neither_torch_nor_the_gateways_libraries_nor_pillow() 
     code = f"import sys, service.client; print([name for name in {heavy} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], timeout=60, capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_watch_shows_previews_to_who_asks_for_them(url: str, worker: FakeWorker) -> None:
+    with Client(url) as client:
+        job = client.submit(steps=5, batch=1)
+        shown = []
+        for event in client.watch(job, preview=True):
+            shown += [(preview.index, preview.step, preview.data[8:12]) for preview in event.previews]
+            if event.name == "queued":
+                running = worker.take()
+                worker.report(running, 2)
+                worker.preview(running, 2)
+            elif shown:
+                worker.succeed(running)
+                break
+    assert shown == [(0, 2, b"WEBP")]

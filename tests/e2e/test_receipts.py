@@ -1,0 +1,160 @@
+"""Pictures are drawn again from their receipts, by the whole product and by a store alone."""
+
+import hashlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.conftest import ValkeyHandle
+from tests.e2e.conftest import Stack, running_stack
+from worker.contract import ImageFormat
+from worker.contract.signing import new_key, verify
+from worker.store import bundled_store_path
+
+pytestmark = pytest.mark.slow
+
+BODY: dict[str, Any] = {"seed": 7, "steps": 20, "batch": 3, "class_label": 3, "guidance_scale": 1.5}
+
+
+@pytest.fixture(scope="module")
+def key(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    path = tmp_path_factory.mktemp("key") / "key.pem"
+    return path, new_key(path)
+
+
+@pytest.fixture(scope="module")
+def stack(
+    valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory, key: tuple[Path, str]
+) -> Iterator[Stack]:
+    """Its receipts are signed."""
+    with running_stack(valkey_session, tmp_path_factory.mktemp("stack"), signing_key=key[0]) as stack:
+        yield stack
+
+
+def reverie(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "service.launcher.cli", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        env={**os.environ, **environment},
+    )
+
+
+def receipt_of(stack: Stack, **body: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The job and its receipt."""
+    job = stack.finished(stack.generate(**body))
+    return job, stack.http.get(job["links"]["receipt"]).raise_for_status().json()
+
+
+def test_a_receipt_says_how_the_pixels_came_to_be(stack: Stack, key: tuple[Path, str]) -> None:
+    job, receipt = receipt_of(stack, **BODY)
+    assert receipt["request"].items() >= BODY.items()
+    assert receipt["request"]["version"] == job["version"]
+    assert {name for name, value in receipt["request"].items() if value is None} == set()
+    assert [image["sha256"] for image in receipt["images"]] == [image["sha256"] for image in job["images"]]
+    assert receipt["weights_sha256"] == job["weights_sha256"]
+    assert receipt["components"].keys() >= {"unet"}
+    computed = receipt["computation"]
+    assert (computed["device"], computed["dtype"], computed["exact"]) == ("cpu", job["dtype"], True)
+    assert computed["versions"].keys() >= {"reverie", "torch", "diffusers"}
+    assert verify(receipt) == key[1]
+
+
+def test_equal_requests_have_equal_receipts_to_the_byte(stack: Stack) -> None:
+    texts = [stack.http.get(stack.finished(stack.generate(**BODY))["links"]["receipt"]).content for _ in range(2)]
+    assert texts[0] == texts[1]
+
+
+def test_a_receipt_is_drawn_again_by_a_gateway(stack: Stack, tmp_path: Path) -> None:
+    _, receipt = receipt_of(stack, **BODY, sampler="ddpm")
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(receipt))
+    done = reverie("replay", str(path), "--url", str(stack.http.base_url))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [f"image {i}, seed {7 + i}: the same" for i in range(3)]
+
+
+@pytest.mark.parametrize("image_format", list(ImageFormat))
+def test_a_picture_found_on_a_disk_is_drawn_again(stack: Stack, tmp_path: Path, image_format: ImageFormat) -> None:
+    job = stack.finished(stack.generate(**BODY, format=image_format.value))
+    found = tmp_path / f"found.{image_format.extension}"
+    found.write_bytes(stack.images(job)[2])
+    done = reverie("replay", str(found), "--url", str(stack.http.base_url), "--json", "--out", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["images"] == [{"index": 0, "seed": 9, "same": True}]
+    (again,) = (tmp_path / "again").iterdir()
+    with Image.open(found) as first, Image.open(again) as second:
+        assert first.tobytes() == second.tobytes()
+        assert hashlib.sha256(first.convert("L").tobytes()).hexdigest() == job["images"][2]["sha256"]
+
+
+def test_the_address_of_a_receipt_or_picture_will_do(stack: Stack) -> None:
+    job = stack.finished(stack.generate(**BODY))
+    for link in (job["links"]["receipt"], job["images"][0]["url"]):
+        address = f"{stack.http.base_url}{link}"
+        assert reverie("replay", address, REVERIE_URL=str(stack.http.base_url)).returncode == 0
+
+
+def test_a_store_alone_draws_the_same_bits(stack: Stack, tmp_path: Path) -> None:
+    """No gateway, no queue, no network: the picture and the checkpoints."""
+    job = stack.finished(stack.generate(**BODY))
+    found = tmp_path / "found.png"
+    found.write_bytes(stack.images(job)[1])
+    store = tmp_path / "store"
+    shutil.copytree(bundled_store_path(), store)
+    done = reverie("replay", str(found), "--store", str(store), "--out", str(tmp_path / "again"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "image 0, seed 8: the same\n"
+    (again,) = (tmp_path / "again").iterdir()
+    with Image.open(io.BytesIO(found.read_bytes())) as first, Image.open(again) as second:
+        assert first.tobytes() == second.tobytes()
+
+
+def test_other_pixels_are_told_with_what_may_be_the_reason(stack: Stack, tmp_path: Path) -> None:
+    _, receipt = receipt_of(stack, **BODY)
+    del receipt["signature"]
+    receipt["images"][1]["sha256"] = "0" * 64
+    receipt["computation"]["versions"]["torch"] = "1.0"
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(receipt))
+    done = reverie("replay", str(path), "--url", str(stack.http.base_url))
+    assert done.returncode == 3
+    assert done.stdout.splitlines()[:3] == [
+        "image 0, seed 7: the same",
+        "image 1, seed 8: DIFFERENT",
+        "image 2, seed 9: the same",
+    ]
+    assert "computation.versions" in done.stdout
+
+
+def test_a_version_that_is_gone_is_named(stack: Stack, tmp_path: Path) -> None:
+    _, receipt = receipt_of(stack, **BODY)
+    del receipt["signature"]
+    receipt["request"]["version"] = "000000001-0123abcd"
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(receipt))
+    for options in (("--url", str(stack.http.base_url)), ("--alone",)):
+        done = reverie("replay", str(path), *options)
+        assert done.returncode == 1
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("reverie: ")
+        assert "000000001-0123abcd" in line or "unknown version of digits" in line
+
+
+def test_a_receipt_that_was_changed_is_not_drawn(stack: Stack, tmp_path: Path) -> None:
+    _, receipt = receipt_of(stack, **BODY)
+    receipt["request"]["seed"] = 8
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(receipt))
+    done = reverie("replay", str(path), "--url", str(stack.http.base_url))
+    assert (done.returncode, done.stderr) == (1, f"reverie: {path}: it is not what was signed\n")

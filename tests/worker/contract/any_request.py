@@ -1,0 +1,45 @@
+"""Any request that a job can carry, made of the message's own JSON schema: fields that it gains are made too."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from hypothesis import strategies as st
+
+from worker.contract import SamplingRequest
+
+LARGE = 2**53 - 1
+
+
+def any_request() -> "st.SearchStrategy[SamplingRequest]":
+    schema = SamplingRequest.model_json_schema()
+    return _values(schema, schema).map(SamplingRequest.model_validate)
+
+
+def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> "st.SearchStrategy[Any]":
+    if "$ref" in schema:
+        return _values(root["$defs"][schema["$ref"].rsplit("/", 1)[-1]], root)
+    if "const" in schema:
+        return st.just(schema["const"])
+    if "enum" in schema:
+        return st.sampled_from(schema["enum"])
+    for several in ("anyOf", "oneOf"):
+        if several in schema:
+            return st.one_of([_values(part, root) for part in schema[several]])
+    match schema["type"]:
+        case "null":
+            return st.none()
+        case "boolean":
+            return st.booleans()
+        case "integer":
+            return st.integers(schema.get("minimum", 0), schema.get("maximum", LARGE))
+        case "number":
+            return st.floats(schema.get("minimum", 0.0), schema.get("maximum", 1e6))
+        case "string" if "pattern" in schema:
+            return st.from_regex(schema["pattern"], fullmatch=True)
+        case "string":
+            return st.text(max_size=min(schema.get("maxLength", 20), 20))
+        case "array":
+            return st.lists(_values(schema["items"], root), min_size=schema.get("minItems", 0), max_size=3)
+        case "object":
+            return st.fixed_dictionaries({name: _values(part, root) for name, part in schema["properties"].items()})
+    raise AssertionError(f"a field of a new kind: {schema}")

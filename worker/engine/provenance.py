@@ -1,0 +1,39 @@
+"""How a request's images came to be: what its receipt says, as far as the engine knows it."""
+
+from functools import cache
+from importlib.metadata import version
+
+import torch
+
+from worker.contract.receipts import Computation, Provenance
+from worker.diffusion.plan_hash import plan_sha256
+from worker.engine.admission import Admission
+from worker.networks.device import processor_name
+
+LIBRARIES = ("reverie", "torch", "diffusers", "transformers")
+
+
+def provenance_of(admission: Admission) -> Provenance:
+    model = admission.model
+    return Provenance(
+        request=model.resolved(admission.request),
+        weights_sha256=model.weights_sha256,
+        components=dict(model.components),
+        plan_sha256=plan_sha256(*admission.plans),
+        computation=Computation(
+            device=model.device.type,
+            processor=processor_name(model.device),
+            dtype=model.execution.dtype,
+            form=model.execution.form.value,
+            exact=model.execution.exact,
+            versions=_versions(model.device.type),
+        ),
+    )
+
+
+@cache
+def _versions(device_type: str) -> dict[str, str]:
+    found = {name: version(name) for name in LIBRARIES}
+    if device_type == "cuda" and torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
+    return found

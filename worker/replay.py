@@ -1,0 +1,125 @@
+"""`python -m worker.replay`: draws a receipt's request again, by an engine in this process, with no queue.
+
+Reads the receipt from standard input and writes to standard output that of what was drawn.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import ValidationError
+
+from worker.contract import ImageFormat, SamplingRequest
+from worker.contract.receipts import Computation, Receipt, ReceiptImage, parsed, sampling_request
+from worker.outputs.image_files import encode
+from worker.outputs.picture_text import PictureText
+from worker.outputs.receipt_writer import ReceiptWriter
+
+if TYPE_CHECKING:
+    from worker.engine.messages import Succeeded
+    from worker.models.pool import ModelPool
+
+JOB_ID = "replay"
+MAX_BATCH = 16
+
+
+class ReplayError(Exception):
+    """It can't be drawn; the message is one line."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="reverie replay", description=__doc__)
+    parser.add_argument("--store", type=Path, help="directory of checkpoints; absent: the bundled models")
+    parser.add_argument("--device", help="absent: of the receipt's type")
+    parser.add_argument("--dtype", help="absent: the receipt's")
+    parser.add_argument("--out", type=Path, help="where the images go; absent: they are not kept")
+    options = parser.parse_args()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
+    try:
+        receipt = Receipt.model_validate(parsed(sys.stdin.buffer.read()), extra="ignore")
+        request = _request_of(receipt)
+        pool = _pool(options.store, receipt.computation, request, options.device, options.dtype)
+        print(_write(_draw(pool, request), request.format, options.out))
+    except (ReplayError, OSError, ValueError) as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 1
+    return 0
+
+
+def _request_of(receipt: Receipt) -> SamplingRequest:
+    try:
+        return sampling_request(receipt.request)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        place = ".".join(map(str, problem["loc"]))
+        raise ReplayError(f"its request is none of this release: {place}: {problem['msg']}") from error
+
+
+def _pool(
+    store_path: Path | None, computed: Computation, request: SamplingRequest, device: str | None, dtype: str | None
+) -> "ModelPool":
+    from worker.models.loading import load_checkpoint
+    from worker.models.pool import ModelPool
+    from worker.networks.cuda.networks import gpu_networks
+    from worker.networks.device import choose_device, choose_dtype
+    from worker.store import ModelStore, StoreError, bundled_store_path
+
+    try:
+        store = ModelStore(store_path or bundled_store_path())
+        store.checkpoint(request.model, request.version)  # before anything slow: is it there?
+    except StoreError as error:
+        raise ReplayError(str(error)) from error
+    dtype = dtype or computed.dtype
+    chosen = choose_device(device or computed.device)
+    number_format = choose_dtype(dtype, chosen)
+    networks = None if chosen.type == "cpu" else gpu_networks(chosen, record=False, tf32=dtype == "tf32")
+    return ModelPool(
+        store,
+        lambda checkpoint: load_checkpoint(checkpoint, chosen, number_format, max_batch=MAX_BATCH, networks=networks),
+        spares=networks,
+    )
+
+
+def _draw(pool: "ModelPool", request: SamplingRequest) -> "Succeeded":
+    from worker.engine.engine import Engine
+    from worker.engine.messages import EngineRequest, Failed, Succeeded
+
+    engine = Engine(pool, MAX_BATCH)
+    engine.submit(EngineRequest(JOB_ID, request))
+    while True:
+        engine.take_messages()
+        pool.load_pending()
+        engine.step()
+        while not engine.outbox.empty():
+            event = engine.outbox.get()
+            if isinstance(event, Failed):
+                raise ReplayError(f"{event.code}: {event.detail}")
+            if isinstance(event, Succeeded):
+                return event
+
+
+def _write(drawn: "Succeeded", image_format: ImageFormat, out: Path | None) -> str:
+    """Keep the images, if asked to; returns their receipt."""
+    writer, provenance = ReceiptWriter(), drawn.provenance
+    assert provenance is not None  # of the engine's own
+    images: list[ReceiptImage] = []
+
+    def describe(sha256: str, width: int, height: int) -> PictureText:
+        index = len(images)
+        seed = provenance.request.seed + index
+        images.append(ReceiptImage(index=index, seed=seed, sha256=sha256, width=width, height=height))
+        return writer.of_picture(provenance, images[-1])
+
+    for pixels in drawn.images:
+        encoded = encode(pixels, image_format, describe)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            name = f"{drawn.model}-seed{images[-1].seed}-{JOB_ID}.{image_format.extension}"
+            (out / name).write_bytes(encoded.data)
+    return writer.of_job(provenance, images)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
