@@ -9,6 +9,7 @@ from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
 from worker.contract import (
+    MAX_JOB_FRAMES,
     MAX_SEED,
     PROMPT_GUIDANCE,
     Condition,
@@ -53,6 +54,9 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
     elif body.negative_prompt and body.guidance_scale == 1.0:
         broken.append(FieldProblem("negative_prompt", "has no effect at guidance_scale 1", body.negative_prompt))
 
+    if body.frames * body.batch > MAX_JOB_FRAMES:
+        broken.append(FieldProblem("frames", f"need frames * batch <= {MAX_JOB_FRAMES}", body.frames))
+
     name = body.model or reading.default_model
     if name is None:
         broken.append(FieldProblem("model", f"required, there is no default; known: {_listed(models)}"))
@@ -92,6 +96,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
         height=body.height,
         area=_area(body, model),
         format=body.format,
+        frames=body.frames,
     )
     return Admitted(request, None if class_label is None else model.labels[class_label])
 

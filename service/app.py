@@ -31,12 +31,13 @@ from service.queue_order import QueueOrder
 from service.redis_deadline import redis_deadline
 from service.redis_outage import RedisOutage
 from service.request_context import RequestContext
-from service.routes import events, generate, health, images, jobs, models, openai, page, receipts
+from service.routes import events, generate, health, images, jobs, models, openai, page, receipts, sheets
 from service.routes import metrics as metrics_route
 from service.routes import uploads as uploads_route
 from service.routes import webhooks as webhooks_route
 from service.schemas import WatchedJob
 from service.settings import Settings
+from service.sheets import Sheets
 from service.uploads import Uploads
 from service.webhooks.courier import Courier
 from service.webhooks.deliveries import Deliveries
@@ -46,6 +47,11 @@ from worker.contract.no_pickle import disable_pickle
 from worker.contract.spans import spans_for
 from worker.results.places import open_async_files
 
+PARTS = (
+    *(generate, jobs, events, images, sheets, receipts, uploads_route, webhooks_route),
+    *(models, health, metrics_route, openai, page),
+)
+"""What has routes, in the order of the documentation."""
 MAX_CONNECTIONS = 64
 PICTURE_TYPES = ("image/*", "application/octet-stream", "multipart/form-data")
 FORM_BYTES = 4096
@@ -95,6 +101,7 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
         events=JobEvents(redis, queue, previews),
         order=QueueOrder(queue),
         previews=previews,
+        sheets=Sheets(),
         files=files,
         uploads=uploads,
         outage=outage,
@@ -115,6 +122,7 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
         await gateway.events.aclose()
         await gateway.outage.aclose()
         uploads.close()
+        gateway.sheets.close()
         await redis.aclose()
         await asyncio.to_thread(gateway.spans.close)
 
@@ -140,10 +148,7 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
     app.add_middleware(OpenAIErrors)
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
-    for part in (
-        *(generate, jobs, events, images, receipts, uploads_route, webhooks_route, models, health, metrics_route),
-        *(openai, page),
-    ):
+    for part in PARTS:
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app

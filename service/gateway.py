@@ -14,6 +14,7 @@ from service.previews import Previews
 from service.queue_order import QueueOrder
 from service.redis_outage import RedisOutage
 from service.settings import Settings
+from service.sheets import Sheets
 from service.uploads import Uploads
 from service.webhooks.courier import Courier
 from service.webhooks.deliveries import Deliveries
@@ -31,6 +32,7 @@ class Gateway:
     events: JobEvents
     order: QueueOrder
     previews: Previews
+    sheets: Sheets
     files: AsyncFiles
     uploads: Uploads
     outage: RedisOutage

@@ -5,11 +5,12 @@ import logging
 import time
 
 from service.access.caller import Caller
-from service.errors import NotFound
+from service.errors import ImageNotReady, NotFound
 from service.gateway import Gateway
 from service.job_queue import JobRecord, UnreadableJob
-from service.job_view import STATES, is_waiting, job_document, request_of
+from service.job_view import STATES, is_waiting, job_document, outcome_of, request_of
 from service.schemas import Job
+from worker.contract import JobOutcome
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,16 @@ async def require_record(gateway: Gateway, caller: Caller, job_id: str) -> JobRe
     except UnreadableJob as error:
         log.warning("%s", error)
     raise NotFound(f"no job {job_id[:64]}: it never was, or it has expired")
+
+
+def require_outcome(record: JobRecord) -> JobOutcome:
+    """What the job made. ImageNotReady when it has made nothing, yet or ever."""
+    outcome = outcome_of(record)
+    if outcome is None:
+        state = STATES[record.job.get_status(refresh=False)]
+        ended = ", it has no images" if state.is_terminal else ""
+        raise ImageNotReady(f"job {record.job.id} is {state.value}{ended}")
+    return outcome
 
 
 async def require_job(gateway: Gateway, caller: Caller, job_id: str) -> Job:

@@ -115,6 +115,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         width=request.width,
         height=request.height,
         format=request.format,
+        frames=request.frames,
         created_at=_utc(job.created_at),
         started_at=_utc(job.started_at) if job.started_at and not waiting else None,
         finished_at=_utc(job.ended_at) if job.ended_at and state.is_terminal else None,
@@ -128,6 +129,8 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         links=JobLinks(
             self=job_url(job.id),
             events=events_url(job.id),
+            grid=f"{job_url(job.id)}/grid" if outcome else None,
+            animation=f"{job_url(job.id)}/animation" if outcome and request.frames else None,
             receipt=receipt_url(job.id) if outcome and outcome.receipt else None,
             cancel=None if state.is_terminal else job_url(job.id),
         ),

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from worker.contract import (
     KARRAS_SAMPLERS,
+    MAX_FRAMES,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_SIDE_PX,
@@ -26,6 +27,9 @@ from worker.contract.webhook_queue import WebhookEvent
 
 # Strict: "5", 5.0 and true are not the integer 5. A float may still be written without a point.
 Float = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+DEFAULT_STRENGTH = 0.8
+"""Of a request that begins at a picture, without a mask."""
 
 
 class WebhookRequest(BaseModel):
@@ -105,6 +109,12 @@ class GenerateRequest(BaseModel):
     height: StrictInt | None = Field(default=None, ge=1, le=MAX_SIDE_PX, description="As `width`.")
     format: ImageFormat = ImageFormat.PNG
     webhook: WebhookRequest | None = Field(default=None, description="Absent: nobody is told.")
+    frames: StrictInt = Field(
+        default=0,
+        ge=0,
+        le=MAX_FRAMES,
+        description="How many moments of noise turning into each image to keep, for `/jobs/{id}/animation`.",
+    )
 
 
 class JobState(StrEnum):
@@ -138,6 +148,10 @@ class Image(BaseModel):
 class JobLinks(BaseModel):
     self: str
     events: str = Field(description="Its changes as server-sent events.")
+    grid: str | None = Field(default=None, description="Its images on one sheet, once it has succeeded.")
+    animation: str | None = Field(
+        default=None, description="Noise turning into its images, once it has succeeded, if it was asked for `frames`."
+    )
     receipt: str | None = Field(
         default=None, description="What draws the same pixels again; absent until there are any."
     )
@@ -171,6 +185,7 @@ class Job(BaseModel):
     width: int | None = Field(default=None, description="As asked for; null: the model's own.")
     height: int | None = None
     format: ImageFormat
+    frames: int
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None

@@ -1,17 +1,15 @@
 """GET /jobs/{id}/images/{i}: the bytes of one finished image."""
 
-from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 
 from service.access.caller import CallerDep
-from service.errors import ImageExpired, ImageNotReady, NotFound, problem_responses
-from service.etags import matches
+from service.caching import freshness, matches
+from service.errors import ImageExpired, NotFound, problem_responses
 from service.gateway import GatewayDep
-from service.job_lookup import require_record
-from service.job_view import STATES, outcome_of, request_of
+from service.job_lookup import require_outcome, require_record
+from service.job_view import request_of
 from worker.contract import ImageFormat
 
 router = APIRouter(tags=["images"])
@@ -53,10 +51,7 @@ async def get_image(
     batch = request_of(record.job).batch
     if not 0 <= index < batch:
         raise NotFound(f"no image {index}: job {job_id} has images 0 to {batch - 1}")
-    outcome = outcome_of(record)
-    if outcome is None:
-        state = STATES[record.job.get_status(refresh=False)]
-        raise ImageNotReady(f"job {job_id} is {state.value}" + (", it has no images" if state.is_terminal else ""))
+    outcome = require_outcome(record)
     expired = ImageExpired(f"image {index} of job {job_id} has expired; the same seed draws it again")
     image = next((image for image in outcome.images if image.index == index), None)
     if image is None or image.file is None:
@@ -68,19 +63,11 @@ async def get_image(
         if ttl_ms < 0:
             raise expired
         if matches(if_none_match, etag):
-            return Response(status_code=304, headers={"ETag": etag, **_freshness(ttl_ms)})
+            return Response(status_code=304, headers={"ETag": etag, **freshness(ttl_ms)})
         link = await gateway.files.link(image.file, min(LONGEST_LINK_S, max(1.0, ttl_ms / 1000)))
         if link is not None:
             return Response(status_code=307, headers={"Location": link, "Cache-Control": "no-store"})
     kept = await gateway.files.get(image.file)
     if kept is None:
         raise expired
-    return Response(kept.data, media_type=outcome.media_type, headers={"ETag": etag, **_freshness(kept.ttl_ms)})
-
-
-def _freshness(ttl_ms: int) -> dict[str, str]:
-    left = timedelta(milliseconds=max(ttl_ms, 0))
-    return {
-        "Cache-Control": f"private, max-age={int(left.total_seconds())}, immutable",
-        "Expires": format_datetime(datetime.now(UTC) + left, usegmt=True),
-    }
+    return Response(kept.data, media_type=outcome.media_type, headers={"ETag": etag, **freshness(kept.ttl_ms)})

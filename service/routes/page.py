@@ -9,8 +9,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Response
 
+from service.caching import matches
 from service.errors import NotFound
-from service.etags import matches
 
 router = APIRouter(include_in_schema=False)
 

@@ -61,9 +61,9 @@ def _sample(model: LoadedModel, count: int) -> list[_Sample]:
         pictures = previews.of(result, {"job": state})
         assert pictures is not None
         (pixels,) = read_back([pictures.pixels]).take()
-        previewed = pictures.messages([1] * BATCH, pixels)["job"]
+        images = [image for _, image in pictures.each(pixels)]
         made = time.perf_counter()
-        for _, image in previewed.images.values():
+        for image in images:
             encode_preview(image)
         samples.append(_Sample(stepped - began, made - stepped, time.perf_counter() - made))
         result.commit()

@@ -36,9 +36,10 @@ from worker.contract import (
 )
 from worker.contract.keys import IDEMPOTENCY_FIELD, idempotency_key, preview_key
 from worker.contract.live_workers import ANNOUNCE, WITHDRAW
+from worker.outputs.animation import animate
 from worker.outputs.image_files import encode_preview
 from worker.results.files import File, Files
-from worker.results.names import image_file, job_folder
+from worker.results.names import frames_file, image_file, job_folder
 from worker.results.redis_files import RedisFiles
 
 VERSION = "000012000-3f2a9c1b"
@@ -213,6 +214,12 @@ class FakeWorker:
             file = File(image_file(folder, index, request.format.extension), data, job.result_ttl)
             files.append(file)
             images.append(data)
+            frames = None
+            if request.frames:
+                moments = [np.full((8, 8, 1), 10 * number, np.uint8) for number in range(1, request.frames)]
+                moving = animate(moments, np.full((8, 8, 1), request.seed + index, np.uint8))
+                frames = File(frames_file(folder, index), moving, job.result_ttl)
+                files.append(frames)
             records.append(
                 ImageRecord(
                     index=index,
@@ -222,6 +229,7 @@ class FakeWorker:
                     height=8,
                     size_bytes=len(data),
                     file=file.name,
+                    frames_file=frames.name if frames else None,
                 )
             )
         assert self.files.put(files) == [None] * len(files)

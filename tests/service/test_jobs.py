@@ -47,7 +47,13 @@ def test_a_succeeded_job_lists_its_images(http: httpx.Client, worker: FakeWorker
     assert (job["version"], job["weights_sha256"], job["label"]) == (VERSION, WEIGHTS, "two")
     assert (job["dtype"], job["exact"]) == ("bfloat16", False)
     assert job["created_at"] <= job["started_at"] <= job["finished_at"] < job["expires_at"]
-    assert job["links"] == {"self": f"/jobs/{job_id}", "events": f"/jobs/{job_id}/events", "cancel": None}
+    assert job["links"] == {
+        "self": f"/jobs/{job_id}",
+        "events": f"/jobs/{job_id}/events",
+        "grid": f"/jobs/{job_id}/grid",
+        "animation": None,
+        "cancel": None,
+    }
 
 
 def test_a_failed_job_says_why(http: httpx.Client, worker: FakeWorker) -> None:

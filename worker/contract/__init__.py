@@ -15,6 +15,8 @@ from worker.contract.message import Message
 from worker.contract.names import (
     FUNCTION_NAME,
     KARRAS_SAMPLERS,
+    MAX_FRAMES,
+    MAX_JOB_FRAMES,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_SIDE_PX,
@@ -45,6 +47,8 @@ __all__ = [
     "CATALOGUE_TTL_S",
     "FUNCTION_NAME",
     "KARRAS_SAMPLERS",
+    "MAX_FRAMES",
+    "MAX_JOB_FRAMES",
     "MAX_PROMPT_CHARACTERS",
     "MAX_SEED",
     "MAX_SIDE_PX",

@@ -15,6 +15,12 @@ MAX_STEPS = 1000
 MAX_SIDE_PX = 16384
 """Of an image."""
 
+MAX_FRAMES = 24
+"""Moments of a chain that a request can have kept."""
+
+MAX_JOB_FRAMES = 384
+"""Of all images of a request: their pictures are held in memory until it ends."""
+
 MAX_PROMPT_CHARACTERS = 4000
 """Of a prompt, far more than any text encoder reads."""
 

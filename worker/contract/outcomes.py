@@ -46,6 +46,13 @@ class ImageRecord(Message):
     size_bytes: int
     file: str | None = None
     """Name of its kept file; None in outcomes that were written before files had names: those are gone."""
+    frames_file: str | None = None
+    """Name of the kept file of its frames, an animated WebP; None where the request asked for none."""
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all that is kept of it."""
+        return [name for name in (self.file, self.frames_file) if name is not None]
 
 
 class JobOutcome(Message):

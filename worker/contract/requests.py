@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
+    MAX_FRAMES,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_SIDE_PX,
@@ -75,6 +76,8 @@ class SamplingRequest(Message):
     area: int = Field(default=1, ge=1, le=MAX_SIDE_PX**2)
     """How many images of the model's own size have the pixels of one of these, rounded up."""
     format: ImageFormat = ImageFormat.PNG
+    frames: int = Field(default=0, ge=0, le=MAX_FRAMES)
+    """Moments of each image's chain to keep, the image itself the last of them."""
 
     @model_validator(mode="before")
     @classmethod

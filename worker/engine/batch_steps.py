@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from worker.engine.batcher import Batcher
 from worker.engine.endings import Endings
+from worker.engine.frames import frames_of
 from worker.engine.in_flight import InFlight
 from worker.engine.previews import Previews
 from worker.engine.request_state import RequestState
@@ -60,7 +61,8 @@ class BatchSteps:
             return []
         try:
             result = run_step(rows, self._batcher.max_batch)
-            self._in_flight.begin(result, self._requests, self._previews.of(result, self._requests))
+            previewed, framed = self._previews.of(result, self._requests), frames_of(result, self._requests)
+            self._in_flight.begin(result, self._requests, previewed, framed)
         except Exception as error:
             if out_of_memory(error):
                 self._make_room(rows, error)

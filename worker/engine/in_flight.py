@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.engine.messages import Previewed
-from worker.engine.previews import Pictures
+from worker.engine.pictures import Pictures
 from worker.engine.readback import ReadBack, Transfer
 from worker.engine.request_state import RequestState
 from worker.engine.runner import Outcome, StepResult
@@ -54,7 +54,12 @@ class _Pending:
     pictured: Sequence[Trajectory]
     is_step: bool
     previewed: Pictures | None
+    framed: Pictures | None
     transfer: Transfer
+
+    def steps_behind(self, row: Trajectory) -> int:
+        """When this work is done."""
+        return next(step for known, step in zip(self.rows, self.steps, strict=True) if known is row)
 
 
 class InFlight:
@@ -71,11 +76,17 @@ class InFlight:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def begin(self, outcome: Outcome, requests: Mapping[str, RequestState], previewed: Pictures | None = None) -> None:
+    def begin(
+        self,
+        outcome: Outcome,
+        requests: Mapping[str, RequestState],
+        previewed: Pictures | None = None,
+        framed: Pictures | None = None,
+    ) -> None:
         """Move the rows on and start to copy the outcome to the host, and pictures of some of the rows with it. If this
         raises, the rows are as they were."""
-        pictures = None if previewed is None else previewed.pixels
-        tensors = [tensor for tensor in (outcome.finite, outcome.pixels, pictures) if tensor is not None]
+        pictures = [made.pixels for made in (previewed, framed) if made is not None]
+        tensors = [outcome.finite, *([] if outcome.pixels is None else [outcome.pixels]), *pictures]
         transfer = self._read_back(tensors)
         if is_step := isinstance(outcome, StepResult):
             outcome.commit()
@@ -84,7 +95,9 @@ class InFlight:
         for request in owners.values():
             request.in_flight += 1
         steps = [row.steps_behind for row in rows]
-        self._pending.append(_Pending(owners, rows, steps, outcome.pictured, is_step, previewed, transfer))
+        for row in framed.rows if framed is not None else ():
+            requests[row.job_id].awaited_frames.add((row.index, row.steps_behind))
+        self._pending.append(_Pending(owners, rows, steps, outcome.pictured, is_step, previewed, framed, transfer))
 
     def completed(self, most: int) -> Iterator[Completed]:
         """Completed work, oldest first; waits for the oldest while more than `most` are in flight."""
@@ -98,17 +111,31 @@ class InFlight:
             except Exception as error:  # of a kernel long ago: answered by the engine
                 completed = Completed(requests, (), is_step, error)
             else:
-                previews = _previews(pending, images.pop()) if pending.previewed is not None else {}
+                if pending.framed is not None:
+                    _keep_frames(pending, pending.framed.each(images.pop()))
+                previews = _previews(pending, pending.previewed.each(images.pop())) if pending.previewed else {}
                 outcomes = list(_outcomes(pending, finite.numpy(), images))
                 completed = Completed(requests, outcomes, is_step, previews=previews)
             self._pending.popleft()
             yield completed
 
 
-def _previews(pending: _Pending, pixels: Tensor) -> Mapping[str, Previewed]:
-    assert pending.previewed is not None
-    steps = {id(row): step for row, step in zip(pending.rows, pending.steps, strict=True)}
-    return pending.previewed.messages([steps[id(row)] for row in pending.previewed.rows], pixels)
+_Each = Iterator[tuple[Trajectory, NDArray[np.uint8]]]
+
+
+def _previews(pending: _Pending, pictures: _Each) -> Mapping[str, Previewed]:
+    by_job: dict[str, Previewed] = {}
+    for row, pixels in pictures:
+        preview = by_job.setdefault(row.job_id, Previewed(row.job_id, {}))
+        preview.images[row.index] = pending.steps_behind(row), pixels
+    return by_job
+
+
+def _keep_frames(pending: _Pending, pictures: _Each) -> None:
+    for row, pixels in pictures:
+        request, step = pending.requests[row.job_id], pending.steps_behind(row)
+        request.frames[row.index][step] = pixels
+        request.awaited_frames.discard((row.index, step))
 
 
 def _outcomes(pending: _Pending, finite: NDArray[np.bool_], images: Sequence[Tensor]) -> Iterator[RowOutcome]:

@@ -4,7 +4,7 @@ The engine's thread never touches Redis and the RQ side never touches torch; the
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from worker.contract import EngineCounters, SamplingRequest
@@ -29,6 +29,7 @@ class SavedImage:
         entry: [C, H, W] float32, the result of the leg before; None in the first.
         earlier_outputs: [C, H, W] float32 each, the network's outputs of earlier steps, the newest first, as far as
             it is read again.
+        frames: by the steps behind it, [h, w, C] of the moments that its request asked for.
     """
 
     step: int
@@ -37,6 +38,7 @@ class SavedImage:
     leg: int = 0
     entry: "NDArray[np.float32] | None" = None
     earlier_outputs: "tuple[NDArray[np.float32], ...]" = ()
+    frames: "Mapping[int, NDArray[np.uint8]]" = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,8 @@ class Succeeded:
     """Whether the pixels are bitwise independent of the batch."""
     provenance: Provenance | None = None
     """What their receipt says; None: they have none."""
+    frames: "tuple[tuple[NDArray[np.uint8], ...], ...]" = ()
+    """Of each image, moments on its way, uint8 [h, w, C]; none where the request asked for none."""
 
 
 @dataclass(frozen=True, slots=True)

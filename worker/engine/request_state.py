@@ -25,6 +25,9 @@ class RequestState:
         encoded: results of the encoder calls so far.
         reported_at, reported_step: when it last reported its progress, and which.
         previewed_at: when each image was last previewed, by its index.
+        moments: steps behind an image at which a picture of it is kept.
+        frames: those pictures, [h, w, C], by image and step.
+        awaited_frames: image and step of those that are under way.
         saved_at: when its state was last saved, or it was admitted; never while infinite.
         ran_s: seconds of the steps that its rows were in.
         in_flight: steps and decodings of its rows that are under way.
@@ -40,6 +43,9 @@ class RequestState:
     reported_at: float = float("-inf")
     reported_step: int = 0
     previewed_at: dict[int, float] = field(default_factory=dict)
+    moments: frozenset[int] = frozenset()
+    frames: dict[int, dict[int, NDArray[np.uint8]]] = field(default_factory=dict)
+    awaited_frames: set[tuple[int, int]] = field(default_factory=set)
     saved_at: float = float("inf")
     ran_s: float = 0.0
     in_flight: int = 0
@@ -65,6 +71,8 @@ class RequestState:
     def make_rows(self) -> None:
         """Once all is encoded."""
         self.rows = self.admission.trajectories(self.job_id, self.admission.encoding.assemble(self.encoded))
+        self.moments = moments_of(self.steps, self.request.frames)
+        self.frames = {row.index: {} for row in self.rows} if self.moments else {}
 
     @property
     def steps(self) -> int:
@@ -105,4 +113,13 @@ class RequestState:
         run = model.execution
         warnings = self.admission.encoding.warnings
         bound_to = (self.job_id, model.name, model.version, model.weights_sha256)
-        return Succeeded(*bound_to, run.dtype, images, warnings, run.exact, provenance_of(self.admission))
+        frames = tuple(
+            tuple(of_image[step] for step in sorted(of_image)) for _, of_image in sorted(self.frames.items())
+        )
+        made_from = provenance_of(self.admission)
+        return Succeeded(*bound_to, run.dtype, images, warnings, run.exact, made_from, frames)
+
+
+def moments_of(steps: int, frames: int) -> frozenset[int]:
+    """Steps behind an image at which a picture of it is kept: spread evenly, without the last, which is the image."""
+    return frozenset(max(1, steps * number // frames) for number in range(1, frames)) - {steps}

@@ -60,6 +60,9 @@ def resume(state: RequestState, upload: Upload, drop_spares: Callable[[], bool])
         log.warning("job %s begins anew, its saved state can't be used: %s", state.job_id, reason)
         state.make_rows()
         return None
+    for row, image in zip(rows, chain.images, strict=True):
+        if state.moments:
+            state.frames[row.index].update(image.frames)
     for row, image in now:
         if row.finished and image.x_t is not None and model.codec.in_step:
             state.images[row.index] = to_pixels(model.codec.decode(torch.tensor(image.x_t)[None]))[0].numpy()
@@ -105,6 +108,8 @@ def _image_misfit(image: SavedImage, row: Trajectory) -> str | None:
     for x, shape in (*((x, leg.shape) for x in states), (image.entry, entered)):
         if x is not None and (x.shape != shape or x.dtype != np.float32):
             return f"is {x.dtype} {list(x.shape)}, the model draws float32 {list(shape)}"
+    if any(pixels.ndim != 3 or pixels.dtype != np.uint8 for pixels in image.frames.values()):
+        return "has a frame that is no picture"
     if (image.leg > 0) != (image.entry is not None):
         return f"is in leg {image.leg} and what it was entered with is {'missing' if image.leg else 'there'}"
     if image.step > 0 and image.x_t is None:

@@ -36,6 +36,8 @@ class _Copy:
     request: RequestState
     progress: Sequence[tuple[int, int]]
     """Leg and step of each image."""
+    behind: Sequence[int]
+    """Steps of all legs behind each image."""
     places: Sequence[Sequence[Place]]
     """What the rows of each tensor are."""
     transfer: Transfer
@@ -54,10 +56,21 @@ class _Copy:
                 leg,
                 arrays.get((i, "entry")),
                 tuple(arrays[i, name] for name in OUTPUT_NAMES if (i, name) in arrays),
+                self._frames(i),
             )
             for i, (leg, step) in enumerate(self.progress)
         )
         return SavedChain(model.name, model.version, model.weights_sha256, model.execution.dtype, images)
+
+    @property
+    def lacks_frames(self) -> bool:
+        """Whether a frame of a step behind an image is still on its way; a request that has ended waits for none."""
+        awaited = self.request.awaited_frames
+        return not self.request.ended and any(step <= self.behind[index] for index, step in awaited)
+
+    def _frames(self, index: int) -> dict[int, NDArray[np.uint8]]:
+        frames = self.request.frames.get(index, {})
+        return {step: pixels for step, pixels in frames.items() if step <= self.behind[index]}
 
 
 class ChainSaver:
@@ -86,7 +99,7 @@ class ChainSaver:
             return False
         request = min(due, key=lambda request: request.saved_at)
         request.saved_at = now
-        if largest_bytes(request.rows) <= self._max_bytes:
+        if largest_bytes(request.rows) + frame_bytes(request) <= self._max_bytes:
             try:
                 self._copies.append(_copy(request, self._read_back))
             except Exception as error:  # no memory, or a kernel long ago: a job can do without its saved state
@@ -104,6 +117,8 @@ class ChainSaver:
             try:
                 if not copy.transfer.is_here():
                     return
+                if copy.lacks_frames:
+                    return
                 chain = copy.chain()
             except Exception as error:  # of a kernel long ago, which fails the jobs that it was for
                 log.warning("job %s: its state can't be read back: %s", copy.request.job_id, error)
@@ -120,6 +135,11 @@ def largest_bytes(rows: Sequence[Trajectory]) -> int:
     return len(rows) * tensors * max(int(np.prod(leg.shape)) for leg in legs) * BYTES_PER_NUMBER
 
 
+def frame_bytes(request: RequestState) -> int:
+    """Of the moments that are kept so far."""
+    return sum(pixels.nbytes for frames in request.frames.values() for pixels in frames.values())
+
+
 @torch.inference_mode()
 def _copy(request: RequestState, read_back: ReadBack) -> _Copy:
     by_shape: dict[Shape, dict[Place, Tensor]] = {}
@@ -130,7 +150,8 @@ def _copy(request: RequestState, read_back: ReadBack) -> _Copy:
                 by_shape.setdefault((C, H, W), {})[row.index, name] = x
     stacked = [torch.stack(list(tensors.values())) for tensors in by_shape.values()]
     progress = [(row.leg_index, row.step) for row in request.rows]
-    return _Copy(request, progress, [list(tensors) for tensors in by_shape.values()], read_back(stacked))
+    behind = [row.steps_behind for row in request.rows]
+    return _Copy(request, progress, behind, [list(tensors) for tensors in by_shape.values()], read_back(stacked))
 
 
 def _state(row: Trajectory) -> Mapping[str, Tensor | None]:

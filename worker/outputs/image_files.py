@@ -52,7 +52,7 @@ def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat, describe: Des
     raw = pixels.tobytes(order="C")
     sha256 = hashlib.sha256(raw).hexdigest()
     text = describe(sha256, width, height) if describe else None
-    image = _image(pixels, raw)
+    image = picture(pixels, raw)
     buffer = BytesIO()
     if image_format is ImageFormat.PNG:
         # Runs only: what PNG's filters leave of a drawn image holds few longer repeats, and the search for them would
@@ -72,12 +72,14 @@ def encode(pixels: "NDArray[np.uint8]", image_format: ImageFormat, describe: Des
 def encode_preview(pixels: "NDArray[np.uint8]") -> bytes:
     """Encode [h, w, C] uint8 pixels, C as for `encode`, as a small WebP: lossy, unless that would gain nothing."""
     buffer = BytesIO()
-    image = _image(pixels, pixels.tobytes(order="C"))
+    image = picture(pixels)
     few = pixels.shape[0] * pixels.shape[1] <= FEW_PIXELS
     image.save(buffer, "WEBP", lossless=few, quality=PREVIEW_QUALITY, method=0)
     return buffer.getvalue()
 
 
-def _image(pixels: "NDArray[np.uint8]", raw: bytes) -> Image.Image:
+def picture(pixels: "NDArray[np.uint8]", raw: bytes | None = None) -> Image.Image:
+    """[H, W, C] uint8 pixels as Pillow's; `raw` spares a copy of their bytes."""
     height, width, channels = pixels.shape
-    return Image.frombuffer(_MODES[channels], (width, height), raw, "raw", _MODES[channels], 0, 1)
+    data = pixels.tobytes(order="C") if raw is None else raw
+    return Image.frombuffer(_MODES[channels], (width, height), data, "raw", _MODES[channels], 0, 1)

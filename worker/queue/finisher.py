@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from worker.contract import Distribution, ImageFormat, ImageRecord, JobError, JobOutcome, ProgressSnapshot
 from worker.contract.histogram import Histogram
@@ -14,6 +15,7 @@ from worker.contract.redis_errors import REDIS_AWAY, refused_for_now
 from worker.contract.spans import NO_SPANS, Spans
 from worker.contract.status import SECONDS_BOUNDS
 from worker.engine.messages import Canceled, Failed, Succeeded
+from worker.outputs.animation import animate
 from worker.outputs.image_files import EncodedImage, encode
 from worker.outputs.picture_text import PictureText
 from worker.outputs.receipt_writer import ReceiptWriter
@@ -22,7 +24,7 @@ from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Call, Leases
 from worker.queue.redis_health import RedisHealth
 from worker.results.files import File, Files, ResultsAway
-from worker.results.names import image_file, job_folder
+from worker.results.names import frames_file, image_file, job_folder
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +41,15 @@ PAUSE_S = 1.0
 class _Drawn:
     event: Succeeded
     images: list[EncodedImage]
-    files: list[File]
+    image_files: list[File]
     """Of the images, in their order."""
+    frame_files: list[File]
+    """Of their frames, in the same order; none where none were asked for."""
     receipt: str | None
+
+    @property
+    def files(self) -> list[File]:
+        return [*self.image_files, *self.frame_files]
 
     @property
     def names(self) -> list[str]:
@@ -264,8 +272,11 @@ class Finisher:
                 height=image.height,
                 size_bytes=len(image.data),
                 file=file.name,
+                frames_file=frames.name if frames else None,
             )
-            for index, (image, file) in enumerate(zip(drawn.images, drawn.files, strict=True))
+            for index, (image, file, frames) in enumerate(
+                zip_longest(drawn.images, drawn.image_files, drawn.frame_files)
+            )
         ]
         made_by = {"model": event.model, "version": event.version, "weights_sha256": event.weights_sha256}
         outcome = JobOutcome(
@@ -340,7 +351,12 @@ def _encoded(job: HeldJob, event: Succeeded, image_format: ImageFormat, receipts
         File(image_file(folder, index, image_format.extension), image.data, job.ttl_s)
         for index, image in enumerate(images)
     ]
-    return _Drawn(event, images, files, receipts.of_job(provenance, shown) if provenance else None)
+    frames = [
+        File(frames_file(folder, index), animate(moments, pixels), job.ttl_s)
+        for index, (moments, pixels) in enumerate(zip(event.frames, event.images, strict=False))
+    ]
+    receipt = receipts.of_job(provenance, shown) if provenance else None
+    return _Drawn(event, images, files, frames, receipt)
 
 
 def _undeliverable(error: Exception) -> _Refused:

@@ -45,6 +45,14 @@ Shape = Annotated[tuple[NonNegativeInt, NonNegativeInt, NonNegativeInt], Field(s
 """(C, H, W)"""
 
 
+class _FrameHeader(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    step: int
+    shape: Shape
+    """(h, w, C)"""
+
+
 class _ImageHeader(BaseModel):
     """Shapes of the arrays that are there."""
 
@@ -56,6 +64,7 @@ class _ImageHeader(BaseModel):
     x_0_previous: Shape | None
     entry: Shape | None
     earlier_outputs: list[Shape]
+    frames: list[_FrameHeader]
 
     @property
     def shapes(self) -> list[Shape]:
@@ -92,12 +101,15 @@ def pack(chain: SavedChain, request: SamplingRequest) -> bytes:
             {"leg": image.leg, "step": image.step}
             | {name: None if x is None else x.shape for name, x in _arrays(image).items()}
             | {"earlier_outputs": [x.shape for x in image.earlier_outputs]}
+            | {"frames": [{"step": step, "shape": x.shape} for step, x in image.frames.items()]}
             for image in chain.images
         ],
     }
     text = json.dumps(header).encode()
     arrays = [x for image in chain.images for x in (*_arrays(image).values(), *image.earlier_outputs) if x is not None]
-    return b"".join([_LENGTH.pack(len(text)), text, *(x.astype(_NUMBER, copy=False).tobytes() for x in arrays)])
+    numbers = [x.astype(_NUMBER, copy=False).tobytes() for x in arrays]
+    frames = [x.tobytes() for image in chain.images for x in image.frames.values()]
+    return b"".join([_LENGTH.pack(len(text)), text, *numbers, *frames])
 
 
 def unpack(data: bytes, request: SamplingRequest) -> SavedChain:
@@ -112,9 +124,14 @@ def unpack(data: bytes, request: SamplingRequest) -> SavedChain:
     if header.request != request_digest(request):
         raise UnreadableChainError("it is of another request")
     size = sum(math.prod(shape) for image in header.images for shape in image.shapes)
-    if len(body) != size * _NUMBER.itemsize:
-        raise UnreadableChainError(f"need {size} numbers of {_NUMBER.itemsize} bytes, got {len(body)} bytes")
-    numbers, begin = np.frombuffer(body, _NUMBER).astype(np.float32, copy=False), 0
+    pixels = sum(math.prod(frame.shape) for image in header.images for frame in image.frames)
+    end_of_numbers = size * _NUMBER.itemsize
+    if len(body) != end_of_numbers + pixels:
+        raise UnreadableChainError(
+            f"need {size} numbers of {_NUMBER.itemsize} bytes and {pixels} of frames, got {len(body)} bytes"
+        )
+    numbers, begin = np.frombuffer(body[:end_of_numbers], _NUMBER).astype(np.float32, copy=False), 0
+    next_frame = _frame_reader(body[end_of_numbers:])
 
     def next_array(shape: Shape | None) -> "NDArray[np.float32] | None":
         nonlocal begin
@@ -132,10 +149,24 @@ def unpack(data: bytes, request: SamplingRequest) -> SavedChain:
             leg=image.leg,
             entry=next_array(image.entry),
             earlier_outputs=tuple(x for shape in image.earlier_outputs if (x := next_array(shape)) is not None),
+            frames={frame.step: next_frame(frame.shape) for frame in image.frames},
         )
         for image in header.images
     )
     return SavedChain(header.model, header.version, header.weights_sha256, header.dtype, images)
+
+
+def _frame_reader(body: memoryview) -> "Callable[[Shape], NDArray[np.uint8]]":
+    """Answers one frame after the other."""
+    pixels, begin = np.frombuffer(body, np.uint8), 0
+
+    def next_frame(shape: Shape) -> "NDArray[np.uint8]":
+        nonlocal begin
+        end = begin + math.prod(shape)
+        frame, begin = pixels[begin:end].reshape(shape), end
+        return frame
+
+    return next_frame
 
 
 def _arrays(image: SavedImage) -> "dict[str, NDArray[np.float32] | None]":

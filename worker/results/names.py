@@ -16,6 +16,11 @@ def image_file(folder: str, index: int, extension: str) -> str:
     return f"{folder}/{index}.{extension}"
 
 
+def frames_file(folder: str, index: int) -> str:
+    """Of an image on its way."""
+    return f"{folder}/{index}-frames.webp"
+
+
 def upload_file(sha256: str, extension: str) -> str:
     """A new name for each time that the same picture is uploaded: an earlier file of it may be on its way out."""
     return f"uploads/{sha256}/{uuid4().hex}.{extension}"

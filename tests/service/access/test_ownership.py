@@ -25,6 +25,8 @@ OWNED = {
     ("DELETE", "/jobs/{job_id}"),
     ("GET", "/jobs/{job_id}/events"),
     ("GET", "/jobs/{job_id}/images/{index}"),
+    ("GET", "/jobs/{job_id}/grid"),
+    ("GET", "/jobs/{job_id}/animation"),
     # of an upload, by all who have sent that picture
     ("GET", "/uploads/{sha256}"),
 }

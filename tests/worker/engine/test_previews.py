@@ -15,7 +15,8 @@ from worker.contract import SamplerName
 from worker.diffusion.pixels import to_pixels
 from worker.engine import runner
 from worker.engine.messages import Previewed, Succeeded
-from worker.engine.previews import MOST_PREVIEWED, PREVIEW_PX, PREVIEW_S, _small
+from worker.engine.pictures import small
+from worker.engine.previews import MOST_PREVIEWED, PREVIEW_PX, PREVIEW_S
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
@@ -166,9 +167,9 @@ def test_each_leg_of_a_request_is_seen(tiny_store: ModelStore) -> None:
     assert sorted(set(sides)) == [8, 16]
 
 
-@pytest.mark.parametrize(("side", "small"), [(8, 8), (128, 128), (129, 65), (512, 128), (1000, 125)])
-def test_a_preview_is_small(side: int, small: int) -> None:
+@pytest.mark.parametrize(("side", "expected"), [(8, 8), (128, 128), (129, 65), (512, 128), (1000, 125)])
+def test_a_preview_is_small(side: int, expected: int) -> None:
     flat = torch.full((1, 3, side, side // 2), 0.25)
-    made = _small(flat)
-    assert max(made.shape) == small <= PREVIEW_PX
+    made = small(flat, PREVIEW_PX)
+    assert max(made.shape) == expected <= PREVIEW_PX
     assert torch.allclose(made, torch.tensor(0.25))

@@ -206,7 +206,9 @@ class FakeEngine:
         elif step == job.request.steps:
             self._leave(job)
             images = tuple(pixels_of(job.request.seed + i) for i in range(job.request.batch))
-            self.outbox.put(Succeeded(job.job_id, job.request.model, job.version, WEIGHTS_SHA256, "float32", images))
+            frames = tuple(tuple(255 - image for _ in range(job.request.frames - 1)) for image in images)
+            made_by = (job.request.model, job.version, WEIGHTS_SHA256, "float32")
+            self.outbox.put(Succeeded(job.job_id, *made_by, images, frames=frames if job.request.frames else ()))
 
 
 MEMORY = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3, workspace_bytes=2)

@@ -36,12 +36,13 @@ def chain(*images: SavedImage) -> SavedChain:
 
 def same(one: SavedChain, other: SavedChain) -> bool:
     def bits(saved: SavedChain) -> list[object]:
-        arrays = [
+        arrays: list[Any] = [
             x
             for image in saved.images
             for x in (image.x_t, image.x_0_previous, image.entry, len(image.earlier_outputs), *image.earlier_outputs)
         ]
-        progress = [(image.leg, image.step) for image in saved.images]
+        arrays += [x for image in saved.images for _, x in sorted(image.frames.items())]
+        progress = [(image.leg, image.step, *sorted(image.frames)) for image in saved.images]
         kept = [(x.shape, x.tobytes()) if isinstance(x, np.ndarray) else x for x in arrays]
         return [saved.version, saved.dtype, progress, *kept]
 
@@ -74,6 +75,15 @@ def test_images_of_several_legs_and_shapes_come_back() -> None:
         SavedImage(5, small, None, earlier_outputs=(state(5, (1, 4, 4)), state(6, (1, 4, 4)))),
     )
     assert same(unpack(pack(chain(*images), REQUEST), REQUEST), chain(*images))
+
+
+def test_frames_come_back_with_the_states() -> None:
+    frames = {2: np.arange(12, dtype=np.uint8).reshape(2, 2, 3), 4: np.zeros((2, 2, 3), np.uint8)}
+    images = (SavedImage(5, state(1), state(2), frames=frames), SavedImage(0, None, None))
+    data = pack(chain(*images), REQUEST)
+    assert same(unpack(data, REQUEST), chain(*images))
+    with pytest.raises(UnreadableChainError, match="24 of frames"):
+        unpack(data[:-1], REQUEST)
 
 
 def test_not_a_number_and_minus_zero_are_numbers_too() -> None:
