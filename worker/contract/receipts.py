@@ -6,13 +6,13 @@ that differs when the same pixels are drawn again: no job, no time, no worker.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import rfc8785
 from pydantic import JsonValue
 
 from worker.contract.message import Message
-from worker.contract.requests import LabelCondition, NoCondition, SamplingRequest, TextCondition
+from worker.contract.requests import NoCondition, SamplingRequest
 
 FORMAT = "reverie-receipt/1"
 SIGNATURE = "signature"
@@ -26,10 +26,10 @@ PNG_KEYWORD = "reverie"
 EXIF_TAG = 0x010E
 """ImageDescription, where a WebP carries it."""
 
-_CONDITIONS: Mapping[str, type[Message]] = {"class_label": LabelCondition, "prompt": TextCondition}
-"""By the field of a public request that is there when the condition is."""
-_PUBLIC_NAMES = {"label": "class_label"}
-_GUIDANCE = "guidance_"
+_KIND = "kind"
+"""What tells the messages of a union apart; the names of their fields do so in public."""
+_PREFIXES = {"guidance": "guidance_"}
+_PUBLIC_NAMES = {"label": "class_label", "picture": "init_image"}
 
 
 class Computation(Message):
@@ -114,16 +114,14 @@ def unsigned(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_request(request: SamplingRequest) -> dict[str, Any]:
-    """The request as POST /generate takes it. Every field is in it but those that do not apply, which are None."""
-    fields = request.model_dump(mode="json", exclude=DERIVED)
-    condition, guidance = fields.pop("condition"), fields.pop("guidance")
-    del condition["kind"]
-    flat = {
-        **fields,
-        **{_PUBLIC_NAMES.get(name, name): value for name, value in condition.items()},
-        **{_GUIDANCE + name: value for name, value in guidance.items()},
-    }
-    return {name: value for name, value in flat.items() if value is not None}
+    """The request as POST /generate takes it: flat. Every field is in it but those that do not apply: None, or empty
+    for want of members."""
+    flat: dict[str, Any] = {}
+    for name, value in request.model_dump(mode="json", exclude=DERIVED).items():
+        parts = {_public(name, part): inner for part, inner in value.items()} if isinstance(value, dict) else {}
+        flat |= parts or {name: value}
+    flat.pop(_KIND, None)
+    return {name: value for name, value in flat.items() if value is not None and value != []}
 
 
 def sampling_request(public: Mapping[str, Any]) -> SamplingRequest:
@@ -133,14 +131,24 @@ def sampling_request(public: Mapping[str, Any]) -> SamplingRequest:
         pydantic.ValidationError: it is no such request, or one of a later release.
     """
     fields = dict(public)
-    guidance = {name.removeprefix(_GUIDANCE): fields.pop(name) for name in list(fields) if name.startswith(_GUIDANCE)}
-    condition: dict[str, Any] = {"kind": NoCondition().kind}
-    for name, kind in _CONDITIONS.items():
-        if name in fields:
-            names = {_PUBLIC_NAMES.get(own, own): own for own in kind.model_fields}
-            condition = {names[field]: fields.pop(field) for field in list(fields) if field in names}
-            condition["kind"] = kind.model_fields["kind"].default
-    return SamplingRequest.model_validate({**fields, "condition": condition, "guidance": guidance})
+    nested: dict[str, Any] = {"condition": {_KIND: NoCondition().kind}}
+    for name, field in SamplingRequest.model_fields.items():
+        for kind in _messages_in(field.annotation):
+            parts = {_public(name, part): part for part in kind.model_fields if part != _KIND}
+            if found := {parts[key]: fields.pop(key) for key in list(fields) if key in parts}:
+                tag = {_KIND: kind.model_fields[_KIND].default} if _KIND in kind.model_fields else {}
+                nested[name] = {**found, **tag}
+    return SamplingRequest.model_validate({**fields, **nested})
+
+
+def _public(field: str, part: str) -> str:
+    """What POST /generate calls a part of a nested field."""
+    return _PREFIXES.get(field, "") + _PUBLIC_NAMES.get(part, part)
+
+
+def _messages_in(annotation: Any) -> list[type[Message]]:
+    kinds = get_args(annotation) or (annotation,)
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Message)]
 
 
 def parsed(text: str | bytes) -> dict[str, Any]:
@@ -152,8 +160,8 @@ def parsed(text: str | bytes) -> dict[str, Any]:
     document = json.loads(text)
     # A receipt of a later release of this format may say more.
     Receipt.model_validate(document, extra="ignore")
-    if document["format"] != FORMAT:
-        raise ValueError(f"need a receipt of the format {FORMAT}, got {document['format']!r}")
+    if document.get("format") != FORMAT:
+        raise ValueError(f"need a receipt of the format {FORMAT}, got {document.get('format')!r}")
     return dict(document)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from worker.contract import SamplingRequest
 
@@ -12,7 +13,15 @@ LARGE = 2**53 - 1
 
 def any_request() -> "st.SearchStrategy[SamplingRequest]":
     schema = SamplingRequest.model_json_schema()
-    return _values(schema, schema).map(SamplingRequest.model_validate)
+    return _values(schema, schema).map(_valid).filter(lambda request: request is not None)
+
+
+def _valid(fields: Mapping[str, Any]) -> Any:
+    """None where a rule over several fields is broken."""
+    try:
+        return SamplingRequest.model_validate(fields)
+    except ValidationError:
+        return None
 
 
 def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> "st.SearchStrategy[Any]":
