@@ -46,10 +46,14 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
         broken.append(FieldProblem("batch", f"need 1 <= batch <= {settings.max_images}", body.batch))
     if body.seed is not None and body.seed + body.batch - 1 > MAX_SEED:
         broken.append(FieldProblem("seed", f"need seed + batch - 1 <= {MAX_SEED}", body.seed))
-    if body.guidance_scale not in (None, 1.0) and body.class_label is None and body.prompt is None:
+    if body.guidance_scale not in (None, 1.0) and body.class_label is None and not _is_prompted(body):
         rule = "needs a class_label or a prompt to guide towards"
         broken.append(FieldProblem("guidance_scale", rule, body.guidance_scale))
-    if body.negative_prompt is not None and body.prompt is None:
+    if body.prompts is not None:
+        broken += _broken_prompts(body, body.prompts)
+    if body.clip_skip and not _is_prompted(body):
+        broken.append(FieldProblem("clip_skip", "needs a prompt", body.clip_skip))
+    if body.negative_prompt is not None and not _is_prompted(body):
         broken.append(FieldProblem("negative_prompt", "needs a prompt", body.negative_prompt))
     elif body.negative_prompt and body.guidance_scale == 1.0:
         broken.append(FieldProblem("negative_prompt", "has no effect at guidance_scale 1", body.negative_prompt))
@@ -102,15 +106,32 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
 
 
 def _condition(body: GenerateRequest, class_label: int | None) -> Condition:
-    if body.prompt is not None:
-        return TextCondition(prompt=body.prompt, negative_prompt=body.negative_prompt or "")
+    if _is_prompted(body):
+        return TextCondition(
+            prompt=body.prompt or "",
+            prompts=tuple(body.prompts or ()),
+            negative_prompt=body.negative_prompt,
+            clip_skip=body.clip_skip or 0,
+        )
     return NoCondition() if class_label is None else LabelCondition(label=class_label)
 
 
 def _guidance_scale(body: GenerateRequest) -> float:
     if body.guidance_scale is not None:
         return body.guidance_scale
-    return PROMPT_GUIDANCE if body.prompt is not None else 1.0
+    return PROMPT_GUIDANCE if _is_prompted(body) else 1.0
+
+
+def _is_prompted(body: GenerateRequest) -> bool:
+    return body.prompt is not None or body.prompts is not None
+
+
+def _broken_prompts(body: GenerateRequest, prompts: list[str]) -> list[FieldProblem]:
+    if body.prompt is not None:
+        return [FieldProblem("prompts", "stands in place of prompt, not beside it", len(prompts))]
+    if len(prompts) != body.batch:
+        return [FieldProblem("prompts", f"need {body.batch}, one for each image of the batch", len(prompts))]
+    return []
 
 
 def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProblem]:
@@ -119,9 +140,10 @@ def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProbl
     if body.version is not None and body.version not in versions:
         rule = f"unknown version of {model.name}; known: {_listed(versions)}"
         broken.append(FieldProblem("version", rule, body.version))
-    if body.prompt is not None and model.takes is not Takes.PROMPT:
+    if _is_prompted(body) and model.takes is not Takes.PROMPT:
         rule = f"{model.name} takes {'a class_label' if model.labels else 'no condition'}, not a prompt"
-        broken.append(FieldProblem("prompt", rule, body.prompt))
+        name = "prompt" if body.prompts is None else "prompts"
+        broken.append(FieldProblem(name, rule, body.prompt if body.prompts is None else len(body.prompts)))
     if body.steps > model.num_train_timesteps:
         rule = f"need steps <= {model.num_train_timesteps}, the training timesteps of {model.name}"
         broken.append(FieldProblem("steps", rule, body.steps))

@@ -89,6 +89,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
     )
     bound = outcome or snapshot
     done = request.calls if state is JobState.SUCCEEDED else snapshot.step if snapshot else 0
+    texts = request.condition if isinstance(request.condition, TextCondition) else None
     waiting = state is JobState.QUEUED
     if waiting and turn is None:
         turn = Turn(0, None)  # a worker has popped it and not begun: nothing is ahead of it
@@ -108,8 +109,10 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         spacing=request.spacing,
         karras=request.karras,
         class_label=request.condition.label if isinstance(request.condition, LabelCondition) else None,
-        prompt=request.condition.prompt if isinstance(request.condition, TextCondition) else None,
-        negative_prompt=request.condition.negative_prompt if isinstance(request.condition, TextCondition) else None,
+        prompt=texts.prompt if texts and not texts.prompts else None,
+        prompts=list(texts.prompts) if texts and texts.prompts else None,
+        negative_prompt=texts.negative_prompt if texts else None,
+        clip_skip=texts.clip_skip if texts else 0,
         label=job.meta.get(LABEL_META),
         guidance_scale=request.guidance.scale,
         width=request.width,

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, Strict
 
 from worker.contract import (
     KARRAS_SAMPLERS,
+    MAX_CLIP_SKIP,
     MAX_FRAMES,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
@@ -96,6 +97,15 @@ class GenerateRequest(BaseModel):
         max_length=MAX_PROMPT_CHARACTERS,
         description="What guidance leads away from. Absent: the empty prompt.",
     )
+    prompts: list[Annotated[StrictStr, Field(max_length=MAX_PROMPT_CHARACTERS)]] | None = Field(
+        default=None, min_length=1, description="One for each image of the batch, in place of `prompt`."
+    )
+    clip_skip: StrictInt | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_CLIP_SKIP,
+        description="How many of the text encoder's last layers are left out for the prompt. Absent: 0.",
+    )
     guidance_scale: Float | None = Field(
         default=None,
         ge=0,
@@ -180,7 +190,9 @@ class Job(BaseModel):
     class_label: int | None
     label: str | None = Field(description="The name of `class_label`.")
     prompt: str | None
+    prompts: list[str] | None = Field(default=None, description="One for each image, in place of `prompt`.")
     negative_prompt: str | None
+    clip_skip: int = 0
     guidance_scale: float
     width: int | None = Field(default=None, description="As asked for; null: the model's own.")
     height: int | None = None

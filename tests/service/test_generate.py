@@ -108,6 +108,13 @@ def test_the_worker_gets_prompt_negative_prompt_and_guidance(http: httpx.Client,
     assert (request.condition, request.guidance.scale) == (NoCondition(), 1)
 
 
+def test_the_worker_gets_a_prompt_for_each_image(http: httpx.Client, worker: FakeWorker) -> None:
+    asked = {"steps": 20, "batch": 2, "model": "emoji", "prompts": ["a cat", "a dog"], "clip_skip": 1}
+    shown = http.post("/generate", json=asked).json()
+    assert request_of(worker.take()).condition == TextCondition(prompts=("a cat", "a dog"), clip_skip=1)
+    assert (shown["prompt"], shown["prompts"], shown["clip_skip"]) == (None, ["a cat", "a dog"], 1)
+
+
 def test_the_worker_gets_the_size_and_what_it_costs(http: httpx.Client, worker: FakeWorker) -> None:
     asked = {"steps": 20, "batch": 3, "width": 10, "height": 16}
     shown = http.post("/generate", json=asked).json()

@@ -6,8 +6,15 @@ from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import torch
-from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextConfig, CLIPTextModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from tests.worker.text_pipeline import write_tokenizer
 from worker.store import Checkpoint, ModelStore
@@ -110,6 +117,48 @@ def sd_pipeline(
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sdxl_pipeline(*, wide: bool = False) -> StableDiffusionXLPipeline:
+    """Stable Diffusion XL's parts: two encoders, sizes and crops beside the text, an autoencoder that asks for float32.
+
+    Args:
+        wide: with a U-Net that is exact in batches.
+    """
+    with TemporaryDirectory() as folder:
+        first = write_tokenizer(Path(folder, "tokenizer"), length=77)
+        second = write_tokenizer(Path(folder, "tokenizer_2"), length=77, pad="!")
+
+    def encoders() -> tuple[CLIPTextModel, CLIPTextModelWithProjection]:
+        one = CLIPTextModel(CLIPTextConfig(**CLIP, hidden_act="quick_gelu")).eval()
+        return one, CLIPTextModelWithProjection(CLIPTextConfig(**CLIP, hidden_act="gelu")).eval()
+
+    one, two = seeded(encoders)
+    time_width = 32 if wide else 8
+    unet = tiny_unet(
+        block_out_channels=(8, 16) if wide else (2, 4),
+        layers_per_block=2,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=time_width,
+        transformer_layers_per_block=(1, 2),
+        cross_attention_dim=64,
+        norm_num_groups=1,
+        projection_class_embeddings_input_dim=6 * time_width + 32,
+    )
+    pipeline = StableDiffusionXLPipeline(
+        unet=unet,
+        vae=tiny_vae(scaling_factor=0.13025, force_upcast=True),
+        text_encoder=one,
+        text_encoder_2=two,
+        tokenizer=first,
+        tokenizer_2=second,
+        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        add_watermarker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -1,4 +1,4 @@
-"""Prompts: hidden states of a text encoder, of the prompt and of what guidance leads away from."""
+"""Prompts: hidden states of text encoders, of the prompt and of what guidance leads away from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,28 @@ import torch
 from torch import Tensor
 
 from worker.conditioning.conditioning import Conditioning, ConditionRefusedError, Encoding
-from worker.conditioning.text_encoder import Ids, PromptTokenizer, SpecialTokenError, TextEncoder
+from worker.conditioning.text_encoder import Asked, Encoded, PromptTokenizer, SpecialTokenError, TextEncoder
 from worker.contract import Condition, Guidance, LabelCondition, NoCondition, TextCondition
 
 LOST_SHOWN = 200
 """Most characters of a cut prompt's end that a warning repeats."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextReader:
+    """A text encoder and the tokenizer that goes with it."""
+
+    tokenizer: PromptTokenizer
+    encoder: TextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What one network row is told: a text, or None for the absence of any."""
+
+    field: str
+    text: str | None
+    clip_skip: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,55 +38,92 @@ class Text:
 
     Args:
         model: its name, for messages.
-        input_name: of the network's input that takes the hidden states.
+        readers: the states that they make of a text are concatenated along their width.
+        states_name: of the network's input that takes the hidden states.
+        pooled_name: of the input that takes the last reader's text as a whole; None: the network has none.
+        penultimate: see `Asked`.
+        zero_if_absent: zeros stand for a negative prompt that is not given, else the empty text.
     """
 
     model: str
-    input_name: str
-    tokenizer: PromptTokenizer
-    encoder: TextEncoder
+    readers: tuple[TextReader, ...]
+    states_name: str
+    pooled_name: str | None = None
+    penultimate: bool = False
+    zero_if_absent: bool = False
 
     def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
         match condition:
             case TextCondition():
-                texts = condition
+                rows = self._rows(condition, guidance.scale)
             case NoCondition():
-                texts = TextCondition(prompt="")
+                rows = [_Row("prompt", None if self.zero_if_absent else "")]
             case LabelCondition():
                 raise ConditionRefusedError(f"model {self.model} takes a prompt, got class_label {condition.label}")
         warnings: list[str] = []
-        rows = [self._ids(field, text, warnings) for field, text in _rows(texts, guidance.scale)]
+        asked = [[self._ask(reader, row, warnings) for row in rows] for reader in self.readers]
         # What is known now stays at hand, whatever else is encoded until the rest is.
-        known = {ids: encoding for ids in rows if (encoding := self.encoder.known(ids)) is not None}
-        missing = [ids for ids in dict.fromkeys(rows) if ids not in known]
+        known: dict[tuple[int, Asked], Encoded] = {}
+        missing: list[tuple[int, Asked]] = []
+        for place, (reader, texts) in enumerate(zip(self.readers, asked, strict=True)):
+            for text in dict.fromkeys(texts):
+                if (encoded := reader.encoder.known(text)) is not None:
+                    known[place, text] = encoded
+                else:
+                    missing.append((place, text))
 
-        def assemble(results: Sequence[Tensor]) -> tuple[Conditioning, ...]:
+        def assemble(results: Sequence[Encoded]) -> tuple[Conditioning, ...]:
             made = known | dict(zip(missing, results, strict=True))
-            states = torch.stack([made[ids] for ids in rows])
-            return (Conditioning(len(rows), {self.input_name: states}, guidance.scale),)
+            encoded = [[made[place, text] for text in texts] for place, texts in enumerate(asked)]
+            blank = [row.text is None for row in rows]
+            named = {self.states_name: _zeroed(torch.cat([_states(each) for each in encoded], dim=-1), blank)}
+            if self.pooled_name is not None:
+                named[self.pooled_name] = _zeroed(_pooled(encoded[-1]), blank)
+            return (Conditioning(len(rows), named, guidance.scale),)
 
-        return Encoding([partial(self.encoder.encode, ids) for ids in missing], assemble, tuple(warnings))
+        calls = [partial(self.readers[place].encoder.encode, text) for place, text in missing]
+        return Encoding(calls, assemble, tuple(dict.fromkeys(warnings)))
 
-    def _ids(self, field: str, text: str, warnings: list[str]) -> Ids:
+    def _rows(self, texts: TextCondition, w: float) -> list[_Row]:
+        """Two where guidance mixes them, the unconditional one first, else one.
+
+        w = 1 is the conditional model itself and w = 0 the unconditional one, so neither costs a second row; nor do two
+        equal texts.
+        """
+        absent = None if self.zero_if_absent else ""
+        prompt = _Row("prompt", texts.prompt, texts.clip_skip)
+        negative = _Row("negative_prompt", absent if texts.negative_prompt is None else texts.negative_prompt)
+        if w == 1 or (prompt.text, prompt.clip_skip) == (negative.text, negative.clip_skip):
+            return [prompt]
+        return [negative] if w == 0 else [negative, prompt]
+
+    def _ask(self, reader: TextReader, row: _Row, warnings: list[str]) -> Asked:
+        most = reader.encoder.layers - 1 - self.penultimate
+        if row.clip_skip > most:
+            raise ConditionRefusedError(f"need clip_skip <= {most} for model {self.model}, got {row.clip_skip}")
         try:
-            tokens = self.tokenizer(text)
+            tokens = reader.tokenizer(row.text or "")
         except SpecialTokenError as error:
-            raise ConditionRefusedError(f"{field}: {error}") from error
+            raise ConditionRefusedError(f"{row.field}: {error}") from error
         if tokens.lost:
             lost = tokens.lost if len(tokens.lost) <= LOST_SHOWN else tokens.lost[:LOST_SHOWN] + "…"
-            warnings.append(f"{field}: {self.model} reads {self.tokenizer.length - 2} tokens of it, lost: {lost}")
-        return tokens.ids
+            warnings.append(f"{row.field}: {self.model} reads {reader.tokenizer.length - 2} tokens of it, lost: {lost}")
+        return Asked(tokens.ids, row.clip_skip, self.penultimate)
 
 
-def _rows(texts: TextCondition, w: float) -> list[tuple[str, str]]:
-    """(field, text) of each network row: two where guidance mixes them, the unconditional one first, else one.
+def _states(encoded: Sequence[Encoded]) -> Tensor:
+    """[rows, tokens, width]"""
+    return torch.stack([each.states for each in encoded])
 
-    w = 1 is the conditional model itself and w = 0 the unconditional one, so neither costs a second row; nor do two
-    equal texts.
-    """
-    prompt, negative = ("prompt", texts.prompt), ("negative_prompt", texts.negative_prompt)
-    if w == 1 or texts.prompt == texts.negative_prompt:
-        return [prompt]
-    if w == 0:
-        return [negative]
-    return [negative, prompt]
+
+def _pooled(encoded: Sequence[Encoded]) -> Tensor:
+    """[rows, width']"""
+    return torch.stack([each.pooled for each in encoded if each.pooled is not None])
+
+
+def _zeroed(rows: Tensor, blank: Sequence[bool]) -> Tensor:
+    """With zeros in the rows that are told nothing."""
+    for place, is_blank in enumerate(blank):
+        if is_blank:
+            rows[place] = 0
+    return rows

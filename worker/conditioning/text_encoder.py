@@ -65,9 +65,36 @@ class PromptTokenizer:
         lost = ""
         if len(ids) > self.length:
             first_lost = whole["offset_mapping"][self.length - 1][0]
-            lost = prompt[first_lost:].strip()
+            lost = prompt[first_lost:].strip() or prompt[first_lost:]  # control characters, say
             ids = [*ids[: self.length - 1], ids[-1]]
         return Tokens((*ids, *[self._tokenizer.pad_token_id] * (self.length - len(ids))), lost)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a text encoder is asked.
+
+    Attributes:
+        clip_skip: how many of its last layers are left out.
+        penultimate: the states before the last layer and before the final norm, as Stable Diffusion XL reads them.
+    """
+
+    ids: Ids
+    clip_skip: int = 0
+    penultimate: bool = False
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Encoded:
+    """What it answers.
+
+    Attributes:
+        states: [tokens, width] float32, of all tokens, padding included.
+        pooled: [width'] float32, the text as a whole; None of an encoder without a projection.
+    """
+
+    states: Tensor
+    pooled: Tensor | None
 
 
 class TextEncoder:
@@ -75,15 +102,16 @@ class TextEncoder:
 
     Args:
         folder: of the encoder.
+        projected: whether it is one that projects the text as a whole.
     """
 
-    def __init__(self, folder: Path, device: torch.device) -> None:
-        from transformers import CLIPTextModel  # here: it takes seconds to import
+    def __init__(self, folder: Path, device: torch.device, *, projected: bool = False) -> None:
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection  # here: it takes seconds to import
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()  # the worker's standard error is a log
         try:
-            model, info = CLIPTextModel.from_pretrained(
+            model, info = (CLIPTextModelWithProjection if projected else CLIPTextModel).from_pretrained(
                 str(folder),
                 local_files_only=True,
                 use_safetensors=True,
@@ -101,33 +129,50 @@ class TextEncoder:
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._device = device
         self.width = int(model.config.hidden_size)
+        self.pooled_width = int(model.config.projection_dim) if projected else None
+        self.layers = int(model.config.num_hidden_layers)
         self.positions = int(model.config.max_position_embeddings)
         self.vocabulary_size = int(model.config.vocab_size)
         self.weight_bytes = sum(weight.nbytes for weight in model.state_dict().values())
         self._lock = threading.Lock()
-        self._encodings: OrderedDict[Ids, Tensor] = OrderedDict()
+        self._encodings: OrderedDict[Asked, Encoded] = OrderedDict()
 
-    def known(self, ids: Ids) -> Tensor | None:
+    def known(self, asked: Asked) -> Encoded | None:
         """The encoding, if it was made lately."""
         with self._lock:
-            encoding = self._encodings.get(ids)
+            encoding = self._encodings.get(asked)
             if encoding is not None:
-                self._encodings.move_to_end(ids)
+                self._encodings.move_to_end(asked)
         return encoding
 
     @torch.inference_mode()
-    def encode(self, ids: Ids) -> Tensor:
-        """[tokens, width] float32: the last hidden states after the final norm, of all tokens, padding included."""
-        encoding = self.known(ids)
+    def encode(self, asked: Asked) -> Encoded:
+        """Of all tokens, padding included."""
+        encoding = self.known(asked)
         if encoding is None:
-            # No attention mask: only the causal one, as the reference pipelines call it.
-            tokens = torch.tensor([ids], dtype=torch.int64).to(self._device)
-            encoding = self._model(input_ids=tokens).last_hidden_state[0].clone()
+            encoding = self._encode(asked)
             with self._lock:
-                self._encodings[ids] = encoding
+                self._encodings[asked] = encoding
                 while len(self._encodings) > ENCODINGS_KEPT:
                     self._encodings.popitem(last=False)
         return encoding
+
+    def _encode(self, asked: Asked) -> Encoded:
+        # No attention mask: only the causal one, as the reference pipelines call it.
+        tokens = torch.tensor([asked.ids], dtype=torch.int64).to(self._device)
+        inner = asked.penultimate or asked.clip_skip > 0
+        output = self._model(input_ids=tokens, output_hidden_states=inner)
+        if asked.penultimate:
+            states = output.hidden_states[-2 - asked.clip_skip]
+        elif asked.clip_skip:
+            states = self._final_norm(output.hidden_states[-1 - asked.clip_skip])
+        else:
+            states = output.last_hidden_state
+        return Encoded(states[0].clone(), None if self.pooled_width is None else output.text_embeds[0].clone())
+
+    def _final_norm(self, states: Tensor) -> Tensor:
+        model = self._model
+        return torch.as_tensor(getattr(model, "text_model", model).final_layer_norm(states))
 
 
 def _one_line(error: Exception) -> str:

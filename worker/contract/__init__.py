@@ -15,6 +15,7 @@ from worker.contract.message import Message
 from worker.contract.names import (
     FUNCTION_NAME,
     KARRAS_SAMPLERS,
+    MAX_CLIP_SKIP,
     MAX_FRAMES,
     MAX_JOB_FRAMES,
     MAX_PROMPT_CHARACTERS,
@@ -47,6 +48,7 @@ __all__ = [
     "CATALOGUE_TTL_S",
     "FUNCTION_NAME",
     "KARRAS_SAMPLERS",
+    "MAX_CLIP_SKIP",
     "MAX_FRAMES",
     "MAX_JOB_FRAMES",
     "MAX_PROMPT_CHARACTERS",

@@ -12,6 +12,8 @@ MAX_SEED = 2**53 - 1
 """Largest seed: the largest integer that every JSON reader keeps whole."""
 
 MAX_STEPS = 1000
+MAX_CLIP_SKIP = 64
+"""More layers than any text encoder has."""
 MAX_SIDE_PX = 16384
 """Of an image."""
 

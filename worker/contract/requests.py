@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
+    MAX_CLIP_SKIP,
     MAX_FRAMES,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
@@ -17,6 +18,8 @@ from worker.contract.names import (
     SamplerName,
     Spacing,
 )
+
+Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
 
 
 class NoCondition(Message):
@@ -37,9 +40,19 @@ class TextCondition(Message):
     """Draws what a prompt says."""
 
     kind: Literal["text"] = "text"
-    prompt: str = Field(max_length=MAX_PROMPT_CHARACTERS)
-    negative_prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS)
-    """What guidance leads away from."""
+    prompt: str = Field(default="", max_length=MAX_PROMPT_CHARACTERS)
+    prompts: tuple[Prompt, ...] = ()
+    """One for each image, in place of `prompt`; empty: that one is for all."""
+    negative_prompt: str | None = Field(default=None, max_length=MAX_PROMPT_CHARACTERS)
+    """What guidance leads away from; None: from no text, which some models know otherwise than the empty one."""
+    clip_skip: int = Field(default=0, ge=0, le=MAX_CLIP_SKIP)
+    """How many of the text encoder's last layers are left out for the prompt."""
+
+    def of_image(self, index: int) -> "TextCondition":
+        """The condition of one image of a request."""
+        if not self.prompts:
+            return self
+        return self.model_copy(update={"prompt": self.prompts[index], "prompts": ()})
 
 
 Condition = Annotated[NoCondition | LabelCondition | TextCondition, Field(discriminator="kind")]

@@ -1,10 +1,11 @@
 """From a request to its trajectories: what can't be drawn is refused here, with the value and the rule."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from worker.conditioning.conditioning import Conditioning, ConditionRefusedError, Encoding
-from worker.contract import MAX_SEED, SamplingRequest
+from worker.contract import MAX_SEED, Condition, SamplingRequest, TextCondition
 from worker.diffusion.errors import DiffusionError
 from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
@@ -20,50 +21,92 @@ class RequestRefused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Admission:
-    """A request that its model can draw, once its condition is encoded.
+    """A request that its model can draw, once its conditions are encoded.
 
     Attributes:
         plans: one of each leg.
         shape: of the first leg's state.
+        encodings: of the request's different conditions.
+        encoding_of: which of them each image has.
+        warnings: what the client should know.
     """
 
     request: SamplingRequest
     model: LoadedModel
     shape: Shape
     plans: Sequence[SamplerPlan]
-    encoding: Encoding
+    encodings: Sequence[Encoding]
+    encoding_of: Sequence[int]
+    warnings: tuple[str, ...]
 
-    def trajectories(self, job_id: str, conditionings: Sequence[Conditioning]) -> list[Trajectory]:
+    @property
+    def calls(self) -> Sequence[Callable[[], Any]]:
+        """What is to be run before there are trajectories, in order."""
+        return [call for encoding in self.encodings for call in encoding.calls]
+
+    def trajectories(self, job_id: str, results: Sequence[Any]) -> list[Trajectory]:
         """One per image, in order; image i has seed `request.seed + i`.
 
         Args:
-            conditionings: one of each leg.
+            results: of the calls.
         """
-        model = self.model
-        first = Leg(model, self.plans[0], self.shape, conditionings[0], area=model.area_of(self.shape))
+        remaining = iter(results)
+        legs = [self._legs(encoding.assemble([next(remaining) for _ in encoding.calls])) for encoding in self.encodings]
+        seed = self.request.seed
+        return [
+            Trajectory(job_id, index, seed + index, self.model, legs[encoding])
+            for index, encoding in enumerate(self.encoding_of)
+        ]
+
+    def _legs(self, conditionings: Sequence[Conditioning]) -> Sequence[Leg]:
+        """Args: conditionings: one of each leg."""
+        model, shape = self.model, self.shape
+        conditioning = conditionings[0].extended(model.named_of_size(shape))
+        first = Leg(model, self.plans[0], shape, conditioning, area=model.area_of(shape))
         later = [
             Leg(leg, plan, leg.shape, conditioning, leg.enter)
             for leg, plan, conditioning in zip(model.later_legs, self.plans[1:], conditionings[1:], strict=True)
         ]
-        legs = (first, *later)
-        seed = self.request.seed
-        return [Trajectory(job_id, index, seed + index, model, legs) for index in range(self.request.batch)]
+        return first, *later
 
 
 def admit(request: SamplingRequest, model: LoadedModel) -> Admission:
-    """Plan the request's legs and the encoding of its condition; runs no network.
+    """Plan the request's legs and the encoding of its conditions; runs no network.
 
     Raises:
         RequestRefused: steps, condition, guidance, size or sampler that do not go with this model.
     """
     if request.seed + request.batch - 1 > MAX_SEED:
         raise RequestRefused(f"need seed + batch - 1 <= {MAX_SEED}, got {request.seed} + {request.batch} - 1")
+    conditions, encoding_of = _conditions(request)
+    encodings, warnings = [], []
     try:
         shape = model.shape_of(request.width, request.height)
         plans = [model.plan(request), *(leg.plan(request) for leg in model.later_legs)]
-        encoding = model.conditioner(request.condition, request.guidance)
+        for index, condition in conditions:
+            encoding = model.conditioner(condition, request.guidance)
+            encodings.append(encoding)
+            warnings += [_of_image(warning, request.condition, index) for warning in encoding.warnings]
     except DiffusionError as error:
         raise RequestRefused(f"{model.name}: {error}") from error
     except (ConditionRefusedError, SizeRefusedError) as error:
         raise RequestRefused(str(error)) from error
-    return Admission(request, model, shape, plans, encoding)
+    return Admission(request, model, shape, plans, encodings, encoding_of, tuple(dict.fromkeys(warnings)))
+
+
+def _conditions(request: SamplingRequest) -> tuple[Sequence[tuple[int, Condition]], Sequence[int]]:
+    """The different conditions of the images, with the first image that has each, and which one each image has."""
+    condition = request.condition
+    if not isinstance(condition, TextCondition) or not condition.prompts:
+        return [(0, condition)], [0] * request.batch
+    if len(condition.prompts) != request.batch:
+        raise RequestRefused(f"need {request.batch} prompts, one for each image, got {len(condition.prompts)}")
+    different = list(dict.fromkeys(condition.prompts))
+    firsts = [(condition.prompts.index(prompt), prompt) for prompt in different]
+    return [(index, condition.of_image(index)) for index, _ in firsts], [different.index(p) for p in condition.prompts]
+
+
+def _of_image(warning: str, condition: Condition, index: int) -> str:
+    """With the field named as the client named it."""
+    of_list = isinstance(condition, TextCondition) and bool(condition.prompts)
+    return f"prompts[{index}]{warning.removeprefix('prompt')}" if of_list and warning.startswith("prompt:") else warning

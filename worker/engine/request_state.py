@@ -62,15 +62,15 @@ class RequestState:
     @property
     def is_encoded(self) -> bool:
         """Whether no encoder call is left."""
-        return len(self.encoded) == len(self.admission.encoding.calls)
+        return len(self.encoded) == len(self.admission.calls)
 
     def encode_next(self) -> None:
         """Run the next encoder call."""
-        self.encoded.append(self.admission.encoding.calls[len(self.encoded)]())
+        self.encoded.append(self.admission.calls[len(self.encoded)]())
 
     def make_rows(self) -> None:
         """Once all is encoded."""
-        self.rows = self.admission.trajectories(self.job_id, self.admission.encoding.assemble(self.encoded))
+        self.rows = self.admission.trajectories(self.job_id, self.encoded)
         self.moments = moments_of(self.steps, self.request.frames)
         self.frames = {row.index: {} for row in self.rows} if self.moments else {}
 
@@ -111,7 +111,7 @@ class RequestState:
         images = tuple(self.images[index] for index in range(self.request.batch))
         model = self.model
         run = model.execution
-        warnings = self.admission.encoding.warnings
+        warnings = self.admission.warnings
         bound_to = (self.job_id, model.name, model.version, model.weights_sha256)
         frames = tuple(
             tuple(of_image[step] for step in sorted(of_image)) for _, of_image in sorted(self.frames.items())

@@ -112,6 +112,7 @@ class LoadedModel:
     Attributes:
         shape: (C, H, W) of the state that the first leg denoises.
         codec: makes images of the last leg's states.
+        named_of_size: inputs of the first leg's network that follow from the shape of its state, those of one row.
         later_legs: what follows the first leg, which is this model's own network.
         conditioner: turns a request's condition into tensors.
         components: hash of each of its components, by name.
@@ -132,6 +133,7 @@ class LoadedModel:
     shape: Shape
     conditioner: Conditioner
     codec: Codec = field(default_factory=Pixels)
+    named_of_size: Callable[[Shape], Mapping[str, Tensor]] = lambda shape: {}
     later_legs: tuple[LaterLeg, ...] = ()
     components: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()

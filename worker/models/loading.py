@@ -2,26 +2,26 @@
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from worker.conditioning.conditioning import Conditioner
 from worker.conditioning.labels import Labels, Unconditional
-from worker.conditioning.text import Text
+from worker.conditioning.text import Text, TextReader
 from worker.diffusion.noise import Shape
 from worker.models.autoencoder import open_codec, read_autoencoding
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
 from worker.models.loaded_model import Execution, LoadedModel, Sizes, WarmUp
-from worker.models.text_parts import TextParts, open_text_parts
+from worker.models.text_parts import open_readers
 from worker.models.weights import check_finite, open_diffusers
-from worker.networks.architecture import Architecture, NetworkSource
+from worker.networks.architecture import Architecture, NetworkSource, TextShape
 from worker.networks.batch_form import InexactNetworkError
 from worker.networks.cpu.dtype_choice import choice_key, prepare_in_chosen_dtype
 from worker.networks.cpu.forms import prepare_on_cpu
@@ -38,12 +38,12 @@ from worker.networks.padded import PadBatch, PaddedDenoiser, padded
 from worker.networks.registry import ARCHITECTURES
 from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
-from worker.networks.unet2d_condition import TEXT_STATES
+from worker.networks.unet2d_condition import TEXT_EMBEDS, TEXT_STATES, TIME_IDS
 from worker.store.errors import BadCheckpoint
 from worker.store.inspection import size_multiple
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
-from worker.store.pipeline_index import latent_pipeline_class
+from worker.store.pipeline_index import ZEROS_FLAG, latent_pipeline_class, read_index
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +84,9 @@ def load_checkpoint(
     architecture = _architecture(config, where)
     if manifest.channels not in (1, 3, 4):
         raise UnsupportedModel(f"{where}: need 1, 3 or 4 channels, got {manifest.channels}")
-    text = open_text_parts(checkpoint, device)
-    inputs = _input_spec(architecture, config, shape, text, where)
+    readers = open_readers(checkpoint, device)
+    inputs = _input_spec(architecture, config, shape, readers, where)
+    factor = autoencoding.vae.factor if autoencoding.vae else 1
     num_classes = inputs.values_of(CLASS_LABELS)
     _check_classes(num_classes, manifest, where)
     threads = cpu_threads(threads)
@@ -128,7 +129,8 @@ def load_checkpoint(
             chain=chain,
             shape=shape,
             codec=opened.codec,
-            conditioner=_conditioner(num_classes, text, manifest, checkpoint.model, device),
+            conditioner=_conditioner(num_classes, readers, inputs, checkpoint, device),
+            named_of_size=partial(_time_ids, factor, device) if inputs.has(TIME_IDS) else lambda shape: {},
             components={name: component.sha256 for name, component in manifest.components.items()},
             labels=tuple(manifest.labels),
             num_classes=num_classes,
@@ -137,10 +139,10 @@ def load_checkpoint(
             execution=execution,
             warm_up=warm_up,
             end_step=choose_end_step(device),
-            weight_bytes=bytes_of(network) + opened.weight_bytes + (text.encoder.weight_bytes if text else 0),
+            weight_bytes=bytes_of(network) + opened.weight_bytes + sum(each.encoder.weight_bytes for each in readers),
             sizes=Sizes(
                 multiple=size_multiple(checkpoint.path, where),
-                factor=autoencoding.vae.factor if autoencoding.vae else 1,
+                factor=factor,
                 network=other_sizes,
             ),
             step=manifest.step,
@@ -211,13 +213,23 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _conditioner(
-    num_classes: int, text: TextParts | None, manifest: Manifest, model: str, device: torch.device
+    num_classes: int, readers: Sequence[TextReader], inputs: InputSpec, checkpoint: Checkpoint, device: torch.device
 ) -> Conditioner:
-    if text is not None:
-        return Text(model, TEXT_STATES, text.tokenizer, text.encoder)
+    model, manifest = checkpoint.model, checkpoint.manifest
+    if readers and inputs.has(TEXT_EMBEDS):  # Stable Diffusion XL
+        zeros = read_index(checkpoint.path, model).flags.get(ZEROS_FLAG, True)
+        return Text(model, tuple(readers), TEXT_STATES, TEXT_EMBEDS, penultimate=True, zero_if_absent=zeros)
+    if readers:
+        return Text(model, tuple(readers), TEXT_STATES)
     if num_classes == 0:
         return Unconditional(model)
     return Labels(model, CLASS_LABELS, len(manifest.labels) or num_classes, manifest.null_label, device)
+
+
+def _time_ids(factor: int, device: torch.device, shape: Shape) -> Mapping[str, Tensor]:
+    """Of an image that was never cropped nor resized."""
+    height, width = factor * shape[1], factor * shape[2]
+    return {TIME_IDS: torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32).to(device)}
 
 
 def _architecture(config: Mapping[str, Any], where: str) -> Architecture:
@@ -228,11 +240,18 @@ def _architecture(config: Mapping[str, Any], where: str) -> Architecture:
 
 
 def _input_spec(
-    architecture: Architecture, config: Mapping[str, Any], shape: Shape, text: TextParts | None, where: str
+    architecture: Architecture, config: Mapping[str, Any], shape: Shape, readers: Sequence[TextReader], where: str
 ) -> InputSpec:
     """What the network takes, once it is seen to be one that can be called."""
+    text_shape = None
+    if readers:
+        lengths = {reader.tokenizer.length for reader in readers}
+        if len(lengths) > 1:
+            raise UnsupportedModel(f"{where}: need tokenizers of one length, got {sorted(lengths)}")
+        width = sum(reader.encoder.width for reader in readers)
+        text_shape = TextShape(lengths.pop(), width, readers[-1].encoder.pooled_width)
     try:
-        return architecture.input_spec(config, shape, (text.tokenizer.length, text.encoder.width) if text else None)
+        return architecture.input_spec(config, shape, text_shape)
     except BadCheckpoint as error:
         raise UnsupportedModel(f"{where}: {error}") from error
 

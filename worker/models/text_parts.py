@@ -1,47 +1,51 @@
-"""The tokenizer and the text encoder of a checkpoint; versions and models with the same encoder share one."""
+"""The tokenizers and text encoders of a checkpoint; versions and models with the same encoder share one."""
 
 import threading
-from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
 import torch
 
+from worker.conditioning.text import TextReader
 from worker.conditioning.text_encoder import BadTextEncoderError, PromptTokenizer, TextEncoder
 from worker.models.errors import BrokenModel
+from worker.store.component_rules import TEXT_PARTS
 from worker.store.model_store import Checkpoint
+
+PROJECTED = "CLIPTextModelWithProjection"
 
 _opening = threading.Lock()
 _encoders: "WeakValueDictionary[tuple[str, str], TextEncoder]" = WeakValueDictionary()  # by (hash, device)
 
 
-@dataclass(frozen=True, slots=True)
-class TextParts:
-    tokenizer: PromptTokenizer
-    encoder: TextEncoder
+def open_readers(checkpoint: Checkpoint, device: torch.device) -> tuple[TextReader, ...]:
+    """Empty for a checkpoint without a text encoder. Raises BrokenModel."""
+    return tuple(
+        _open(checkpoint, encoder, tokenizer, device)
+        for encoder, tokenizer in TEXT_PARTS
+        if encoder in checkpoint.manifest.components
+    )
 
 
-def open_text_parts(checkpoint: Checkpoint, device: torch.device) -> TextParts | None:
-    """None for a checkpoint without a text encoder. Raises BrokenModel."""
-    component = checkpoint.manifest.components.get("text_encoder")
-    if component is None:
-        return None
+def _open(checkpoint: Checkpoint, encoder_name: str, tokenizer_name: str, device: torch.device) -> TextReader:
+    component = checkpoint.manifest.components[encoder_name]
     where = f"{checkpoint.model}/{checkpoint.version}"
     try:
-        tokenizer = PromptTokenizer(checkpoint.path / "tokenizer")
+        tokenizer = PromptTokenizer(checkpoint.path / tokenizer_name)
         with _opening:
             encoder = _encoders.get((component.sha256, str(device)))
             if encoder is None:
-                encoder = TextEncoder(checkpoint.path / "text_encoder", device)
+                projected = component.class_name == PROJECTED
+                encoder = TextEncoder(checkpoint.path / encoder_name, device, projected=projected)
                 _encoders[component.sha256, str(device)] = encoder
     except BadTextEncoderError as error:
         raise BrokenModel(f"{where}: {error}") from error
     if not 2 < tokenizer.length <= encoder.positions:
         raise BrokenModel(
-            f"{where}: need a tokenizer with a model_max_length of 3 to {encoder.positions} tokens, "
+            f"{where}: need a {tokenizer_name} with a model_max_length of 3 to {encoder.positions} tokens, "
             f"got {tokenizer.length}"
         )
     if tokenizer.vocabulary_size > encoder.vocabulary_size:
         raise BrokenModel(
-            f"{where}: the tokenizer has {tokenizer.vocabulary_size} ids, the text encoder {encoder.vocabulary_size}"
+            f"{where}: {tokenizer_name} has {tokenizer.vocabulary_size} ids, {encoder_name} {encoder.vocabulary_size}"
         )
-    return TextParts(tokenizer, encoder)
+    return TextReader(tokenizer, encoder)

@@ -13,18 +13,30 @@ from worker.networks.network_input import InputSpec
 from worker.store.errors import BadCheckpoint
 
 
+@dataclass(frozen=True, slots=True)
+class TextShape:
+    """What a checkpoint's text encoders return.
+
+    Attributes:
+        tokens, width: of the hidden states.
+        pooled: width of the text as a whole; None: they return none.
+    """
+
+    tokens: int
+    width: int
+    pooled: int | None = None
+
+
 class Architecture(Protocol):
     """One class of diffusers' networks: how to open it, its inputs and how to call it."""
 
-    def input_spec(
-        self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
-    ) -> InputSpec:
+    def input_spec(self, config: Mapping[str, object], shape: Shape, text_shape: TextShape | None = None) -> InputSpec:
         """Inputs of a network with this configuration.
 
         Args:
             config: the network's config.json.
             shape: of the state that it denoises.
-            text_shape: (tokens, width) of what the checkpoint's text encoder returns; None: it has none.
+            text_shape: of what the checkpoint's text encoders return; None: it has none.
 
         Raises:
             BadCheckpoint: it can't be called by `denoiser`; the message names the key.

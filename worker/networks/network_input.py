@@ -83,6 +83,10 @@ class InputSpec:
     shape: Shape
     named: tuple[NamedInput, ...] = ()
 
+    def has(self, name: str) -> bool:
+        """Whether the network takes such an input."""
+        return any(declared.name == name for declared in self.named)
+
     def values_of(self, name: str) -> int:
         """How many values the integer input takes; 0 when the network has no such input."""
         return next((declared.values or 0 for declared in self.named if declared.name == name), 0)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from worker.diffusion.noise import Shape
-from worker.networks.architecture import check_channels
+from worker.networks.architecture import TextShape, check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 from worker.store.unet_config import read_unet_config
 
@@ -32,9 +32,7 @@ class UNet2DDenoiser:
 class UNet2D:
     """Implements `Architecture`."""
 
-    def input_spec(
-        self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
-    ) -> InputSpec:
+    def input_spec(self, config: Mapping[str, object], shape: Shape, text_shape: TextShape | None = None) -> InputSpec:
         known = read_unet_config("UNet2DModel", config)
         check_channels(known.channels, shape)
         classes = known.num_classes

@@ -7,13 +7,19 @@ import torch
 from torch import Tensor, nn
 
 from worker.diffusion.noise import Shape
-from worker.networks.architecture import check_channels
+from worker.networks.architecture import TextShape, check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 from worker.store.errors import BadCheckpoint
 from worker.store.unet_config import read_unet_config
 
 TEXT_STATES = "encoder_hidden_states"
-"""Name of the input that holds the text encoder's hidden states, [tokens, width]."""
+"""Name of the input that holds the text encoders' hidden states, [tokens, width]."""
+TEXT_EMBEDS = "text_embeds"
+"""Name of the input that holds the text as a whole, [width]."""
+TIME_IDS = "time_ids"
+"""Name of the input that holds six numbers of pixels: original height and width, top and left of the crop, target
+height and width. Podell et al. 2023, section 2.2."""
+TIME_ID_COUNT = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,23 +33,35 @@ class UNet2DConditionDenoiser:
     def __call__(self, inputs: NetworkInput) -> Tensor:
         x = inputs.x.to(self.dtype).contiguous(memory_format=self.memory_format)
         text = inputs.named[TEXT_STATES].to(self.dtype)
-        (output,) = self.unet(x, inputs.t, encoder_hidden_states=text, return_dict=False)
+        added = {TEXT_EMBEDS, TIME_IDS} & inputs.named.keys()
+        extra = {"added_cond_kwargs": {name: inputs.named[name] for name in added}} if added else {}
+        (output,) = self.unet(x, inputs.t, encoder_hidden_states=text, return_dict=False, **extra)
         return torch.as_tensor(output).to(torch.float32).contiguous()
 
 
 class UNet2DCondition:
     """Implements `Architecture`."""
 
-    def input_spec(
-        self, config: Mapping[str, object], shape: Shape, text_shape: tuple[int, int] | None = None
-    ) -> InputSpec:
+    def input_spec(self, config: Mapping[str, object], shape: Shape, text_shape: TextShape | None = None) -> InputSpec:
         known = read_unet_config("UNet2DConditionModel", config)
         check_channels(known.channels, shape)
         if text_shape is None:
             raise BadCheckpoint("the network reads text, and the checkpoint has no text encoder")
-        if known.text_width != text_shape[1]:
-            raise BadCheckpoint(f"need cross_attention_dim {text_shape[1]} as the text encoder, got {known.text_width}")
-        return InputSpec(shape, (NamedInput(TEXT_STATES, text_shape, torch.float32),))
+        if known.text_width != text_shape.width:
+            raise BadCheckpoint(
+                f"need cross_attention_dim {text_shape.width} as the text encoder, got {known.text_width}"
+            )
+        states = NamedInput(TEXT_STATES, (text_shape.tokens, text_shape.width), torch.float32)
+        if known.added_width is None:
+            return InputSpec(shape, (states,))
+        if text_shape.pooled is None:
+            raise BadCheckpoint(
+                "the network reads a text as a whole, and no text encoder of the checkpoint projects it"
+            )
+        if (width := text_shape.pooled + TIME_ID_COUNT * known.time_id_width) != known.added_width:
+            raise BadCheckpoint(f"need projection_class_embeddings_input_dim {width}, got {known.added_width}")
+        embeds = NamedInput(TEXT_EMBEDS, (text_shape.pooled,), torch.float32)
+        return InputSpec(shape, (states, embeds, NamedInput(TIME_IDS, (TIME_ID_COUNT,), torch.float32)))
 
     def model_class(self) -> type[nn.Module]:
         from diffusers import UNet2DConditionModel

@@ -92,7 +92,7 @@ SCHEDULERS = (
 _scheduler = ComponentRule("diffusers", ("scheduler",), "scheduler_config.json", None, check_noise_config)
 _tokenizer = ComponentRule(
     "transformers",
-    ("tokenizer",),
+    ("tokenizer", "tokenizer_2"),
     "tokenizer_config.json",
     None,
     check_nothing,
@@ -103,6 +103,9 @@ _tokenizer = ComponentRule(
 RULES: Mapping[str, ComponentRule] = {
     "AutoencoderKL": ComponentRule("diffusers", ("vae",), "config.json", "diffusion_pytorch_model", check_vae),
     "CLIPTextModel": ComponentRule("transformers", ("text_encoder",), "config.json", "model", check_nothing),
+    "CLIPTextModelWithProjection": ComponentRule(
+        "transformers", ("text_encoder_2",), "config.json", "model", check_nothing
+    ),
     "CLIPTokenizer": _tokenizer,
     "CLIPTokenizerFast": _tokenizer,
     **{
@@ -117,8 +120,10 @@ SYSTEMS: Mapping[str, frozenset[str]] = {
     "UNet2DConditionModel": frozenset({"unet", "scheduler", "text_encoder", "tokenizer"}),
 }
 """Class of the denoiser → the components that the system consists of."""
-OPTIONAL: Mapping[str, frozenset[str]] = {"UNet2DConditionModel": frozenset({"vae"})}
-"""Class of the denoiser → what it may denoise with or without: images as they are where there is no autoencoder."""
+OPTIONAL: Mapping[str, frozenset[str]] = {"UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2"})}
+"""Class of the denoiser → what it may be with or without: an autoencoder, a second text encoder."""
+TEXT_PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
+"""Which tokenizer goes with which encoder, in the order in which a network reads their states."""
 
 SKIPPED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
 """Components that a pipeline may bring and that no system runs; they are not taken, and `/models` says so."""
@@ -158,7 +163,7 @@ def check_system(components: Mapping[str, str], where: str) -> None:
 
 
 def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
-    """Raise BadCheckpoint unless tokenizer, text encoder, U-Net and autoencoder fit each other."""
+    """Raise BadCheckpoint unless tokenizers, text encoders, U-Net and autoencoder fit each other."""
     if "text_encoder" not in components:
         return
     unet = read_json_object(folder, "unet/config.json", where)
@@ -168,25 +173,39 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
             raise BadCheckpoint(
                 f"{where}: the U-Net denoises {channels} channels, the VAE's latents have {latent_channels}"
             )
-    encoder = read_json_object(folder, "text_encoder/config.json", where)
-    tokenizer = read_json_object(folder, "tokenizer/tokenizer_config.json", where)
+    parts = [(encoder, tokenizer) for encoder, tokenizer in TEXT_PARTS if {encoder, tokenizer} & components.keys()]
+    for encoder, tokenizer in parts:
+        if missing := {encoder, tokenizer} - components.keys():
+            raise BadCheckpoint(f"{where}: lacks {missing.pop()}")
+    if (unet.get("addition_embed_type") == "text_time") != (len(parts) > 1):
+        raise BadCheckpoint(f"{where}: a U-Net with addition_embed_type text_time and a text_encoder_2 need each other")
+    width = sum(_text_width(folder, encoder, tokenizer, where) for encoder, tokenizer in parts)
+    if (wanted := read_unet_config(components["unet"], unet).text_width) != width:
+        many = "the text encoders write" if len(parts) > 1 else "the text encoder writes"
+        raise BadCheckpoint(f"{where}: the U-Net reads text of width {wanted!r}, {many} {width!r}")
+
+
+def _text_width(folder: Path, encoder_name: str, tokenizer_name: str, where: str) -> int:
+    """Of an encoder's hidden states. Raises BadCheckpoint unless the tokenizer fits it."""
+    encoder = read_json_object(folder, f"{encoder_name}/config.json", where)
+    tokenizer = read_json_object(folder, f"{tokenizer_name}/tokenizer_config.json", where)
     # Defaults of CLIPTextConfig.
     width, positions = encoder.get("hidden_size", 512), encoder.get("max_position_embeddings", 77)
     vocabulary = encoder.get("vocab_size", 49408)
-    wanted = read_unet_config(components["unet"], unet).text_width
-    if wanted != width:
-        raise BadCheckpoint(f"{where}: the U-Net reads text of width {wanted!r}, the text encoder writes {width!r}")
     length = tokenizer.get("model_max_length")
+    if not isinstance(width, int):
+        raise BadCheckpoint(f"{where}: {encoder_name}: need hidden_size as a whole number, got {width!r}")
     if not (isinstance(length, int) and isinstance(positions, int) and 2 < length <= positions):
         raise BadCheckpoint(
-            f"{where}: need a tokenizer with a model_max_length of 3 to {positions!r} tokens "
+            f"{where}: need a {tokenizer_name} with a model_max_length of 3 to {positions!r} tokens "
             f"(the text encoder's max_position_embeddings), got {length!r}"
         )
-    largest = largest_token_id(folder / "tokenizer", where)
+    largest = largest_token_id(folder / tokenizer_name, where)
     if not isinstance(vocabulary, int) or largest >= vocabulary:
         raise BadCheckpoint(
-            f"{where}: the tokenizer has an id {largest}, the text encoder knows ids below {vocabulary!r}"
+            f"{where}: the {tokenizer_name} has an id {largest}, the text encoder knows ids below {vocabulary!r}"
         )
+    return width
 
 
 def largest_token_id(folder: Path, where: str) -> int:

@@ -15,7 +15,7 @@ from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
 from worker.store.model_store import Checkpoint, ModelStore
-from worker.store.pipeline_index import PipelineIndex, read_index, write_index
+from worker.store.pipeline_index import ZEROS_FLAG, PipelineIndex, read_index, write_index
 from worker.store.unet_config import read_unet_config
 from worker.store.weight_files import WeightFiles, copy_weights, find_weights
 
@@ -78,10 +78,11 @@ def import_pipeline(
     def write(folder: Path) -> None:
         for part in parts:
             _write_part(part, folder / part.name)
-        pipeline = "DDPMPipeline" if unet.class_name == "UNet2DModel" else "StableDiffusionPipeline"
         absent = {*index.absent, *index.skipped}
-        flags = {"requires_safety_checker": False} if "safety_checker" in absent else None
-        write_index(folder, pipeline, components, absent, flags)
+        flags = {name: value for name, value in index.flags.items() if name == ZEROS_FLAG}
+        if "safety_checker" in absent:
+            flags["requires_safety_checker"] = False
+        write_index(folder, _pipeline_of(components), components, absent, flags)
 
     return store.publish(
         model,
@@ -93,6 +94,13 @@ def import_pipeline(
         recipe=Recipe(command=f"import {directory.name}", data="unknown"),
         make_current=make_current,
     )
+
+
+def _pipeline_of(components: Mapping[str, str]) -> str:
+    """diffusers' class that opens a directory of these components."""
+    if components["unet"] == "UNet2DModel":
+        return "DDPMPipeline"
+    return "StableDiffusionXLPipeline" if "text_encoder_2" in components else "StableDiffusionPipeline"
 
 
 def _bare_unet(directory: Path) -> tuple[PipelineIndex, dict[str, Path]]:

@@ -6,13 +6,16 @@ pipeline could have it and this one has not. Everything else (class of the pipel
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from worker.store.component_rules import RULES, SKIPPED, rule_for
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH
+
+ZEROS_FLAG = "force_zeros_for_empty_prompt"
+"""Of Stable Diffusion XL's pipelines, true by default: zeros stand for a negative prompt that is not given."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,11 +26,13 @@ class PipelineIndex:
         components: name → class.
         absent: those that it could have and has not.
         skipped: those that it has and that are not taken, see `SKIPPED`.
+        flags: what else it says with yes or no.
     """
 
     components: Mapping[str, str]
     absent: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    flags: Mapping[str, bool] = field(default_factory=dict)
 
 
 def read_index(folder: Path, where: str) -> PipelineIndex:
@@ -36,8 +41,10 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
     Raises:
         BadCheckpoint: it can't be read, or names a component that no supported system has.
     """
-    components, absent, skipped = {}, [], []
+    components, absent, skipped, flags = {}, [], [], {}
     for name, entry in read_json_object(folder, PIPELINE_INDEX_PATH, where).items():
+        if isinstance(entry, bool):
+            flags[name] = entry
         if name.startswith("_") or not isinstance(entry, list):
             continue
         match entry:
@@ -50,7 +57,7 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
                 components[name] = class_name
             case _:
                 raise BadCheckpoint(f"{where}: {PIPELINE_INDEX_PATH}: need [library, class] for {name}, got {entry!r}")
-    return PipelineIndex(components, tuple(absent), tuple(skipped))
+    return PipelineIndex(components, tuple(absent), tuple(skipped), flags)
 
 
 def latent_pipeline_class(folder: Path) -> str | None:

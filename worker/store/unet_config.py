@@ -29,8 +29,8 @@ SUPPORTED: Mapping[str, Mapping[str, tuple[object, Sequence[object]]]] = {
         "time_cond_proj_dim": (None, (None,)),
         "class_embed_type": (None, (None,)),
         "num_class_embeds": (None, (None,)),
-        # "text" adds the pooled text to the embedding of the timestep.
-        "addition_embed_type": (None, (None, "text")),
+        # "text" adds the pooled text to the embedding of the timestep, "text_time" also sizes and crops.
+        "addition_embed_type": (None, (None, "text", "text_time")),
         "encoder_hid_dim_type": (None, (None,)),
         "encoder_hid_dim": (None, (None,)),
     },
@@ -50,12 +50,16 @@ class UNetConfig:
         num_classes: rows of its class embedding.
         text_width: of the hidden states that it reads; None: it reads no text.
         multiple: of which each side of its state must be one.
+        added_width: of what it reads beside the hidden states (`text_time`); None: nothing.
+        time_id_width: of that, how wide each number of pixels is.
     """
 
     channels: int
     num_classes: int
     text_width: int | None
     multiple: int
+    added_width: int | None = None
+    time_id_width: int = 0
 
 
 def read_unet_config(class_name: str, config: Config) -> UNetConfig:
@@ -80,7 +84,15 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
     # A conditional one brings each level back to the size that it had on the way down, odd ones too.
     multiple = 1 if class_name == "UNet2DConditionModel" else 2 ** (len(levels) - 1)
     assert isinstance(channels, int), "one of CHANNELS"
-    return UNetConfig(channels, classes, text_width, multiple)
+    if config.get("addition_embed_type") != "text_time":
+        return UNetConfig(channels, classes, text_width, multiple)
+    added, time_id = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
+    if not (isinstance(added, int) and isinstance(time_id, int)):
+        raise BadCheckpoint(
+            "need projection_class_embeddings_input_dim and addition_time_embed_dim as whole numbers with text_time, "
+            f"got {added!r} and {time_id!r}"
+        )
+    return UNetConfig(channels, classes, text_width, multiple, added, time_id)
 
 
 def check_rules(rules: Sequence[Rule]) -> None:

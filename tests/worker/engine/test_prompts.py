@@ -45,7 +45,7 @@ class FailingText:
 
     def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
         encoding = self.inner(condition, guidance)
-        if condition == TextCondition(prompt="fail"):
+        if isinstance(condition, TextCondition) and condition.prompt == "fail":
             return replace(encoding, calls=[self._fail])
         return encoding
 
@@ -130,6 +130,25 @@ def test_prompt_negative_prompt_and_guidance_all_matter(alone: Alone) -> None:
     assert all(len(np.unique(image)) > 8 for image in drawn)
 
 
+def test_each_image_of_a_request_may_have_its_own_prompt(pool: ModelPool, alone: Alone) -> None:
+    texts = ("a cat", "dog", "a cat", "cat " * 20)
+    condition = TextCondition(prompts=texts, negative_prompt="dog")
+    driver = Driver(pool)
+    driver.submit("each", plain(prompted("", seed=5, batch=4), condition=condition))
+    driver.finish()
+    expected = [alone(prompted(text, "dog", seed=5 + index)) for index, text in enumerate(texts)]
+    assert same_pixels(driver.images("each"), expected)
+    (told,) = driver.reported(Succeeded, "each")
+    assert [warning[:12] for warning in told.warnings] == ["prompts[3]: "]
+
+
+def test_a_request_needs_as_many_prompts_as_images(pool: ModelPool) -> None:
+    driver = Driver(pool)
+    driver.submit("bad", plain(prompted("", batch=3), condition=TextCondition(prompts=("a", "b"))))
+    driver.finish()
+    assert driver.failure("bad").detail == "need 3 prompts, one for each image, got 2"
+
+
 @pytest.mark.parametrize("where", [0, 2, 4])
 def test_a_chain_of_a_prompt_taken_up_anywhere_ends_on_the_same_pixels(store: ModelStore, where: int) -> None:
     """By an engine that has to encode the prompt anew."""
@@ -196,10 +215,10 @@ def test_versions_with_the_same_text_encoder_share_it(tmp_path: Path) -> None:
         load_checkpoint(publish_text(store, name, step=step), CPU, torch.float32)
         for name, step in (("a", 1), ("a", 2), ("b", 1))
     ]
-    encoders = {id(model.conditioner.encoder) for model in models}  # type: ignore[attr-defined]
+    encoders = {id(model.conditioner.readers[0].encoder) for model in models}  # type: ignore[attr-defined]
     assert len(encoders) == 1
     other = load_checkpoint(publish_text(store, "c", weights_seed=1), CPU, torch.float32)
-    assert id(other.conditioner.encoder) not in encoders  # type: ignore[attr-defined]
+    assert id(other.conditioner.readers[0].encoder) not in encoders  # type: ignore[attr-defined]
 
 
 def test_the_image_is_that_of_the_reference_pipeline(store: ModelStore) -> None:

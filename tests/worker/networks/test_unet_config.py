@@ -5,6 +5,7 @@ from inspect import signature
 
 import pytest
 
+from worker.networks.architecture import TextShape
 from worker.networks.registry import ARCHITECTURES
 from worker.store.component_rules import RULES, SYSTEMS
 from worker.store.errors import BadCheckpoint
@@ -23,7 +24,8 @@ def configs(class_name: str, key: str) -> Iterator[tuple[dict[str, object], int]
             assert isinstance(value, int)
             yield {"in_channels": value, "out_channels": value}, value
         else:
-            yield {key: value, "in_channels": channels, "out_channels": channels}, channels
+            beside = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 8 + 6 * 4}
+            yield {key: value, "in_channels": channels, "out_channels": channels, **beside}, channels
 
 
 def test_every_network_that_can_be_run_has_its_rules() -> None:
@@ -32,7 +34,7 @@ def test_every_network_that_can_be_run_has_its_rules() -> None:
 
 @pytest.mark.parametrize(("class_name", "key"), CASES)
 def test_the_store_and_the_networks_take_the_same_configurations(class_name: str, key: str) -> None:
-    text_shape = (16, 1280) if class_name == "UNet2DConditionModel" else None
+    text_shape = TextShape(16, 1280, 8) if class_name == "UNet2DConditionModel" else None
     for config, channels in configs(class_name, key):
         RULES[class_name].check(config, "m")
         spec = ARCHITECTURES[class_name].input_spec(config, (channels, 8, 8), text_shape)

@@ -224,7 +224,11 @@ def test_sharded_weights_that_are_not_whole_are_refused(
         ("model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "can't take text_encoder, tokenizer: not sup"),
         ("unet/config.json", {"cross_attention_dim": 48}, "reads text of width 48, the text encoder writes 32"),
         ("unet/config.json", {"cross_attention_dim": [32, 32]}, "need one number for cross_attention_dim"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "need addition_embed_type None or text, got"),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "text_time"},
+            "and addition_time_embed_dim as whole numbers with text_time",
+        ),
         ("unet/config.json", {"encoder_hid_dim": 32}, "need encoder_hid_dim None, got 32"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 77}, "model_max_length of 3 to 16 tokens"),
         ("tokenizer/tokenizer_config.json", {"model_max_length": 1e30}, "model_max_length of 3 to 16 tokens"),
