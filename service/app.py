@@ -13,6 +13,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
+from starlette.middleware.cors import CORSMiddleware
 
 from service import errors
 from service.access.guard import AccessGuard, is_public
@@ -31,6 +32,7 @@ from service.queue_order import QueueOrder
 from service.redis_deadline import redis_deadline
 from service.redis_outage import RedisOutage
 from service.request_context import RequestContext
+from service.request_guard import RequestGuard
 from service.routes import events, generate, health, images, jobs, models, openai, page, receipts, sheets
 from service.routes import metrics as metrics_route
 from service.routes import uploads as uploads_route
@@ -53,6 +55,12 @@ PARTS = (
 )
 """What has routes, in the order of the documentation."""
 MAX_CONNECTIONS = 64
+CORS: dict[str, Any] = {
+    "allow_methods": ["GET", "POST", "DELETE"],
+    "allow_headers": ["Authorization", "Cache-Control", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+    "expose_headers": ["ETag", "Location", "Preference-Applied", "RateLimit", "RateLimit-Policy", "Retry-After"],
+}
+"""For pages of other origins, where REVERIE_CORS_ORIGINS names them. They send a key, so no cookies."""
 PICTURE_TYPES = ("image/*", "application/octet-stream", "multipart/form-data")
 FORM_BYTES = 4096
 """What a form adds to the file that it carries."""
@@ -145,7 +153,11 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
     )
     keys = KeyRing(settings.api_keys.get_secret_value()) if settings.api_keys else None
     app.add_middleware(AccessGuard, keys=keys, limit=settings.key_limit)
+    origins = settings.cors_origins
+    app.add_middleware(RequestGuard, local_only=keys is None and not settings.allow_anonymous, origins=origins)
     app.add_middleware(OpenAIErrors)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, **CORS)
     app.add_middleware(RequestContext, observe=metrics.observe)
     errors.install(app)
     for part in PARTS:

@@ -7,6 +7,9 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.gateway import Gateway
+from service.http_protocol import guarded
+from service.request_guard import HEADER_BYTES
+from service.response_headers import ResponseHeaders
 
 log = logging.getLogger(__name__)
 
@@ -18,12 +21,25 @@ class GatewayServer(uvicorn.Server):
     """
 
     def __init__(self, app: FastAPI, *, grace_s: int) -> None:
+        self._gateway: Gateway = app.state.gateway
+        settings = self._gateway.settings
         super().__init__(
             uvicorn.Config(
-                app, log_config=None, access_log=False, timeout_graceful_shutdown=grace_s, server_header=False
+                ResponseHeaders(app),
+                interface="asgi3",
+                http=guarded(settings.receive_timeout_s),
+                ws="none",
+                h11_max_incomplete_event_size=HEADER_BYTES,
+                limit_concurrency=settings.max_connections,
+                # Nothing else is believed of what X-Forwarded-For and X-Forwarded-Proto say.
+                proxy_headers=bool(settings.trusted_proxies),
+                forwarded_allow_ips=list(settings.trusted_proxies),
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=grace_s,
+                server_header=False,
             )
         )
-        self._gateway: Gateway = app.state.gateway
         self._grace_s = grace_s
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -1,5 +1,7 @@
 """The gateway's settings: environment variables with the prefix REVERIE_, read once into a frozen object."""
 
+import ipaddress
+import re
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
@@ -17,6 +19,20 @@ from worker.contract.spans import TraceSettings
 from worker.results.address import IN_REDIS, ResultsAddress
 
 
+def _origins(text: str) -> tuple[str, ...]:
+    origins = tuple(word.strip() for word in text.split(",") if word.strip())
+    if not all(origin == "*" or re.fullmatch(r"https?://[^/\s*?#@]+", origin) for origin in origins):
+        raise ValueError("need origins like https://example.org, separated by commas, or *")
+    return origins
+
+
+def _networks(text: str) -> tuple[str, ...]:
+    networks = tuple(word.strip() for word in text.split(",") if word.strip())
+    for network in networks:
+        ipaddress.ip_network(network, strict=False)
+    return networks
+
+
 class Settings(LogSettings, TraceSettings):
     """What an operator may choose. Seconds everywhere a name ends in `_s`."""
 
@@ -28,6 +44,14 @@ class Settings(LogSettings, TraceSettings):
     """Lines of `service.access.api_key`, or the path of a file that holds them; None: keys are off."""
     allow_anonymous: bool = False
     """Listen without keys where other machines can reach it."""
+    cors_origins: Annotated[tuple[str, ...], BeforeValidator(_origins)] = ()
+    """Sites whose pages may use it from a browser, like https://example.org, separated by commas; `*` for all."""
+    trusted_proxies: Annotated[tuple[str, ...], BeforeValidator(_networks)] = ()
+    """Addresses or networks of the proxies whose X-Forwarded-For and X-Forwarded-Proto are believed."""
+    max_connections: int = Field(default=4096, ge=1)
+    """Most open connections; above it 503."""
+    receive_timeout_s: float = Field(default=10, gt=0)
+    """How long a client may take to send the first lines of a request, and besides 4 KiB a second its body."""
     key_limit: Annotated[CostLimit, BeforeValidator(CostLimit.parse)] | None = None
     """Seconds of a worker in so many seconds, like 600/3600, for each name of keys that have no limit of their own."""
     max_queue: int = Field(default=1_000_000, ge=1)

@@ -45,7 +45,7 @@ def test_a_defect_is_found_in_the_log_by_its_request_id() -> None:
     async def broken() -> None:
         raise RuntimeError("a defect")
 
-    with TestClient(app, raise_server_exceptions=False) as client:
+    with TestClient(app, "http://localhost", raise_server_exceptions=False) as client:
         answer = client.get("/broken", headers={"X-Request-Id": "mine-2"})
     assert answer.status_code == 500
     assert answer.headers["X-Request-Id"] == "mine-2"
