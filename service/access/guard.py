@@ -24,6 +24,8 @@ PUBLIC_PATHS = frozenset({"/", "/livez", "/readyz", "/docs", "/openapi.json"})
 PUBLIC_FOLDERS = ("/page/", "/static-offline-docs/")
 ADMIN_PATHS = frozenset({"/metrics"})
 """Routes whose answers concern all callers."""
+GENERATING_PATHS = frozenset({"/webhooks/secret"})
+"""What is read, and would let a key that only reads pass for one that draws."""
 READING = ("GET", "HEAD")
 KEY_BEGINNING = re.compile(r"rvr_[0-9a-f]{8}_")
 LOG_S = 1.0
@@ -38,7 +40,7 @@ def scope_for(method: str, path: str) -> KeyScope:
     """What a key needs for this: whatever is not listed here is its owner's to read or to do."""
     if path in ADMIN_PATHS:
         return KeyScope.ADMIN
-    return KeyScope.READ if method in READING else KeyScope.GENERATE
+    return KeyScope.READ if method in READING and path not in GENERATING_PATHS else KeyScope.GENERATE
 
 
 class AccessGuard:

@@ -65,6 +65,7 @@ def test_scopes(keyed: httpx.Client, keys: Keys, worker: FakeWorker) -> None:
     path = f"/jobs/{job.json()['id']}"
     assert keyed.get(path, headers=bearer(keys.reader)).status_code == 200, "of the same name"
     assert keyed.delete(path, headers=bearer(keys.reader)).status_code == 403
+    assert keyed.get("/webhooks/secret", headers=bearer(keys.reader)).status_code == 403
     for key, status in ((keys.reader, 403), (keys.alice, 403), (keys.admin, 200)):
         assert keyed.get("/metrics", headers=bearer(key)).status_code == status
     assert keyed.delete(path, headers=bearer(keys.admin)).status_code == 200

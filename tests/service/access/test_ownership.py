@@ -27,6 +27,7 @@ OWNED = {
     ("GET", "/jobs/{job_id}/images/{index}"),
     ("GET", "/jobs/{job_id}/grid"),
     ("GET", "/jobs/{job_id}/animation"),
+    ("GET", "/jobs/{job_id}/webhooks"),
     # of an upload, by all who have sent that picture
     ("GET", "/uploads/{sha256}"),
 }
@@ -37,6 +38,7 @@ SHARED = {
     ("POST", "/generate"),
     ("POST", "/uploads"),
     ("POST", "/v1/images/generations"),
+    ("GET", "/webhooks/secret"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     # the framework's own, of no use here

@@ -43,7 +43,7 @@ def paths_with_a_parameter(http: httpx.Client) -> Iterator[str]:
     for path in http.get("/openapi.json").json()["paths"]:
         for parameter in re.findall(r"\{\w+\}", path):
             yield re.sub(r"\{\w+\}", "0", path.replace(parameter, "{}"))
-    yield from ("/static-offline-docs/{}", "/{}", "/docs/{}")
+    yield from ("/page/{}", "/static-offline-docs/{}", "/{}", "/docs/{}")
 
 
 def test_no_path_leaves_its_place(http: httpx.Client) -> None:
