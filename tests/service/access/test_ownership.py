@@ -27,6 +27,7 @@ OWNED = {
     ("GET", "/jobs/{job_id}/images/{index}"),
     ("GET", "/jobs/{job_id}/grid"),
     ("GET", "/jobs/{job_id}/animation"),
+    ("GET", "/jobs/{job_id}/receipt"),
     ("GET", "/jobs/{job_id}/webhooks"),
     # of an upload, by all who have sent that picture
     ("GET", "/uploads/{sha256}"),
