@@ -1,5 +1,6 @@
 """Jobs as the gateway queues them, and worker processes to run, kill and pause."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -39,6 +40,8 @@ TERMINAL = {"finished", "failed", "canceled", "stopped"}
 SHORT_LEASE_S = 0.2
 PATIENCE_S = 60.0
 """Far more than anything here takes: a slow machine must not fail a test."""
+COUNTED_S = 10.0
+"""A worker with nothing to finish ends in a second or two; one that a test has paused never does."""
 
 
 def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> None:
@@ -162,6 +165,14 @@ class WorkerHandle:
         self.process.kill()
         self.process.wait()
 
+    def end(self) -> None:
+        """Kill it; while lines are counted ask it to end, as a process that is killed reports none."""
+        if "COVERAGE_PROCESS_CONFIG" in os.environ and self.process.poll() is None:
+            self.process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(COUNTED_S)
+        self.kill()
+
     def wait(self, timeout_s: float = PATIENCE_S) -> int:
         return self.process.wait(timeout_s)
 
@@ -232,8 +243,7 @@ def workers(valkey: ValkeyHandle, tmp_path: Path) -> Iterator[Workers]:
     started = Workers(valkey, tmp_path)
     yield started
     for worker in started.all:
-        if worker.process.poll() is None:
-            worker.kill()
+        worker.end()
 
 
 @pytest.fixture
