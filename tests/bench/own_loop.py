@@ -81,7 +81,7 @@ def draw_all(
     On a thread of its own, as a worker's engine has one.
 
     Args:
-        on_step: told the seconds of each turn of the engine that began a step; on a GPU, one that only waits for what
+        on_step: gets the seconds of each turn of the engine that began a step; on a GPU, one that only waits for what
             is under way is none.
 
     Raises:

@@ -48,7 +48,7 @@ def plans(draw: st.DrawFn) -> SamplerPlan:
 
 
 def bits(x: Tensor) -> Tensor:
-    """float32 → its bit patterns, which tell 0.0 from -0.0."""
+    """float32 → its bit patterns, which distinguish 0.0 from -0.0."""
     return x.contiguous().view(torch.int32)
 
 

@@ -149,7 +149,7 @@ def test_no_request_fails_while_five_versions_are_published(live: Live) -> None:
     assert len(live.training.published) == 1 + PUBLISHED
     answered = {job["version"] for _, job in live.load.answers}
     assert answered == set(live.training.published), "every version served"
-    model = _until(lambda: _serves(live.stack, live.training.published[-1]), "the last version to be told")
+    model = _until(lambda: _serves(live.stack, live.training.published[-1]), "the last version to serve")
     assert (model["reload_error"], model["load_failures"]) == (None, 0)
 
 

@@ -44,8 +44,8 @@ class Order:
     job_ids: list[str] = field(default_factory=list)
     """From every answer that accepted it: they must all be the same."""
     attempts: int = 0
-    told: list[str] = field(default_factory=list)
-    """The ids of all events that its client was told of it, over however many streams; empty when it did not ask."""
+    events: list[str] = field(default_factory=list)
+    """The ids of all events that its client received, over however many streams; empty when it did not ask."""
 
 
 def orders(
@@ -104,14 +104,14 @@ class Clients:
     def _follow(self, client: httpx.Client, order: Order, rng: random.Random) -> None:
         """As a browser does: connects again, to any gateway, with the id of the last event."""
         deadline, last = time.monotonic() + GIVE_UP_S, None
-        while not (order.told and order.told[-1] in ENDS):
-            assert time.monotonic() < deadline, f"{order.job_ids[0]}: no end was told within {GIVE_UP_S:g} s"
+        while not (order.events and order.events[-1] in ENDS):
+            assert time.monotonic() < deadline, f"{order.job_ids[0]}: no end was reported within {GIVE_UP_S:g} s"
             try:
                 with follow(client, rng.choice(self._urls) + events_of(order.job_ids[0]), last) as source:
                     for event in source.events:
                         last = event.id
                         if event.name != "error":
-                            order.told.append(event.id)
+                            order.events.append(event.id)
             except httpx.TransportError:
                 pass  # its gateway was killed under it
             except httpx.HTTPStatusError as error:
@@ -132,15 +132,15 @@ class Clients:
         deadline = time.monotonic() + GIVE_UP_S
         while True:
             order.attempts += 1
-            said = ""
+            refusal = ""
             try:
                 answer = send(rng.choice(self._urls))
                 if answer.status_code in good:
                     return answer
-                said = f"{answer.status_code} {answer.text}"
+                refusal = f"{answer.status_code} {answer.text}"
                 # 503 is the promise while Redis is away; anything else is a defect.
-                assert answer.status_code == 503, said
+                assert answer.status_code == 503, refusal
             except httpx.TransportError as error:
-                said = repr(error)  # its gateway was killed under it
-            assert time.monotonic() < deadline, f"order {order.key} was not taken within {GIVE_UP_S:g} s: {said}"
+                refusal = repr(error)  # its gateway was killed under it
+            assert time.monotonic() < deadline, f"order {order.key} was not taken within {GIVE_UP_S:g} s: {refusal}"
             time.sleep(rng.uniform(0.05, 0.3))

@@ -124,14 +124,14 @@ def _doubled(machines: Machines, placed: Sequence[Order], documents: dict[str, d
     troubles = [
         f"{order.key} was given several jobs: {order.job_ids}" for order in placed if len(set(order.job_ids)) != 1
     ]
-    told = Counter(re.findall(r"job (\w+) succeeded", machines.logs(machines.workers)))
+    delivered = Counter(re.findall(r"job (\w+) succeeded", machines.logs(machines.workers)))
     for order in placed:
         job_id = order.job_ids[0]
         results, expected = client.xlen(f"rq:results:{job_id}"), documents[order.key]["status"] != "canceled"
         if results != int(expected):
             troubles.append(f"{job_id}: {results} results, the job {documents[order.key]['status']}")
-        if told[job_id] > 1:
-            troubles.append(f"{job_id}: {told[job_id]} workers delivered it")
+        if delivered[job_id] > 1:
+            troubles.append(f"{job_id}: {delivered[job_id]} workers delivered it")
     hashes = sum(1 for _ in client.scan_iter("rq:job:*", count=1000))
     if hashes != len(placed):
         troubles.append(f"{hashes} jobs were made of {len(placed)} orders")
@@ -162,14 +162,14 @@ def _miscounted(
 
 
 def _mistold(placed: Sequence[Order], documents: dict[str, dict[str, Any]]) -> list[str]:
-    """A stream's client goes by its events alone: the end that it was told must be the end."""
+    """A stream's client goes by its events alone: the end that it received must be the end."""
     return [
-        f"{order.job_ids[0]}: its client was told {order.told}, it {document['status']}"
+        f"{order.job_ids[0]}: its client received {order.events}, it {document['status']}"
         for order in placed
-        if order.told
+        if order.events
         and (
-            order.told[-1] != (document := documents[order.key])["status"]
-            or any(one == next_one for one, next_one in pairwise(order.told))
+            order.events[-1] != (document := documents[order.key])["status"]
+            or any(one == next_one for one, next_one in pairwise(order.events))
         )
     ]
 

@@ -31,4 +31,4 @@ def test_no_accepted_job_is_lost_or_doubled_whatever_dies(capsys: pytest.Capture
         assert report.troubles == [], f"{SEED_VARIABLE}={seed}\n{machines.logs(machines.workers)[-20000:]}"
     assert len(chaos.faults) >= 7
     assert {order.kind for order in placed} == set(Kind)
-    assert any(order.told for order in placed), "no client followed its job"
+    assert any(order.events for order in placed), "no client followed its job"

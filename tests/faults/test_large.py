@@ -1,4 +1,4 @@
-"""Many jobs and a huge one: what the gateway tells of a job stays cheap, and the worker works on."""
+"""Many jobs and a huge one: what the gateway reports of a job stays cheap, and the worker works on."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -48,7 +48,7 @@ def test_ten_thousand_waiting_jobs_cost_redis_nothing_to_speak_of(machines: Mach
         def later() -> dict[str, Any]:
             return dict(http.get(f"/jobs/{documents[-1]['id']}").json())
 
-        # The worker measures its speed, tells it, and the gateway reads it once a second.
+        # The worker measures its speed and publishes it, and the gateway reads it once a second.
         wait_until(lambda: later()["estimated_wait_s"] is not None, "the wait to be estimated")
         waiting = later()
     assert 0 < waiting["position"] < documents[-1]["position"]

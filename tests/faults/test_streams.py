@@ -1,4 +1,4 @@
-"""Streams whose gateway or Redis dies under them: the client is told the end, once, and nothing twice."""
+"""Streams whose gateway or Redis dies under them: the client gets the end, once, and nothing twice."""
 
 import signal
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from tests.worker.queue.conftest import Jobs, wait_until
 pytestmark = pytest.mark.slow
 
 STEPS = 1000
-"""Two seconds of the fake engine: progress is told several times meanwhile."""
+"""Two seconds of the fake engine: progress is reported several times meanwhile."""
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def until_it_runs(source: EventSource) -> list[str]:
 
 def assert_told_once(machines: Machines, job_id: str, ids: list[str]) -> None:
     assert ids[-1] == "succeeded"
-    assert len(ids) == len(set(ids)), f"told twice: {ids}"
+    assert len(ids) == len(set(ids)), f"sent twice: {ids}"
     assert len(Jobs(machines.valkey).results(job_id)) == 1
     assert machines.logs(machines.workers).count(f"job {job_id} succeeded") == 1
 

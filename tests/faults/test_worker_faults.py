@@ -42,12 +42,12 @@ def test_two_workers_share_a_queue_and_do_no_job_twice(jobs: Jobs, workers: Work
     job_ids = [jobs.add(seed, steps=20) for seed in range(300)]
     assert jobs.wait(job_ids) == ["finished"] * 300
 
-    def told() -> list[Counter[str]]:
+    def delivered() -> list[Counter[str]]:
         return [Counter(re.findall(r"job (\w+) succeeded", worker.text())) for worker in pair]
 
-    # The line comes a moment after the end that it tells of.
-    wait_until(lambda: sum(told(), Counter()).total() >= 300, "the last line of the logs")
-    assert sum(told(), Counter()) == Counter(job_ids)
-    assert all(told()), "one of the two did nothing"
+    # The line comes a moment after the end that it reports.
+    wait_until(lambda: sum(delivered(), Counter()).total() >= 300, "the last line of the logs")
+    assert sum(delivered(), Counter()) == Counter(job_ids)
+    assert all(delivered()), "one of the two did nothing"
     assert [jobs.outcome(id_).images[0].sha256 for id_ in job_ids] == [pixels_sha256(seed) for seed in range(300)]
     assert jobs.is_at_rest()

@@ -12,7 +12,7 @@ class Finding:
     """One line.
 
     Attributes:
-        ok: None where nothing is expected: a figure to be told.
+        ok: None for a mere figure, of which nothing is expected.
     """
 
     part: str

@@ -22,7 +22,7 @@ HEADS = [(1, 256, 256), (4, 16, 8), (8, 1024, 64)]
 
 
 def agreeing(evaluate: Callable[[Tensor], Tensor], row: Tensor, sizes: tuple[int, ...] = SIZES) -> str:
-    """Groups of sizes in which the first and the last row have the same bits; places that differ are told."""
+    """Groups of sizes in which the first and the last row have the same bits; places that differ are listed."""
     groups: list[tuple[Tensor, list[int]]] = []
     for size in sizes:
         batch = torch.randn(size, *row.shape, device=row.device).to(row.dtype)

@@ -150,7 +150,7 @@ def test_a_label_may_be_an_index_or_a_name(http: httpx.Client) -> None:
     assert (by_index["class_label"], by_index["label"]) == (by_name["class_label"], by_name["label"]) == (1, "one")
 
 
-def test_a_seed_that_is_not_given_is_drawn_and_told(http: httpx.Client, worker: FakeWorker) -> None:
+def test_a_seed_that_is_not_given_is_drawn_and_named(http: httpx.Client, worker: FakeWorker) -> None:
     seeds = {http.post("/generate", json={"steps": 1, "batch": 64}).json()["seed"] for _ in range(8)}
     assert len(seeds) == 8
     assert all(0 <= seed <= MAX_SEED - 63 for seed in seeds)

@@ -1,4 +1,4 @@
-"""What GET /metrics tells: the queue, the live workers and their models, also while Redis is away."""
+"""What GET /metrics exposes: the queue, the live workers and their models, also while Redis is away."""
 
 import time
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def test_the_queue_is_told_in_seconds_once_a_model_was_measured(own_http: httpx.
     assert value(scrape(own_http), "reverie_queue_seconds") == 0
 
 
-def test_every_counter_of_every_live_worker_is_told(own_http: httpx.Client, worker: FakeWorker) -> None:
+def test_every_counter_of_every_live_worker_is_exposed(own_http: httpx.Client, worker: FakeWorker) -> None:
     plain = [name for name, field in EngineCounters.model_fields.items() if field.annotation in (int, float)]
     counted = {name: number for number, name in enumerate(plain, start=1)}
     worker.announce(counters=EngineCounters.model_validate(counted))
@@ -72,8 +72,8 @@ def test_every_counter_of_every_live_worker_is_told(own_http: httpx.Client, work
     assert value(samples, "reverie_engine_image_steps_total", worker=NAME) == counted["image_steps"]
     assert value(samples, "reverie_engine_batch_size_max", worker=NAME) == counted["batch_size_max"]
     assert value(samples, "reverie_engine_busy_seconds_total", worker=NAME) == counted["busy_s"]
-    told = {number for (name, _), number in samples.items() if name.startswith("reverie_engine_") and number}
-    assert told == set(counted.values())
+    exposed = {number for (name, _), number in samples.items() if name.startswith("reverie_engine_") and number}
+    assert exposed == set(counted.values())
 
 
 @given(st.lists(st.floats(0, 20), max_size=30))
@@ -131,14 +131,14 @@ def test_each_model_tells_what_is_served_and_what_could_not_be_loaded(
     samples = scrape(own_http)
     how = {"dtype": "bfloat16", "form": "one_by_one"}
     assert value(samples, "reverie_model_info", worker=NAME, model="digits", version=VERSION, **how) == 1
-    for told in ("reverie_model_exact", "reverie_model_one_by_one"):
-        assert value(samples, told, worker=NAME, model="digits") == 1
+    for metric in ("reverie_model_exact", "reverie_model_one_by_one"):
+        assert value(samples, metric, worker=NAME, model="digits") == 1
     for model, failures, error in (("digits", 0, 0), ("clouds", 3, 1)):
         assert value(samples, "reverie_model_load_failures_total", worker=NAME, model=model) == failures
         assert value(samples, "reverie_model_reload_error", worker=NAME, model=model) == error
 
 
-def test_a_dead_worker_is_no_longer_told(own_http: httpx.Client, worker: FakeWorker) -> None:
+def test_a_dead_worker_is_no_longer_exposed(own_http: httpx.Client, worker: FakeWorker) -> None:
     worker.die()
     samples = scrape(own_http)
     assert value(samples, "reverie_workers") == 0

@@ -67,7 +67,7 @@ def _check_all(cases: "st.SearchStrategy[schemathesis.Case[Any]]", job_ids: list
         # A random id is never found: let half of the cases meet a job.
         if known and "job_id" in case.path_parameters:
             case.path_parameters["job_id"] = job_id
-        # Excluded: some rules (a known model, seed + batch within bounds) can't be said in a schema.
+        # Excluded: some rules (a known model, seed + batch within bounds) can't be expressed in a schema.
         case.call_and_validate(excluded_checks=[positive_data_acceptance])
 
     check()

@@ -81,7 +81,7 @@ def test_an_outage_of_redis_is_told_twice_whatever_the_number_of_requests(
                 break
             http.get("/livez")
             time.sleep(0.05)
-    told = [record.getMessage() for record in caplog.records if record.name == "service.redis_outage"]
-    assert len(told) == 2, told
-    assert told[0].startswith("Redis is away")
-    assert "5 request(s) were refused" in told[1]
+    logged = [record.getMessage() for record in caplog.records if record.name == "service.redis_outage"]
+    assert len(logged) == 2, logged
+    assert logged[0].startswith("Redis is away")
+    assert "5 request(s) were refused" in logged[1]

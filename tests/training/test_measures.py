@@ -112,7 +112,7 @@ def test_a_version_is_measured_by_its_name(store: Path, tmp_path: Path, capsys: 
     assert "two sample accuracy" in capsys.readouterr().out
     numbers = json.loads(out.read_text())
     assert numbers["version"] == ModelStore(store).current("digits")
-    assert numbers["two_sample_accuracy"] > 0.9, "noise is told from digits"
+    assert numbers["two_sample_accuracy"] > 0.9, "noise is distinguished from digits"
     assert numbers["frechet_distance"] > 3 * numbers["frechet_distance_of_real_halves"]
     assert numbers["near_copies"] == 0
     assert numbers["samples"] == 64

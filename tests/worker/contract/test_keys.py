@@ -58,7 +58,7 @@ def test_every_user_of_a_redis_name_follows_when_it_is_renamed(valkey: ValkeyHan
             if heard["command"].endswith("ECHO end"):
                 break
             commands.append(heard["command"])
-    # The scripts' own text is told when they are loaded; what they do is told command by command.
+    # Redis reports a script's text when it is loaded, and what it does command by command.
     named = [command for command in commands if not command.upper().startswith("SCRIPT LOAD")]
     assert sum("other:" in command for command in named) > 50
     assert [command for command in named if NAME.search(command)] == []

@@ -1,4 +1,4 @@
-"""Drives an engine by hand, step by step and without threads, and keeps what it tells."""
+"""Drives an engine by hand, step by step and without threads, and keeps what it reports."""
 
 import queue
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
@@ -54,7 +54,7 @@ def trajectories(job_id: str, request: SamplingRequest, model: LoadedModel) -> l
 
 
 class HandClock:
-    """Monotonic seconds that move only when told to."""
+    """Monotonic seconds that a test moves by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -138,7 +138,7 @@ class SlowDevice:
 
 
 class Driver:
-    """One engine, its pool, and everything it told so far."""
+    """One engine, its pool, and everything it has reported so far."""
 
     def __init__(
         self,

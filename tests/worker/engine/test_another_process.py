@@ -34,7 +34,7 @@ def pool(tiny_store: ModelStore) -> ModelPool:
 
 
 def left_in_the_middle(pool: ModelPool, request: SamplingRequest) -> SavedChain:
-    """What an engine told last of the request before it was given up, some of its images further than others."""
+    """The last state that an engine reported of a request, some of its images further than others."""
     driver = Driver(pool, max_batch=3)
     driver.engine = Engine(pool, 3, clock=driver.clock, save_interval_s=0.0)
     driver.submit("a", request)

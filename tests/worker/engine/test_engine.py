@@ -98,12 +98,14 @@ def test_guidance_of_one_is_the_conditional_model_and_of_zero_the_unconditional_
 def test_guidance_follows_its_formula(model: LoadedModel) -> None:
     """output = unconditional + w (conditional - unconditional), compared before any clipping."""
     w = 3.0
-    said = {}
+    outputs = {}
     x_t = run_step(trajectories("job", ask(), model), max_network_rows=8).x_t  # any state
     for label in (2, NULL_LABEL):
-        said[label] = model.denoise(inputs_of(x_t, torch.tensor([500]), torch.tensor([label])))
-    mixed = said[NULL_LABEL] + w * (said[2] - said[NULL_LABEL])
-    fixed = replace(model, denoise=lambda inputs: torch.cat([said[int(label)] for label in inputs.named[CLASS_LABELS]]))
+        outputs[label] = model.denoise(inputs_of(x_t, torch.tensor([500]), torch.tensor([label])))
+    mixed = outputs[NULL_LABEL] + w * (outputs[2] - outputs[NULL_LABEL])
+    fixed = replace(
+        model, denoise=lambda inputs: torch.cat([outputs[int(label)] for label in inputs.named[CLASS_LABELS]])
+    )
     answer = replace(model, denoise=lambda inputs: mixed)
     guided = trajectories("job", ask(class_label=2, guidance_scale=w), fixed)
     plain_row = trajectories("job", ask(class_label=2), answer)
@@ -243,9 +245,9 @@ def test_a_picture_that_is_not_a_number_fails_alone_and_names_seed_and_step(tiny
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 def test_infinity_is_found_although_clipping_would_hide_it(tiny_store: ModelStore, value: float) -> None:
     def answer(x_t: Tensor, timesteps: Tensor) -> Tensor:
-        said = torch.zeros_like(x_t)
-        said[timesteps == 0, 0, 3, 3] = value  # the request of one step is asked at timestep 0
-        return said
+        outputs = torch.zeros_like(x_t)
+        outputs[timesteps == 0, 0, 3, 3] = value  # the request of one step is asked at timestep 0
+        return outputs
 
     driver = Driver(filled_pool(tiny_store, loading_with(answer)))
     driver.submit("bad", ask(seed=7, steps=1))

@@ -1,4 +1,4 @@
-"""How often a step tells a GPU to do something beside the network's replay: each time costs microseconds of the CPU.
+"""What a step launches on a GPU beside the network's replay: each launch costs microseconds of the CPU.
 
 Counted on the CPU in torch's own dispatcher, with the recording and the fused kernel stood in for.
 """
@@ -32,7 +32,7 @@ ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.def
 
 
 def is_launch(operation: Any) -> bool:
-    """Whether a GPU would be told: by all that is neither an allocation nor another view of the same memory."""
+    """Whether the operation sets a GPU to work: neither an allocation nor another view of the same memory does."""
     returned = [argument.alias_info for argument in operation._schema.returns]
     is_view = bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
     return not is_view and operation not in ALLOCATIONS
@@ -140,7 +140,7 @@ def test_a_step_launches_little_beside_the_replay(tiny_store: ModelStore, reques
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_a_gpu_is_told_no_more_than_that() -> None:
+def test_a_gpu_launches_no_more_than_that() -> None:
     """By the driver's own calls."""
     findings = list(launches(torch.device("cuda")))
     assert [finding for finding in findings if finding.ok is False] == []

@@ -1,4 +1,4 @@
-"""What the device has made reaches the host some steps later; nothing that is told depends on how many."""
+"""Results of the device reach the host some steps later; no report depends on how many."""
 
 import threading
 import time
@@ -116,9 +116,9 @@ def test_endings_do_not_depend_on_how_late_the_device_answers(
         driver.finish()
     assert slow.under_way == 0
     assert pool.pinned() == set()
-    expected, told = endings(prompt), endings(late)
-    assert told.keys() == expected.keys() == {str(number) for number in range(len(mixture))}
-    for job_id, ending in told.items():
+    expected, found = endings(prompt), endings(late)
+    assert found.keys() == expected.keys() == {str(number) for number in range(len(mixture))}
+    for job_id, ending in found.items():
         if int(job_id) in cancels:
             continue  # what had ended already may still be under way here
         match ending:
@@ -179,7 +179,7 @@ def test_a_row_that_is_not_a_number_is_told_with_the_step_at_which_it_became_so(
     driver.submit("job", ask(seed=40, steps=5))  # timesteps 800, 600, 400, 200, 0
     driver.finish()
     assert driver.failure("job").detail == "the image of seed 40 at step 3 of 5 is not a number"
-    assert driver.engine.counters().image_steps == 3 + MOST_AHEAD, "and the steps told meanwhile were in vain"
+    assert driver.engine.counters().image_steps == 3 + MOST_AHEAD, "and the steps queued meanwhile were in vain"
 
 
 @pytest.mark.parametrize("delay", [0, 1, NEVER])

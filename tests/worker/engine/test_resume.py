@@ -151,8 +151,8 @@ def test_all_requests_are_saved_in_turn(pool: ModelPool) -> None:
     for job_id in "abc":
         driver.submit(job_id, ask(steps=400))
     driver.finish()
-    told = [saved.job_id for saved in driver.reported(Saved)]
-    assert told[:6] == ["a", "b", "c"] * 2
+    saved_jobs = [saved.job_id for saved in driver.reported(Saved)]
+    assert saved_jobs[:6] == ["a", "b", "c"] * 2
 
 
 def test_an_image_not_begun_is_saved_as_such(pool: ModelPool) -> None:

@@ -13,7 +13,7 @@ def test_a_model_that_has_not_run_has_no_cost() -> None:
 
 
 def test_each_model_has_its_own_cost_though_their_steps_overlap_on_the_device() -> None:
-    """Each is told of two steps before it ends: the time until its end is shared with nobody."""
+    """Two steps are in flight at a time; the time until one's end counts for that one alone."""
     costs, told_at, ended_at = StepCosts(), 0.0, 0.0
     costs.begun("small", 16, told_at)
     for number in range(1, 41):

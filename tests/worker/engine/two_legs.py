@@ -25,7 +25,7 @@ from worker.store.model_store import Checkpoint, ModelStore
 LARGE: Shape = (1, 16, 16)
 
 Fault = Callable[[str], Tensor | None]
-"""Told what is about to run: may raise, or give a tensor to be added to the result."""
+"""Called with what is about to run: may raise, or return a tensor to be added to the result."""
 
 
 @dataclass

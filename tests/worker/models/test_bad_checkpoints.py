@@ -1,4 +1,4 @@
-"""Each kind of bad checkpoint, in front of a pool that serves: the old version goes on, the reason is told once."""
+"""Each kind of bad checkpoint, in front of a pool that serves: the old version goes on, the reason is logged once."""
 
 import errno
 import logging
@@ -84,7 +84,7 @@ def test_a_damaged_version_leaves_the_old_one_serving_and_is_taken_once_it_is_me
     assert reason in str(info.reload_error)
     assert served.other in str(info.reload_error)
     assert info.load_failures == 1, "tried again although nothing had changed"
-    assert [reason in record.getMessage() for record in caplog.records] == [True], "told in the log, once"
+    assert [reason in record.getMessage() for record in caplog.records] == [True], "in the log, once"
     served.assert_the_old_one_serves()
 
     publish_tiny(served.store, weights_seed=1, step=2)  # the same weights: whole files in the place of the damaged

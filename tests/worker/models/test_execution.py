@@ -1,4 +1,4 @@
-"""How each model's network runs is told in `/models`, in the counters and with each job."""
+"""How each model's network runs is reported in `/models`, in the counters and with each job."""
 
 import errno
 from dataclasses import replace
@@ -43,7 +43,7 @@ def test_a_loaded_model_tells_how_it_runs(store: ModelStore, dtype: torch.dtype)
     assert info.form in ("fast", "one_by_one")
 
 
-def test_images_that_run_one_by_one_are_counted_and_told(store: ModelStore) -> None:
+def test_images_that_run_one_by_one_are_counted_and_reported(store: ModelStore) -> None:
     """Not in the log alone: the same job takes as many times longer as there are images."""
     for form, counted in ((Form.ONE_BY_ONE, 6), (Form.FAST, 0)):
         driver = Driver(filled_pool(store, partial(load_running, Execution("bfloat16", form is not Form.FAST, form))))
@@ -57,7 +57,7 @@ def test_images_that_run_one_by_one_are_counted_and_told(store: ModelStore) -> N
         assert succeeded.exact is (form is not Form.FAST)
 
 
-def test_a_new_version_that_runs_in_another_way_is_told(store: ModelStore) -> None:
+def test_a_new_version_that_runs_in_another_way_is_reported(store: ModelStore) -> None:
     executions = [Execution("float32", True, Form.FAST), Execution("bfloat16", False, Form.KERNELS)]
     upcoming = iter(executions)
     pool = filled_pool(store, lambda checkpoint: load_running(next(upcoming), checkpoint))

@@ -21,7 +21,7 @@ RETRY_AFTER_S = 15.0
 
 
 def unreadable() -> BadCheckpoint:
-    """As the store tells it: its own error, with the system's as the cause."""
+    """As the store raises it: its own error, with the system's as the cause."""
     error = BadCheckpoint("can't read unet: Input/output error")
     error.__cause__ = OSError(errno.EIO, "Input/output error")
     return error

@@ -1,4 +1,4 @@
-"""A loader tells the published weights from others, in every dtype and from either form of the manifest."""
+"""A loader distinguishes the published weights from others, in every dtype and from either form of the manifest."""
 
 import base64
 from dataclasses import replace

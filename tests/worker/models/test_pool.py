@@ -59,7 +59,7 @@ def test_a_new_version_serves_new_requests_and_old_ones_end_on_theirs(store: Mod
     assert pool.resident() == [(TINY, new)], "the old weights are freed when their last row has left"
 
 
-def test_a_bad_version_leaves_the_old_one_serving_and_is_told(store: ModelStore) -> None:
+def test_a_bad_version_leaves_the_old_one_serving_and_is_reported(store: ModelStore) -> None:
     clock = HandClock()
     pool = ModelPool(store, load_float32, clock=clock)
     refresh(pool)

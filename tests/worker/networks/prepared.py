@@ -25,7 +25,7 @@ def tiny_inputs(rows: int, seed: int = 0) -> NetworkInput:
 
 
 def row_by_row(inputs: NetworkInput) -> Tensor:
-    """An output that tells every input of its row."""
+    """An output that depends on every input of its row."""
     numbers = inputs.t + sum(1000 * value for value in inputs.named.values())
     return inputs.x + torch.as_tensor(numbers).view(-1, 1, 1, 1)
 

@@ -86,9 +86,9 @@ def test_exactness_is_preferred_up_to_its_price_and_required_at_any() -> None:
         assert choose_form(ExactMode.REQUIRE, groups, SIZES, seconds).sizes == (8, 16)
         off = choose_form(ExactMode.OFF, groups, SIZES, seconds)
         assert (off.sizes, off.exact) == (SIZES, False)
-    told = choose_form(ExactMode.PREFER, groups, SIZES, dear)
-    assert told.sizes == SIZES
-    assert told.cost == pytest.approx(0.16), "what it would cost is told"
+    form = choose_form(ExactMode.PREFER, groups, SIZES, dear)
+    assert form.sizes == SIZES
+    assert form.cost == pytest.approx(0.16), "what it would cost is reported"
 
 
 def test_a_network_that_is_exact_in_no_size_is_not_served_where_exactness_is_required() -> None:

@@ -20,7 +20,7 @@ from worker.store.model_store import ModelStore
 
 @dataclass
 class Noting:
-    """A denoiser that keeps the sizes that it was asked with; a row's answer tells its inputs."""
+    """A denoiser that records the sizes of its batches; a row's output identifies its inputs."""
 
     sizes: list[int] = field(default_factory=list)
 

@@ -166,7 +166,7 @@ class FakeEngine:
             if job.request.seed == HANGS:
                 stop.wait(3600)
             if job.request.seed == BREAKS_THE_ENGINE:
-                raise RuntimeError("the fake engine was told to break")
+                raise RuntimeError("the fake engine breaks, as asked")
             if job.request.seed == STALLS and job.rows[0].remaining_steps == 1:
                 self._canceled.wait(FAR_TOO_LONG_S)
         self._costs.begun(rows[0].batch_key, len(rows), self._now)

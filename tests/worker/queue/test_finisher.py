@@ -1,4 +1,4 @@
-"""How jobs that ended together are told to Redis: the finisher by itself, on a real server."""
+"""How jobs that ended together are written to Redis: the finisher by itself, on a real server."""
 
 import subprocess
 import threading
@@ -67,7 +67,7 @@ def held() -> HeldJobs:
 
 @pytest.fixture
 def finisher(client: ObservedRedis, leases: Leases, held: HeldJobs) -> Iterator[Finisher]:
-    """Not started: what it is told before `start` is delivered together."""
+    """Not started: what it is given before `start` is delivered together."""
     made = Finisher(leases, RedisFiles(client), held, RedisHealth(), sleep=lambda _: None)
     yield made
     made.stop()
@@ -145,7 +145,7 @@ def test_the_files_of_a_job_that_was_canceled_before_its_end_are_deleted(
     jobs.cancel(job.job_id)
     finisher.drawn(job, drawn(job, 0))
     start(finisher)
-    wait_until(lambda: not held.all(), "it to be told")
+    wait_until(lambda: not held.all(), "it to be delivered")
     assert jobs.status(job.job_id) == "canceled"
     wait_until(lambda: not jobs.valkey.file_keys(job.job_id), "its files to be gone")
 

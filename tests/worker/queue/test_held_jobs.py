@@ -77,11 +77,11 @@ def test_a_job_taken_over_stays_on_the_version_that_it_began_on() -> None:
 def test_a_lost_lease_overrides_every_other_reason_to_end() -> None:
     jobs, job = HeldJobs(), held()
     jobs.add(job)
-    told = []
+    reported = []
     for ending in (Ending.CANCELED, Ending.TIMEOUT, Ending.LOST, Ending.STOPPED):
         jobs.end_early(job, ending)
-        told.append(job.ending)
-    assert told == [Ending.CANCELED, Ending.CANCELED, Ending.LOST, Ending.LOST]
+        reported.append(job.ending)
+    assert reported == [Ending.CANCELED, Ending.CANCELED, Ending.LOST, Ending.LOST]
 
 
 def test_a_later_execution_of_a_job_is_not_removed_by_the_end_of_an_earlier_one() -> None:

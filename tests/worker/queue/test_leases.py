@@ -24,7 +24,7 @@ def claim_one(leases: Leases) -> HeldJob:
     return job
 
 
-def told(leases: Leases, call: Call) -> Any:
+def answer_of(leases: Leases, call: Call) -> Any:
     (answer,) = leases.send([call])
     return answer
 
@@ -42,16 +42,16 @@ def test_who_lost_a_job_can_neither_store_nor_end_it_while_another_runs_it(
 ) -> None:
     first, second = worker_of("first"), worker_of("second")
     before, now = taken_over(jobs, first, second)
-    assert not told(first, first.store(before, chain_key(before.job_id), b"old"))
-    assert told(first, first.finish(before, OUTCOME, PROGRESS)) == "lost"
-    assert told(first, first.fail(before, ERROR, may_retry=True)) == "lost"
+    assert not answer_of(first, first.store(before, chain_key(before.job_id), b"old"))
+    assert answer_of(first, first.finish(before, OUTCOME, PROGRESS)) == "lost"
+    assert answer_of(first, first.fail(before, ERROR, may_retry=True)) == "lost"
     assert first.release([before]) == []
     assert first.renew([before]) == ["lost"]
     assert jobs.status(now.job_id) == "started"
     second.renew([now])
-    assert told(second, second.store(now, chain_key(now.job_id), b"new"))
+    assert answer_of(second, second.store(now, chain_key(now.job_id), b"new"))
     assert valkey.client.get(chain_key(now.job_id)) == b"new"
-    assert told(second, second.finish(now, OUTCOME, PROGRESS)) == "finished"
+    assert answer_of(second, second.finish(now, OUTCOME, PROGRESS)) == "finished"
     assert len(jobs.results(now.job_id)) == 1
 
 
@@ -59,8 +59,8 @@ def test_an_end_that_is_told_twice_is_written_once(jobs: Jobs, worker_of: Callab
     leases = worker_of("a")
     succeeded, failed = jobs.add(1), jobs.add(2)
     first, second = leases.claim(None, ClaimTerms(2)).jobs
-    assert [told(leases, leases.finish(first, OUTCOME, PROGRESS)) for _ in range(2)] == ["finished"] * 2
-    assert [told(leases, leases.fail(second, ERROR, may_retry=False)) for _ in range(2)] == ["failed"] * 2
+    assert [answer_of(leases, leases.finish(first, OUTCOME, PROGRESS)) for _ in range(2)] == ["finished"] * 2
+    assert [answer_of(leases, leases.fail(second, ERROR, may_retry=False)) for _ in range(2)] == ["failed"] * 2
     assert (first.job_id, second.job_id) == (succeeded, failed)
     assert [len(jobs.results(id_)) for id_ in (succeeded, failed)] == [1, 1]
 
@@ -71,15 +71,15 @@ def test_a_job_is_not_ended_before_its_files_are_kept(
     leases = worker_of("a")
     jobs.add(1)
     job = claim_one(leases)
-    refused = told(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"]))
+    refused = answer_of(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"]))
     assert isinstance(refused, redis.exceptions.ResponseError)
     assert "here" in str(refused)
     valkey.client.set("here", "")
-    assert "there" in str(told(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"])))
+    assert "there" in str(answer_of(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"])))
     assert jobs.status(job.job_id) == "started"
     assert not valkey.client.exists(progress_key(job.job_id))
     valkey.client.set("there", "")
-    assert told(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"])) == "finished"
+    assert answer_of(leases, leases.finish(job, OUTCOME, PROGRESS, ["here", "there"])) == "finished"
     assert jobs.outcome(job.job_id) == OUTCOME
     assert 0 < valkey.client.ttl(progress_key(job.job_id)) <= job.ttl_s
 
@@ -121,8 +121,8 @@ def test_a_terminal_status_never_changes(jobs: Jobs, worker_of: Callable[..., Le
         job = claim_one(leases)
         valkey.client.hset(f"rq:job:{job.job_id}", "status", status)
         answers = [
-            told(leases, leases.finish(job, OUTCOME, PROGRESS)),
-            told(leases, leases.fail(job, ERROR, may_retry=True)),
+            answer_of(leases, leases.finish(job, OUTCOME, PROGRESS)),
+            answer_of(leases, leases.fail(job, ERROR, may_retry=True)),
         ]
         assert answers[0] == status
         assert leases.release([job]) == []
@@ -213,9 +213,9 @@ def test_the_end_of_a_job_sets_how_long_its_idempotency_key_is_remembered(
     leases.renew([job])
     assert valkey.client.ttl(record) > 3600
     if end == "finished":
-        told(leases, leases.finish(job, OUTCOME, PROGRESS))
+        answer_of(leases, leases.finish(job, OUTCOME, PROGRESS))
     elif end == "failed":
-        told(leases, leases.fail(job, ERROR, may_retry=False))
+        answer_of(leases, leases.fail(job, ERROR, may_retry=False))
     else:
         wait_until(lambda: leases.recover(stranded_s=60).failed, "the lease to run out")
     assert 3590 < valkey.client.ttl(record) <= 3600
@@ -230,6 +230,6 @@ def test_a_full_server_still_renews_leases_and_ends_jobs(
     valkey.client.config_set("maxmemory", 1)
     try:
         assert leases.renew([job]) == ["started"]
-        assert told(leases, leases.finish(job, OUTCOME, PROGRESS)) == "finished"
+        assert answer_of(leases, leases.finish(job, OUTCOME, PROGRESS)) == "finished"
     finally:
         valkey.client.config_set("maxmemory", 0)

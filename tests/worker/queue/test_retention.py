@@ -29,7 +29,7 @@ OLD, OLDER = "000000002-22222222", "000000001-11111111"
 
 
 class FakePool:
-    """At the seam to the models: told what is needed, it remembers."""
+    """At the seam to the models: records what it is asked to keep."""
 
     def __init__(self, error: StoreError | None = None) -> None:
         self.due = True

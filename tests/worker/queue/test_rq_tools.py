@@ -1,4 +1,4 @@
-"""RQ's own tools on a running worker: what `rq info` prints, and what rq-dashboard reads, tells the truth."""
+"""RQ's own tools on a running worker: what `rq info` prints and rq-dashboard reads is true."""
 
 import subprocess
 import sys

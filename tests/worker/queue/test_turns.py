@@ -1,4 +1,4 @@
-"""The position and the wait that a job is told, against the order in which claims really take the queue."""
+"""The position and the wait that a job reports, against the order in which claims really take the queue."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -41,7 +41,7 @@ def worker(name: str, models: Sequence[ModelInfo], costs: dict[str, float] | Non
     )
 
 
-def told(valkey: ValkeyHandle, workers: Sequence[WorkerStatus], job_ids: Sequence[str]) -> dict[str, Turn]:
+def estimates(valkey: ValkeyHandle, workers: Sequence[WorkerStatus], job_ids: Sequence[str]) -> dict[str, Turn]:
     async def ask() -> dict[str, Turn]:
         config = Settings(redis_url=valkey.url)
         async with connect(config) as redis:
@@ -69,7 +69,7 @@ def test_jobs_are_told_the_turn_at_which_a_worker_takes_them(
     worker_of: Callable[..., Leases],
     asked: list[tuple[str, int, int, float, bool, str]],
 ) -> None:
-    """A worker that takes one job after the other: each begins when those that were told to be ahead of it are done."""
+    """A worker that takes one job after the other: each begins when those estimated to be ahead of it are done."""
     valkey.client.flushall()
     now, ids, seconds = 1e6, [], {}
     for model, steps, batch, gap_s, put_back, owner in asked:
@@ -79,7 +79,7 @@ def test_jobs_are_told_the_turn_at_which_a_worker_takes_them(
             valkey.client.hset(job_key(id_), PUT_BACK_FIELD, 1)
         ids.append(id_)
         seconds[id_] = steps * batch * COSTS[model]
-    expected = told(valkey, [worker("a", [DIGITS, CLOUDS])], ids)
+    expected = estimates(valkey, [worker("a", [DIGITS, CLOUDS])], ids)
 
     leases, terms, began_s = worker_of("a", 60), ClaimTerms(1, Offer.of([DIGITS, CLOUDS], COSTS)), 0.0
     for position in range(len(ids)):
@@ -103,7 +103,7 @@ def test_a_long_line_is_told_as_it_is_served_too(
         )
         for number in range(LOOKED_AT * 2)
     ]
-    expected = told(valkey, [worker("a", [DIGITS, CLOUDS])], ids)
+    expected = estimates(valkey, [worker("a", [DIGITS, CLOUDS])], ids)
     leases, terms = worker_of("a", 60), ClaimTerms(1, Offer.of([DIGITS, CLOUDS], COSTS))
     served = [leases.claim(None, terms).jobs[0].job_id for _ in ids]
     assert served != ids
@@ -138,7 +138,7 @@ def test_without_a_cost_or_a_worker_there_is_a_position_and_no_wait() -> None:
 
 def test_what_stands_behind_all_that_is_walked_is_told_by_its_place(valkey: ValkeyHandle, jobs: Jobs) -> None:
     jobs.submit(model="digits", steps=10)
-    turn = told(valkey, [worker("a", [DIGITS])], ["a", "b"])["b"]
+    turn = estimates(valkey, [worker("a", [DIGITS])], ["a", "b"])["b"]
     assert turn.position == 1
     assert turn.wait_s == pytest.approx(0.1)
     assert MOST_WALKED > LOOKED_AT

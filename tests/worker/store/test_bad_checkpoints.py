@@ -1,4 +1,4 @@
-"""Each way a checkpoint can be bad is seen by the store, and said."""
+"""Each way a checkpoint can be bad is found by the store, and named."""
 
 import json
 import multiprocessing
