@@ -5,10 +5,13 @@ import { stepOf } from "./models.js";
 
 const form = $("request");
 const field = (name) => form.querySelector(`[data-field="${name}"]`);
-const WHOLE = ["seed", "steps", "batch", "width", "height", "frames"];
+const WHOLE = ["seed", "steps", "batch", "width", "height"];
 const REAL = ["guidance_scale", "eta", "strength"];
 const TEXT = ["model", "version", "prompt", "negative_prompt", "sampler", "spacing", "format"];
 const MOST_CHIPS = 60;
+const FRAMES = 24;
+/** Of all images of a request. */
+const MOST_FRAMES = 384;
 const MOST_SEED = 2 ** 32;
 const SAMPLER_NAMES = {
   ddim: "DDIM", ddpm: "DDPM", ddpm_large: "DDPM, large variance", dpmpp_2m: "DPM-Solver++ 2M",
@@ -48,6 +51,7 @@ export function read() {
   }
   const label = form.querySelector("input[name=class_label]:checked, select[name=class_label]");
   if (label && isOffered(label) && label.value !== "") request.class_label = Number(label.value);
+  if ($("frames").checked) request.frames = Math.max(1, Math.min(FRAMES, Math.floor(MOST_FRAMES / (request.batch || 1))));
   if (!("prompt" in request)) delete request.negative_prompt;
   if (!("prompt" in request || "class_label" in request)) delete request.guidance_scale;
   for (const [name, value] of added) {
@@ -77,6 +81,7 @@ export function write(request, { isFromStorage = false } = {}) {
   if (chip) chip.checked = true;
   const select = form.querySelector("select[name=class_label]");
   if (select) select.value = label;
+  if (!isFromStorage || "frames" in request) $("frames").checked = Boolean(request.frames);
   if (request.negative_prompt) $("negative").open = true;
   if (!isFromStorage) fix(request.seed !== undefined);
   else fix(Boolean(request.isFixed));
@@ -170,7 +175,11 @@ function adapt() {
   );
   if (model.samplers.includes(sampler)) $("sampler").value = sampler;
   field("eta").hidden = ($("sampler").value || model.sampler || "ddim") !== "ddim";
-  $("size").hidden = !model.sizes;
+  $("size").hidden = !model.size_multiple;
+  for (const side of ["width", "height"]) {
+    $(side).placeholder = model[side];
+    $(side).step = $(side).min = model.size_multiple ?? 1;
+  }
   $("steps").max = Math.min(1000, model.num_train_timesteps);
   $("steps-slide").max = Math.min(150, model.num_train_timesteps);
   const note = model.reload_error ? `The newest version can't be served: ${model.reload_error}` : "";

@@ -1,11 +1,12 @@
 // Puts the page together.
 
-import { Away, gateway, hasKey, useKey } from "./api.js";
+import { Away, Problem, gateway, getJson, hasKey, useKey } from "./api.js";
 import { $, toast } from "./dom.js";
 import * as form from "./form.js";
 import * as gallery from "./gallery.js";
 import { Jobs } from "./jobs.js";
 import { Models } from "./models.js";
+import * as pictures from "./pictures.js";
 import { requestOf, titleOf } from "./request.js";
 import * as theme from "./theme.js";
 import * as training from "./training.js";
@@ -20,6 +21,7 @@ const jobs = new Jobs("jobs");
 
 function reuse(request) {
   form.write(request);
+  pictures.use(request);
   $("request").scrollIntoView({ block: "start" });
   $("draw").focus({ preventScroll: true });
   toast("Settings are in the form");
@@ -39,6 +41,7 @@ async function draw(event) {
   form.clearErrors();
   $("draw").setAttribute("aria-busy", "true");
   try {
+    await pictures.ready();
     const job = await jobs.submit(form.read());
     toast(job.status === "queued" && job.position ? `Queued, ${job.position} ahead` : "Queued");
     if (matchMedia("(max-width: 56rem)").matches) $(`job-${job.id}`)?.scrollIntoView({ block: "start" });
@@ -55,6 +58,16 @@ function announceEnds() {
     if (["queued", "running"].includes(job.status)) told.add(job.id);
     else if (told.delete(job.id)) toast(job.status === "succeeded" ? `Done: ${titleOf(job)}` : `${titleOf(job)}: ${job.status}`);
   });
+}
+
+/** Whether requests of this gateway may begin at pictures. */
+async function offerPictures() {
+  try {
+    const { components } = await getJson("/openapi.json");
+    pictures.offer("init_image" in components.schemas.GenerateRequest.properties);
+  } catch (error) {
+    if (!(error instanceof Away || error instanceof Problem)) throw error;
+  }
 }
 
 function showGateway() {
@@ -87,6 +100,8 @@ theme.start();
 showGateway();
 askForKey();
 form.start(models);
+pictures.start();
+offerPictures();
 viewer.start({ reuse, watch: training.watch });
 gallery.start(jobs, {
   open: viewer.open,

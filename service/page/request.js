@@ -3,7 +3,7 @@
 /** Fields of a request that a job shows under the same name. */
 const FIELDS = [
   "prompt", "negative_prompt", "class_label", "model", "version", "seed", "steps", "batch", "sampler", "eta", "spacing",
-  "karras", "guidance_scale", "guidance_rescale", "width", "height", "init_image", "strength", "mask", "frames", "format",
+  "karras", "guidance_scale", "guidance_rescale", "width", "height", "init_image", "strength", "mask", "paste_back", "frames", "format",
 ];
 const HAS_CONDITION = ["prompt", "class_label"];
 
@@ -13,7 +13,7 @@ export function requestOf(job) {
   for (const field of FIELDS) {
     const value = job[field];
     if (value === null || value === undefined || value === false || value === "") continue;
-    if (["eta", "frames"].includes(field) && value === 0) continue;
+    if (["eta", "frames", "guidance_rescale"].includes(field) && value === 0) continue;
     request[field] = value;
   }
   if (!HAS_CONDITION.some((field) => field in request)) delete request.guidance_scale;

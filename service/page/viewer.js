@@ -1,6 +1,6 @@
 // One image at its largest: how it was made, the same again, as code, as a file.
 
-import { hasKey, showImage } from "./api.js";
+import { call, hasKey, showImage } from "./api.js";
 import { $, el, icon, ICONS, isCoarse, kept, toast } from "./dom.js";
 import { altOf, requestOfImage, titleOf } from "./request.js";
 import { LANGUAGES } from "./snippets.js";
@@ -70,8 +70,7 @@ function panel(image) {
   const request = requestOfImage(job, image);
   const extension = job.format;
   const download = el("a", { className: "soft", href: image.url, download: `${job.model}-${image.seed}.${extension}` }, icon(ICONS.download), "Download");
-  if (hasKey()) download.addEventListener("click", downloadWithKey, { once: true });
-  return el(
+  const about = el(
     "div",
     { className: "about" },
     el(
@@ -86,18 +85,25 @@ function panel(image) {
       el("button", { type: "button", className: "primary", onclick: () => (dialog.close(), act.reuse(request)) }, icon(ICONS.reuse), "Reuse settings"),
       download,
       el("button", { type: "button", className: "soft", onclick: () => (dialog.close(), act.watch(request)) }, icon(ICONS.eye), "Watch this seed"),
+      job.images.length > 1 && el("a", { className: "soft", href: `/jobs/${job.id}/grid`, download: `${job.model}-${job.seed}-sheet.png` }, icon(ICONS.grid), "All on one sheet"),
     ),
     facts(image),
     code(request),
   );
+  if (hasKey()) for (const link of about.querySelectorAll("a[download]")) link.addEventListener("click", downloadWithKey, { once: true });
+  return about;
 }
 
-/** A link sends no key: what the image shows is what was fetched with it. */
+/** A link sends no key: the file is fetched with it, and the link then names what was fetched. */
 async function downloadWithKey(event) {
   event.preventDefault();
-  const shown = el("img", {});
-  await showImage(shown, event.currentTarget.getAttribute("href"));
-  el("a", { href: shown.src, download: event.target.closest("a").download }).click();
+  const link = event.currentTarget;
+  try {
+    link.href = URL.createObjectURL(await (await call(link.getAttribute("href"))).blob());
+    link.click();
+  } catch (error) {
+    toast(error.message);
+  }
 }
 
 function facts(image) {

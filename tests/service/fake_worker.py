@@ -217,7 +217,7 @@ class FakeWorker:
             frames = None
             if request.frames:
                 moments = [np.full((8, 8, 1), 10 * number, np.uint8) for number in range(1, request.frames)]
-                moving = animate(moments, np.full((8, 8, 1), request.seed + index, np.uint8))
+                moving = animate(moments, np.full((8, 8, 1), (request.seed + index) % 256, np.uint8))
                 frames = File(frames_file(folder, index), moving, job.result_ttl)
                 files.append(frames)
             records.append(

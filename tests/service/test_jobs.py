@@ -52,6 +52,7 @@ def test_a_succeeded_job_lists_its_images(http: httpx.Client, worker: FakeWorker
         "events": f"/jobs/{job_id}/events",
         "grid": f"/jobs/{job_id}/grid",
         "animation": None,
+        "receipt": None,
         "cancel": None,
     }
 

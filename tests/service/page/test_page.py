@@ -271,3 +271,23 @@ def test_a_gateway_that_wants_a_key_is_given_one(browser: Browser, worker: FakeW
         poll(lambda: image.evaluate(LOADED) == 8)
         assert str(image.get_attribute("src")).startswith("blob:"), "an <img> sends no key"
         page.context.close()
+
+
+def test_noise_turning_into_an_image_is_played(visit: Open, worker: FakeWorker) -> None:
+    opened = visit()
+    page = opened.page
+    page.get_by_label("Images", exact=True).fill("20")
+    page.get_by_label("Keep noise turning into the image").check()
+    opened.draw()
+    job = take(worker)
+    assert request_of(job).frames == 19, "as many as twenty images may keep"
+    worker.succeed(job)
+    opened.jobs.first.get_by_role("button").filter(has=page.get_by_role("img")).nth(3).click()
+    dialog = page.get_by_role("dialog")
+    dialog.get_by_role("button", name="Noise to image").click()
+    image = dialog.get_by_role("img")
+    expect(image).to_have_attribute("src", f"/jobs/{job.id}/animation?image=3")
+    poll(lambda: image.evaluate(LOADED) == 8)
+    with page.expect_download() as download:
+        dialog.get_by_role("link", name="All on one sheet").click()
+    assert download.value.suggested_filename == f"digits-{request_of(job).seed}-sheet.png"
