@@ -37,6 +37,7 @@ class KlAutoencoder:
         scaling_factor: what latents are multiplied by to be denoised, as they then have about unit variance.
         shift_factor: what is subtracted before.
         run: evaluates a network call.
+        weight_bytes: of the network.
         to_colours: [c + 1, C], what `preview` multiplies a latent by; see `fit_colours`.
     """
 
@@ -45,6 +46,7 @@ class KlAutoencoder:
     scaling_factor: float
     shift_factor: float = 0.0
     run: Callable[[Callable[[], Tensor]], Tensor] = at_once
+    weight_bytes: int = 0
     to_colours: Tensor | None = None
     in_step: bool = False
 

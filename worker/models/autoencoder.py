@@ -1,13 +1,14 @@
 """The autoencoder of a checkpoint: opened, checked and made ready for its device."""
 
 import logging
+import threading
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 
-from worker.codecs.codec import Codec
 from worker.codecs.kl_autoencoder import KlAutoencoder, at_once, fit_colours
 from worker.codecs.pixels import Pixels
 from worker.diffusion.noise import Shape, initial_noise
@@ -69,17 +70,16 @@ def read_autoencoding(checkpoint: Checkpoint) -> Autoencoding:
     return Autoencoding((vae.latent_channels, manifest.height // vae.factor, manifest.width // vae.factor), vae)
 
 
-@dataclass(frozen=True, slots=True)
-class OpenedCodec:
-    codec: Codec
-    weight_bytes: int
+_opening = threading.Lock()
+_codecs: "WeakValueDictionary[tuple[str, str, str, int], KlAutoencoder]" = WeakValueDictionary()
+"""By hash, device, number format and threads."""
 
 
 @torch.inference_mode()
 def open_codec(
     checkpoint: Checkpoint, autoencoding: Autoencoding, device: torch.device, dtype: torch.dtype, threads: int
-) -> OpenedCodec:
-    """The checkpoint's codec on its device.
+) -> Pixels | KlAutoencoder:
+    """The checkpoint's codec on its device; models with the same autoencoder share it.
 
     Args:
         dtype: that the network computes in; where that is float16, an autoencoder computes in float32 if it asks for it
@@ -88,21 +88,33 @@ def open_codec(
     Raises:
         BrokenModel: weights missing, left over, of another shape or not finite.
     """
-    config, where = autoencoding.vae, f"{checkpoint.model}/{checkpoint.version}"
+    config = autoencoding.vae
     if config is None:
-        return OpenedCodec(Pixels(), 0)
+        return Pixels()
     if dtype is torch.float16 and config.force_upcast:
         dtype = torch.float32
-    codec, weight_bytes = _open(checkpoint, config, device, dtype, threads)
-    x_0 = _coloured_noise(autoencoding.shape, device)
+    key = (checkpoint.manifest.components["vae"].sha256, str(device), str(dtype), threads)
+    with _opening:
+        codec = _codecs.get(key)
+        if codec is None:
+            codec = _codecs[key] = _open_checked(checkpoint, autoencoding.shape, config, device, dtype, threads)
+    return codec
+
+
+def _open_checked(
+    checkpoint: Checkpoint, shape: Shape, config: VaeConfig, device: torch.device, dtype: torch.dtype, threads: int
+) -> KlAutoencoder:
+    where = f"{checkpoint.model}/{checkpoint.version}"
+    codec = _open(checkpoint, config, device, dtype, threads)
+    x_0 = _coloured_noise(shape, device)
     images = codec.decode(x_0)
     if codec.is_narrow and not bool(torch.isfinite(images).all()):
         log.warning("%s: the VAE leaves the range of float16, it runs in float32", where)
-        codec, weight_bytes = _open(checkpoint, config, device, torch.float32, threads)
+        codec = _open(checkpoint, config, device, torch.float32, threads)
         images = codec.decode(x_0)
     if not bool(torch.isfinite(images).all()):
         raise BrokenModel(f"{where}: the VAE decodes noise to what is not a number")
-    return OpenedCodec(replace(codec, to_colours=fit_colours(x_0, images)), weight_bytes)
+    return replace(codec, to_colours=fit_colours(x_0, images))
 
 
 def _coloured_noise(shape: Shape, device: torch.device) -> Tensor:
@@ -114,14 +126,13 @@ def _coloured_noise(shape: Shape, device: torch.device) -> Tensor:
 
 def _open(
     checkpoint: Checkpoint, config: VaeConfig, device: torch.device, dtype: torch.dtype, threads: int
-) -> tuple[KlAutoencoder, int]:
-    """The autoencoder, and the bytes of its weights."""
+) -> KlAutoencoder:
     from diffusers import AutoencoderKL  # here: it takes seconds to import
 
     where = f"{checkpoint.model}/{checkpoint.version}: the VAE"
     vae: nn.Module = open_diffusers(AutoencoderKL, checkpoint.path / "vae", dtype, where)
     check_finite(vae, where)
-    run, memory_format = at_once, choose_memory_format(dtype, device)
+    run, memory_format, weight_bytes = at_once, choose_memory_format(dtype, device), bytes_of(vae)
     if device.type == "cpu":
         team = CpuTeam(threads)
         fix_layers(vae, team)
@@ -129,4 +140,4 @@ def _open(
     else:
         vae = prepare_on_cuda(vae.to(device), 1, memory_format)
     network = DiffusersAutoencoder(vae, memory_format)
-    return KlAutoencoder(network, dtype, config.scaling_factor, config.shift_factor, run), bytes_of(vae)
+    return KlAutoencoder(network, dtype, config.scaling_factor, config.shift_factor, run, weight_bytes)

@@ -121,6 +121,7 @@ class LoadedModel:
         warm_up: None where the first evaluation takes no longer than the next.
         end_step: what follows the network in a step; one kernel where the device can build it.
         weight_bytes: memory that the weights take on the device.
+        shared_bytes: of that, components that other models in memory may use too, by their hash.
         sizes: of images beside its own; None: there are none.
         on_evict: called once when it is evicted; nothing runs on it, and its memory may be overwritten from then on.
     """
@@ -144,6 +145,7 @@ class LoadedModel:
     warm_up: WarmUp | None = None
     end_step: EndStep = end_step
     weight_bytes: int = 0
+    shared_bytes: Mapping[str, int] = field(default_factory=dict)
     sizes: Sizes | None = None
     step: int = 0
     created_at: datetime | None = None
@@ -159,6 +161,11 @@ class LoadedModel:
     def memory_bytes(self) -> int:
         """What it takes on the device now, the weights laid out for other sizes included."""
         return self.weight_bytes + (self.sizes.network.extra_bytes if self.sizes else 0)
+
+    @property
+    def own_bytes(self) -> int:
+        """Of that, what leaves with it."""
+        return self.memory_bytes - sum(self.shared_bytes.values())
 
     def shape_of(self, width: int | None, height: int | None) -> Shape:
         """(C, H, W) of the state of images of this size in pixels; None: the model's own side.

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from worker.codecs.kl_autoencoder import KlAutoencoder
+from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
 from worker.conditioning.labels import Labels, Unconditional
 from worker.conditioning.text import Text, TextReader
@@ -39,6 +41,7 @@ from worker.networks.registry import ARCHITECTURES
 from worker.networks.shared_choices import LocalChoices, SharedChoices
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_EMBEDS, TEXT_STATES, TIME_IDS
+from worker.store.component_rules import TEXT_PARTS
 from worker.store.errors import BadCheckpoint
 from worker.store.inspection import size_multiple
 from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
@@ -120,7 +123,8 @@ def load_checkpoint(
         warm_up: WarmUp | None = None,
     ) -> LoadedModel:
         number_format = "float32" if execution.dtype == "tf32" else execution.dtype
-        opened = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads)
+        codec = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads)
+        shared = _shared_bytes(manifest, readers, codec)
         model = LoadedModel(
             name=checkpoint.model,
             version=checkpoint.version,
@@ -128,7 +132,7 @@ def load_checkpoint(
             denoise=denoise,
             chain=chain,
             shape=shape,
-            codec=opened.codec,
+            codec=codec,
             conditioner=_conditioner(num_classes, readers, inputs, checkpoint, device),
             named_of_size=partial(_time_ids, factor, device) if inputs.has(TIME_IDS) else lambda shape: {},
             components={name: component.sha256 for name, component in manifest.components.items()},
@@ -139,7 +143,8 @@ def load_checkpoint(
             execution=execution,
             warm_up=warm_up,
             end_step=choose_end_step(device),
-            weight_bytes=bytes_of(network) + opened.weight_bytes + sum(each.encoder.weight_bytes for each in readers),
+            weight_bytes=bytes_of(network) + sum(shared.values()),
+            shared_bytes=shared,
             sizes=Sizes(
                 multiple=size_multiple(checkpoint.path, where),
                 factor=factor,
@@ -224,6 +229,15 @@ def _conditioner(
     if num_classes == 0:
         return Unconditional(model)
     return Labels(model, CLASS_LABELS, len(manifest.labels) or num_classes, manifest.null_label, device)
+
+
+def _shared_bytes(manifest: Manifest, readers: Sequence[TextReader], codec: Pixels | KlAutoencoder) -> dict[str, int]:
+    """Of the components that other models may use too, by hash."""
+    names = [encoder for encoder, _ in TEXT_PARTS if encoder in manifest.components]
+    sizes = {name: reader.encoder.weight_bytes for name, reader in zip(names, readers, strict=True)}
+    if isinstance(codec, KlAutoencoder):
+        sizes["vae"] = codec.weight_bytes
+    return {manifest.components[name].sha256: size for name, size in sizes.items()}
 
 
 def _time_ids(factor: int, device: torch.device, shape: Shape) -> Mapping[str, Tensor]:

@@ -281,10 +281,17 @@ class ModelPool:
         with self._changed:
             if key in self._residents:
                 return
-        self._store.verify(model, version, self._verified)
+        components = {component.sha256 for component in checkpoint.manifest.components.values()}
         with self._changed:
-            size = self._size(model, checkpoint.manifest)
-            self._residents.make_room(size, self._replaced_by(request), self._clock())
+            here = {part: size for part, size in self._residents.shared_bytes().items() if part in components}
+            # What another model has in memory is not read from this one's files, and stays, even if that one leaves.
+            sharing = [each for each in self._residents.models() if each.shared_bytes.keys() & here.keys()]
+            kept_until_loaded = [(each.codec, each.conditioner) for each in sharing]
+            del sharing
+        self._store.verify(model, version, self._verified, in_memory=frozenset(here))
+        with self._changed:
+            size = self._size(model, checkpoint.manifest) - sum(here.values())
+            self._residents.make_room(size, self._replaced_by(request), self._clock(), components)
         loaded = self._load_freeing_memory(request, checkpoint)
         with self._changed:
             self._measured_bytes[model] = loaded.weight_bytes
@@ -292,6 +299,7 @@ class ModelPool:
             self._load_counts[model] += 1
             self._bytes_per_file_byte = loaded.weight_bytes / max(1, weight_file_bytes(checkpoint.manifest))
             self._residents.add(loaded, self._clock(), demanded=self._loads.is_demanded(request))
+        del kept_until_loaded
         log.info("loaded %s/%s", model, version)
 
     def _load_freeing_memory(self, request: LoadRequest, checkpoint: Checkpoint) -> LoadedModel:

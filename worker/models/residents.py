@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -86,17 +87,38 @@ class Residents:
         return [resident.model for resident in self._residents.values()]
 
     def bytes_by_model(self) -> Counter[str]:
-        """Of the weights of each model's versions."""
+        """Of the weights of each model's versions; what several models share counts for each of them."""
         held: Counter[str] = Counter()
+        shared: dict[str, dict[str, int]] = {}
         for (model, _), resident in self._residents.items():
-            held[model] += resident.model.memory_bytes
+            held[model] += resident.model.own_bytes
+            shared.setdefault(model, {}).update(resident.model.shared_bytes)
+        for model, parts in shared.items():
+            held[model] += sum(parts.values())
         return held
+
+    def shared_bytes(self) -> dict[str, int]:
+        """Of components that several models may use, by hash; each lies in memory once."""
+        return {part: size for each in self.models() for part, size in each.shared_bytes.items()}
+
+    def _weight_bytes(self) -> int:
+        return sum(each.own_bytes for each in self.models()) + sum(self.shared_bytes().values())
+
+    def _bytes_of(self, key: Key, kept: AbstractSet[str]) -> int:
+        """What would be free without this model.
+
+        Args:
+            kept: hashes of components that stay for another.
+        """
+        model = self._residents[key].model
+        others = {part for other, each in self._residents.items() if other != key for part in each.model.shared_bytes}
+        return model.own_bytes + sum(n for part, n in model.shared_bytes.items() if part not in others | kept)
 
     def memory(self) -> MemoryUse:
         """All that is in the budget, and the spares."""
         spares = self._spares
         return MemoryUse(
-            weight_bytes=self.bytes_by_model().total(),
+            weight_bytes=self._weight_bytes(),
             spare_bytes=spares.spare_bytes() if spares else 0,
             recording_bytes=spares.recording_bytes() if spares else 0,
             workspace_bytes=spares.workspace_bytes if spares else 0,
@@ -129,15 +151,18 @@ class Residents:
         """Free memory that no model needs; False when there is none."""
         return self._spares is not None and self._spares.drop_spares()
 
-    def make_room(self, incoming_bytes: int, replaced: Key | None, now: float) -> None:
+    def make_room(
+        self, incoming_bytes: int, replaced: Key | None, now: float, components: AbstractSet[str] = frozenset()
+    ) -> None:
         """Evict before a load what it would push out in any case; see `ModelPool` for the rule.
 
         Args:
-            incoming_bytes: expected size of the model.
+            incoming_bytes: expected size of the model, without the components that are in memory.
             replaced: the version of the same model that leaves when the new one serves, if it is in memory.
+            components: hashes of the model's components.
         """
         if replaced is not None:
-            incoming_bytes -= self._residents[replaced].model.memory_bytes
+            incoming_bytes -= self._bytes_of(replaced, components)
         self._evict_until_it_fits([key for key in self._idle(now) if key != replaced], incoming_bytes)
 
     def free_memory(self, replaced: Key | None, now: float) -> bool:
@@ -188,4 +213,4 @@ class Residents:
     def _used_bytes(self) -> int:
         spares = self._spares
         shared = spares.recording_bytes() + spares.workspace_bytes if spares else 0
-        return shared + self.bytes_by_model().total()
+        return shared + self._weight_bytes()

@@ -104,14 +104,21 @@ class ModelStore:
         folder = self._version_folder(model, version)
         return Checkpoint(model=model, version=version, path=folder, manifest=read_manifest(folder, model, version))
 
-    def verify(self, model: str, version: str, known: VerifiedFiles | None = None) -> None:
+    def verify(
+        self,
+        model: str,
+        version: str,
+        known: VerifiedFiles | None = None,
+        in_memory: AbstractSet[str] = frozenset(),
+    ) -> None:
         """Raise BadCheckpoint unless every byte of the version matches its manifest.
 
         Args:
             known: hashes of files that have not changed since they were read; None: every byte is read.
+            in_memory: see `verify_files`.
         """
         checkpoint = self.checkpoint(model, version)
-        verify_files(checkpoint.path, checkpoint.manifest, hash_file if known is None else known.hash_file)
+        verify_files(checkpoint.path, checkpoint.manifest, hash_file if known is None else known.hash_file, in_memory)
 
     def fingerprint(self, model: str, version: str) -> Fingerprint | None:
         """A value that changes when a file of the version is written, replaced, removed or given another mode.

@@ -18,7 +18,7 @@ from worker.store import ModelStore
 @pytest.fixture(scope="module")
 def codec(tmp_path_factory: pytest.TempPathFactory) -> Codec:
     checkpoint = import_sd(ModelStore(tmp_path_factory.mktemp("vae")))
-    return open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float32, threads=2).codec
+    return open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float32, threads=2)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
@@ -61,7 +61,7 @@ def test_a_preview_has_the_channels_of_the_image(codec: Codec) -> None:
 
 def test_an_autoencoder_that_asks_for_it_computes_in_float32(tmp_path: Path) -> None:
     checkpoint = import_sd(ModelStore(tmp_path), vae=tiny_vae(force_upcast=True))
-    codec = open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float16, threads=1).codec
+    codec = open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float16, threads=1)
     assert not codec.is_narrow
 
 
