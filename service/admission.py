@@ -1,10 +1,12 @@
 """Which requests may become jobs: the rules that need the catalogue, the settings or two fields at once."""
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from service.catalogue import Reading
 from service.errors import FieldProblem, InvalidRequest, Unavailable
+from service.init_images import broken_by_pictures, init_image_of
 from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
@@ -21,6 +23,7 @@ from worker.contract import (
     Takes,
     TextCondition,
 )
+from worker.results.uploads import Upload
 
 LISTED = 20
 """Names listed in an error at most."""
@@ -33,8 +36,11 @@ class Admitted:
     """Name of the request's class label."""
 
 
-def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitted:
+def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures: Mapping[str, Upload]) -> Admitted:
     """The job's argument, with every default filled in.
+
+    Args:
+        pictures: the uploads of `init_image` and `mask`, by field.
 
     Raises:
         InvalidRequest: with every rule that is broken.
@@ -53,6 +59,9 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
         broken += _broken_prompts(body, body.prompts)
     if body.clip_skip and not _is_prompted(body):
         broken.append(FieldProblem("clip_skip", "needs a prompt", body.clip_skip))
+    if body.guidance_rescale and not _is_guided(body):
+        rule = "has no effect without guidance: needs a guidance_scale other than 0 and 1"
+        broken.append(FieldProblem("guidance_rescale", rule, body.guidance_rescale))
     if body.negative_prompt is not None and not _is_prompted(body):
         broken.append(FieldProblem("negative_prompt", "needs a prompt", body.negative_prompt))
     elif body.negative_prompt and body.guidance_scale == 1.0:
@@ -72,6 +81,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
         broken += _broken_by_model(body, model)
         broken += broken_by_sampler(body, model)
         broken += _broken_by_size(body, model, settings.max_pixels)
+        broken += broken_by_pictures(body, model, pictures)
         try:
             class_label = _label_index(body.class_label, model)
         except InvalidRequest as error:
@@ -94,8 +104,9 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings) -> Admitt
         eta=body.eta or 0.0,
         spacing=body.spacing,
         karras=karras_of(body, model),
+        init=init_image_of(body, pictures),
         condition=_condition(body, class_label),
-        guidance=Guidance(scale=_guidance_scale(body)),
+        guidance=Guidance(scale=_guidance_scale(body), rescale=body.guidance_rescale or 0.0),
         width=body.width,
         height=body.height,
         area=_area(body, model),
@@ -132,6 +143,11 @@ def _broken_prompts(body: GenerateRequest, prompts: list[str]) -> list[FieldProb
     if len(prompts) != body.batch:
         return [FieldProblem("prompts", f"need {body.batch}, one for each image of the batch", len(prompts))]
     return []
+
+
+def _is_guided(body: GenerateRequest) -> bool:
+    has_condition = body.class_label is not None or _is_prompted(body)
+    return has_condition and _guidance_scale(body) not in (0.0, 1.0)
 
 
 def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProblem]:

@@ -12,7 +12,9 @@ def sampler_of(body: GenerateRequest, model: ModelInfo) -> SamplerName:
     if body.sampler is not None:
         return body.sampler
     shipped = _version_of(body, model)
-    return shipped.sampler if shipped else SamplerName.DDIM
+    if shipped is None or (shipped.sampler is SamplerName.PLMS and body.init_image is not None):
+        return SamplerName.DDIM  # PLMS begins at noise only
+    return shipped.sampler
 
 
 def karras_of(body: GenerateRequest, model: ModelInfo) -> bool:

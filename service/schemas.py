@@ -117,6 +117,32 @@ class GenerateRequest(BaseModel):
         default=None, ge=1, le=MAX_SIDE_PX, description="A multiple of the model's `size_multiple`. Absent: its own."
     )
     height: StrictInt | None = Field(default=None, ge=1, le=MAX_SIDE_PX, description="As `width`.")
+    guidance_rescale: Float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="How far the contrast of a guided image is drawn back to the unguided one's. Absent: 0.",
+    )
+    init_image: StrictStr | None = Field(
+        default=None,
+        description="A picture to begin at in place of noise: the SHA-256 that POST /uploads answered with, or, for a "
+        "small one, a data URI. Of the size that the model draws.",
+    )
+    strength: Float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="With init_image: the share of the steps that is run, and so how much of the picture changes. "
+        f"Absent: {DEFAULT_STRENGTH:g}, with a mask 1.",
+    )
+    mask: StrictStr | None = Field(
+        default=None,
+        description="With init_image, and given as that: what is bright in it is drawn anew, what is dark is kept.",
+    )
+    paste_back: StrictBool | None = Field(
+        default=None,
+        description="With mask: put the picture's own pixels where it is dark, once the image is drawn. Absent: false.",
+    )
     format: ImageFormat = ImageFormat.PNG
     webhook: WebhookRequest | None = Field(default=None, description="Absent: nobody is told.")
     frames: StrictInt = Field(
@@ -196,6 +222,11 @@ class Job(BaseModel):
     guidance_scale: float
     width: int | None = Field(default=None, description="As asked for; null: the model's own.")
     height: int | None = None
+    guidance_rescale: float
+    init_image: str | None = Field(description="Name of the upload that it begins at, as strength and mask say.")
+    strength: float | None
+    mask: str | None
+    paste_back: bool
     format: ImageFormat
     frames: int
     created_at: datetime

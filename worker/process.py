@@ -39,6 +39,7 @@ from worker.queue.saved_chains import SavedChains
 from worker.queue.server_clock import ServerClock
 from worker.queue.status import Catalogue, ProgressReporter, StatusPublisher
 from worker.results.files import Files
+from worker.results.uploads import Uploads
 from worker.settings import WorkerSettings
 
 logger = logging.getLogger(__name__)
@@ -143,6 +144,7 @@ class WorkerProcess:
             self._health,
             catalogue,
             GiveBack(self._leases, engine, self._held, live, clock),
+            Uploads(client, files),
             stopping=lambda: self._signals > 0 or self._broken or self._hung,
         )
         self._heartbeat = Heartbeat(

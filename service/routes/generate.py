@@ -23,6 +23,7 @@ from service.errors import (
     problem_responses,
 )
 from service.gateway import Gateway, GatewayDep
+from service.init_images import named_pictures
 from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
 from service.job_view import job_document, job_url
@@ -81,7 +82,8 @@ async def generate(
     ] = None,
 ) -> Job:
     reading = await gateway.catalogue.read()
-    admitted = admit(body, reading, gateway.settings)
+    pictures = await named_pictures(gateway.uploads, caller, body)
+    admitted = admit(body, reading, gateway.settings, pictures)
     job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, request)
 
     wait = WAIT.search(prefer or "")

@@ -13,7 +13,7 @@ from service.access.caller import CallerDep
 from service.errors import FieldProblem, InvalidRequest, problem_responses
 from service.gateway import GatewayDep
 from service.schemas import UploadedPicture
-from worker.results.uploads import UPLOAD_NAME_PATTERN
+from worker.contract import UPLOAD_NAME_PATTERN
 
 router = APIRouter(tags=["uploads"])
 

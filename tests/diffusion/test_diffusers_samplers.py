@@ -20,7 +20,8 @@ from diffusers import (
 from torch import Tensor
 
 from tests.diffusion.chain import UNCLIPPED
-from worker.diffusion import NoiseSchedule, SamplerPlan, initial_noise, plan, run_chain
+from worker.diffusion import NoiseSchedule, SamplerPlan, apply_update, initial_noise, plan, run_chain
+from worker.diffusion.inpainting import Inpainting
 
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 SCHEDULE = NoiseSchedule.scaled_linear()
@@ -223,3 +224,58 @@ def test_a_schedule_that_ends_in_pure_noise_begins_near_it(name: str) -> None:
     noisy = {"generator": torch.Generator().manual_seed(5)} if name == "euler_ancestral" else {}
     # In float32 their states of sigma 4096 keep three digits of the image.
     assert_agree(ours(chain, seed=5 if noisy else None), theirs(scheduler, 20, **noisy), relative=3e-3)
+
+
+def mixing_model(x_t: Tensor, timestep: float) -> Tensor:
+    """Each value depends on another one, so that what is kept acts upon what is drawn."""
+    return mild_model((x_t + x_t.roll(4, dims=-1)) / 2, timestep)
+
+
+def keeping(chain: SamplerPlan, x_t: Tensor, inpainting: Inpainting | None, seed: int) -> Tensor:
+    """The chain from x_t on, alone: for a single image."""
+    z_at, x_0 = drawn(seed), x_t
+    for step, t in enumerate(chain.timesteps):
+        z = z_at(step)[:1] if chain.is_noisy[step] else None
+        x_t, x_0 = apply_update(x_t, mixing_model(x_t, t), x_0, z, chain.coefficients[step : step + 1], UNCLIPPED)
+        if inpainting is not None:
+            x_t = inpainting.put_back(x_t[0], [*chain.alpha_bar, 1.0][step + 1])[None]
+    return x_t
+
+
+@pytest.mark.parametrize("name", ["ddim", "euler", "dpmpp_2m"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_chain_that_begins_at_a_picture(name: str, masked: bool) -> None:
+    """The last 12 of 20 steps, as the image-to-image and inpainting pipelines run them."""
+    skipped = 8
+    kinds: dict[str, Any] = {
+        "ddim": DDIMScheduler(**BETAS, clip_sample=False, set_alpha_to_one=False, steps_offset=1),
+        "euler": EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        "dpmpp_2m": DPMSolverMultistepScheduler(**BETAS),
+    }
+    scheduler = kinds[name]
+    scheduler.set_timesteps(20)
+    if name != "ddim":
+        scheduler.set_begin_index(skipped)
+    picture, eps = torch.tanh(noise()[:1]), noise()[1:]
+    mask = torch.arange(8).view(1, 1, 1, 8) >= 3
+    timesteps = scheduler.timesteps[skipped:]
+    x = scheduler.add_noise(picture, eps, timesteps[:1])
+    for i, t in enumerate(timesteps):
+        x = scheduler.step(mixing_model(scheduler.scale_model_input(x, t), float(t)), t, x).prev_sample
+        if masked:
+            last = i == len(timesteps) - 1
+            kept = picture if last else scheduler.add_noise(picture, eps, timesteps[i + 1 : i + 2])
+            x = torch.where(mask, x, kept)
+
+    chain = plan(
+        name,
+        SCHEDULE,
+        20,
+        spacing="linspace" if name == "dpmpp_2m" else "leading",
+        steps_offset=0 if name == "dpmpp_2m" else 1,
+        set_alpha_to_one=False,
+        skipped_steps=skipped,
+    )
+    inpainting = Inpainting(picture[0], eps[0], mask[0])
+    begin = Inpainting.noised(picture, eps, chain.alpha_bar[0])
+    assert_agree(keeping(chain, begin, inpainting if masked else None, seed=0), x)

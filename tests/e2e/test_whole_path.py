@@ -59,6 +59,30 @@ def test_a_classifier_of_real_digits_reads_what_was_asked_for(stack: Stack) -> N
     assert right >= 180, f"{right} of 200 images were read as asked"
 
 
+def test_an_uploaded_picture_is_begun_at_and_kept_where_the_mask_is_dark(stack: Stack) -> None:
+    drawn = stack.images(stack.finished(stack.generate(seed=3, steps=20, batch=1, class_label=3)))[0]
+    dark = np.zeros((8, 8), dtype=np.uint8)
+    dark[:, 4:] = 255
+    mask = io.BytesIO()
+    Image.fromarray(dark).save(mask, "PNG")
+
+    def upload(png: bytes) -> str:
+        answer = stack.http.post("/uploads", content=png, headers={"Content-Type": "image/png"}).raise_for_status()
+        return str(answer.json()["sha256"])
+
+    names = {"init_image": upload(drawn), "mask": upload(mask.getvalue())}
+    jobs = [
+        stack.finished(stack.generate(seed=5, steps=20, batch=2, class_label=8, strength=strength, **names))
+        for strength in (0.6, 0.6, 1.0)
+    ]
+    first, again, other = ([pixels(png) for png in stack.images(job)] for job in jobs)
+    assert [image.tobytes() for image in first] == [image.tobytes() for image in again]
+    assert first[0].tobytes() not in (first[1].tobytes(), other[0].tobytes())
+    for image in (*first, *other):
+        assert np.array_equal(image[:, :4], pixels(drawn)[:, :4])
+    assert jobs[0]["progress"] == {"step": 12, "steps": 12}
+
+
 def test_requests_of_different_length_and_sampler_share_a_batch_and_keep_their_pixels(stack: Stack) -> None:
     bodies: list[dict[str, object]] = [
         {"seed": 5, "steps": 90, "batch": 3, "sampler": "ddpm", "class_label": 4},

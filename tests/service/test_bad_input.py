@@ -102,6 +102,8 @@ def test_a_missing_field_is_named(missing: str, http: httpx.Client, worker: Fake
         ({"sampler": "lcm", "spacing": "trailing"}, "spacing"),
         ({"sampler": "dpmpp_2m_sde", "karras": True, "spacing": "trailing"}, "spacing"),
         ({"guidance_scale": 2.0}, "guidance_scale"),
+        ({"guidance_rescale": 0.7}, "guidance_rescale"),
+        ({"class_label": 0, "guidance_scale": 1.0, "guidance_rescale": 0.7}, "guidance_rescale"),
         ({"model": "clouds", "sampler": "ddpm", "steps": 101}, "steps"),
         ({"model": "clouds", "sampler": "ddim"}, "sampler"),
         ({"model": "clouds", "sampler": "ddpm", "class_label": 0}, "class_label"),

@@ -50,6 +50,7 @@ def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWo
         "spacing": "trailing",
         "class_label": "two",
         "guidance_scale": 3,
+        "guidance_rescale": 0.5,
         "format": "webp",
     }
     shown = http.post("/generate", json=asked).json()
@@ -64,7 +65,7 @@ def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWo
         eta=0.5,
         spacing=Spacing.TRAILING,
         condition=LabelCondition(label=2),
-        guidance=Guidance(scale=3.0),
+        guidance=Guidance(scale=3.0, rescale=0.5),
         format=ImageFormat.WEBP,
     )
     assert job.func_name == FUNCTION_NAME

@@ -25,6 +25,7 @@ from worker.contract.names import (
     MODEL_NAME_PATTERN,
     PROMPT_GUIDANCE,
     QUEUE_NAME,
+    UPLOAD_NAME_PATTERN,
     VERSION_PATTERN,
     ImageFormat,
     SamplerName,
@@ -32,7 +33,15 @@ from worker.contract.names import (
     Takes,
 )
 from worker.contract.outcomes import ImageRecord, JobError, JobOutcome, Preview, PreviewSnapshot, ProgressSnapshot
-from worker.contract.requests import Condition, Guidance, LabelCondition, NoCondition, SamplingRequest, TextCondition
+from worker.contract.requests import (
+    Condition,
+    Guidance,
+    InitImage,
+    LabelCondition,
+    NoCondition,
+    SamplingRequest,
+    TextCondition,
+)
 from worker.contract.status import (
     Distribution,
     EngineCounters,
@@ -58,6 +67,7 @@ __all__ = [
     "MODEL_NAME_PATTERN",
     "PROMPT_GUIDANCE",
     "QUEUE_NAME",
+    "UPLOAD_NAME_PATTERN",
     "VERSION_PATTERN",
     "Condition",
     "Distribution",
@@ -65,6 +75,7 @@ __all__ = [
     "Guidance",
     "ImageFormat",
     "ImageRecord",
+    "InitImage",
     "JobError",
     "JobOutcome",
     "LabelCondition",

@@ -33,6 +33,9 @@ MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{9}-[0-9a-f]{8}$"
 
 
+UPLOAD_NAME_PATTERN = r"^[0-9a-f]{64}$"
+
+
 class SamplerName(StrEnum):
     """How noise becomes an image: each is a way to fill the table of coefficients of `worker.diffusion`."""
 

@@ -1,5 +1,6 @@
 """The part of a step after the network: guidance, noise, the update rule, the check for finite values, pixels."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
@@ -7,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from worker.diffusion.inpainting import Inpainting
 from worker.diffusion.noise import step_noise
 from worker.diffusion.pixels import to_pixels
 from worker.diffusion.update import Clip, apply_update
@@ -29,12 +31,27 @@ class RowColumn(IntEnum):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class KeptRegion:
+    """A row of which a region is kept as it was.
+
+    Attributes:
+        place: of the row in its batch.
+        alpha_bar: of x after the step; 1 where it ends on the image.
+    """
+
+    place: int
+    inpainting: Inpainting
+    alpha_bar: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class StepEnd:
     """N rows after the network was evaluated, all on one device.
 
     Attributes:
         x_t: [N, C, H, W] float32, contiguous.
-        outputs: [Q, C, H, W] float32, contiguous: the network's, one or two for each row.
+        outputs: [Q, C, H, W] float32, contiguous: the network's, one or two for each row, and those mixed of them
+            already, see `worker.diffusion.guidance`.
         x_0_previous: [N, C, H, W], read where a row's c is not 0; None when that is nowhere.
         earlier_outputs: three of [N, C, H, W], the newest first, each read where a row's weight of it is not 0; empty
             when that is nowhere.
@@ -43,6 +60,7 @@ class StepEnd:
         row_numbers: [N, 6] int64, by `RowColumn`.
         guidance_scales: [N] float32, w of classifier-free guidance.
         noisy, guided, finishing: places of the rows whose step adds noise, that are guided, whose image is made.
+        kept: of the rows that are inpainted.
     """
 
     x_t: Tensor
@@ -56,6 +74,7 @@ class StepEnd:
     noisy: Tensor
     guided: Tensor
     finishing: Tensor
+    kept: Sequence[KeptRegion] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -86,6 +105,8 @@ def end_step(end: StepEnd, clip: Clip) -> Stepped:
     """In torch's operations, on any device."""
     z, outputs = _noise(end), _guided(end)
     x_next, x_0 = apply_update(end.x_t, outputs, end.x_0_previous, z, end.coefficients, clip, end.earlier_outputs)
+    for region in end.kept:
+        x_next[region.place] = region.inpainting.put_back(x_next[region.place], region.alpha_bar)
     # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
     finite = torch.isfinite(x_next).flatten(1).all(dim=1, keepdim=True)
     finishing = len(end.finishing)
@@ -103,7 +124,7 @@ def _guided(end: StepEnd) -> Tensor:
     Classifier-free guidance (Ho & Salimans 2022) with w = 1 for the conditional model:
     output = unconditional + w (conditional - unconditional).
     """
-    if not len(end.guided):
+    if not len(end.guided) and len(end.outputs) == len(end.x_t):
         return end.outputs
     output = end.outputs[end.row_numbers[:, RowColumn.OUTPUT]]
     unconditional = end.outputs[end.row_numbers[end.guided, RowColumn.UNCONDITIONAL]]

@@ -1,14 +1,17 @@
 """From a request to its trajectories: what can't be drawn is refused here, with the value and the rule."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from worker.conditioning.conditioning import Conditioning, ConditionRefusedError, Encoding
+from worker.conditioning.images import Pixels
 from worker.contract import MAX_SEED, Condition, SamplingRequest, TextCondition
 from worker.diffusion.errors import DiffusionError
 from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
+from worker.engine.beginnings import PictureMisfit, PictureStart, picture_start
 from worker.engine.trajectory import Leg, Trajectory
 from worker.models.loaded_model import LoadedModel, SizeRefusedError
 
@@ -29,6 +32,7 @@ class Admission:
         encodings: of the request's different conditions.
         encoding_of: which of them each image has.
         warnings: what the client should know.
+        start: of a request that begins at a picture; else None.
     """
 
     request: SamplingRequest
@@ -38,11 +42,13 @@ class Admission:
     encodings: Sequence[Encoding]
     encoding_of: Sequence[int]
     warnings: tuple[str, ...]
+    start: PictureStart | None = None
 
     @property
     def calls(self) -> Sequence[Callable[[], Any]]:
         """What is to be run before there are trajectories, in order."""
-        return [call for encoding in self.encodings for call in encoding.calls]
+        of_conditions = [call for encoding in self.encodings for call in encoding.calls]
+        return [*of_conditions, *(self.start.calls if self.start else ())]
 
     def trajectories(self, job_id: str, results: Sequence[Any]) -> list[Trajectory]:
         """One per image, in order; image i has seed `request.seed + i`.
@@ -53,28 +59,38 @@ class Admission:
         remaining = iter(results)
         legs = [self._legs(encoding.assemble([next(remaining) for _ in encoding.calls])) for encoding in self.encodings]
         seed = self.request.seed
-        return [
+        rows = [
             Trajectory(job_id, index, seed + index, self.model, legs[encoding])
             for index, encoding in enumerate(self.encoding_of)
         ]
+        if self.start is not None:
+            for row, beginning in zip(rows, self.start.beginnings(list(remaining), self.plans[0]), strict=True):
+                row.x_t, row.inpainting = beginning.x_t, beginning.inpainting
+        return rows
 
     def _legs(self, conditionings: Sequence[Conditioning]) -> Sequence[Leg]:
         """Args: conditionings: one of each leg."""
-        model, shape = self.model, self.shape
+        model, shape, rescale = self.model, self.shape, self.request.guidance.rescale
         conditioning = conditionings[0].extended(model.named_of_size(shape))
-        first = Leg(model, self.plans[0], shape, conditioning, area=model.area_of(shape))
+        area = model.area_of(shape)
+        first = Leg(model, self.plans[0], shape, conditioning, area=area, guidance_rescale=rescale)
         later = [
-            Leg(leg, plan, leg.shape, conditioning, leg.enter)
+            Leg(leg, plan, leg.shape, conditioning, leg.enter, guidance_rescale=rescale)
             for leg, plan, conditioning in zip(model.later_legs, self.plans[1:], conditionings[1:], strict=True)
         ]
         return first, *later
 
 
-def admit(request: SamplingRequest, model: LoadedModel) -> Admission:
+def admit(
+    request: SamplingRequest, model: LoadedModel, pictures: Mapping[str, Pixels] = MappingProxyType({})
+) -> Admission:
     """Plan the request's legs and the encoding of its conditions; runs no network.
 
+    Args:
+        pictures: those that the request names, by name.
+
     Raises:
-        RequestRefused: steps, condition, guidance, size or sampler that do not go with this model.
+        RequestRefused: steps, pictures, condition, guidance, size or sampler that do not go with this model.
     """
     if request.seed + request.batch - 1 > MAX_SEED:
         raise RequestRefused(f"need seed + batch - 1 <= {MAX_SEED}, got {request.seed} + {request.batch} - 1")
@@ -87,11 +103,12 @@ def admit(request: SamplingRequest, model: LoadedModel) -> Admission:
             encoding = model.conditioner(condition, request.guidance)
             encodings.append(encoding)
             warnings += [_of_image(warning, request.condition, index) for warning in encoding.warnings]
+        start = picture_start(request, model, shape, pictures)
     except DiffusionError as error:
         raise RequestRefused(f"{model.name}: {error}") from error
-    except (ConditionRefusedError, SizeRefusedError) as error:
+    except (ConditionRefusedError, SizeRefusedError, PictureMisfit) as error:
         raise RequestRefused(str(error)) from error
-    return Admission(request, model, shape, plans, encodings, encoding_of, tuple(dict.fromkeys(warnings)))
+    return Admission(request, model, shape, plans, encodings, encoding_of, tuple(dict.fromkeys(warnings)), start)
 
 
 def _conditions(request: SamplingRequest) -> tuple[Sequence[tuple[int, Condition]], Sequence[int]]:

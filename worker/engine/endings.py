@@ -44,7 +44,8 @@ class Endings:
 
     def keep_image(self, state: RequestState, row: Trajectory, pixels: NDArray[np.uint8]) -> None:
         """Keep a finished image; the request's last one ends the request."""
-        state.images[row.index] = pixels
+        start = state.admission.start
+        state.images[row.index] = pixels if start is None else start.pasted(pixels)
         if state.done:
             if state.reported_step == 0:
                 self._outbox.put(state.last_progress())

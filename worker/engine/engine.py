@@ -215,7 +215,7 @@ class Engine:
             self._waiting[job_id] = request
             return
         try:
-            admission = admit(request.request, model)
+            admission = admit(request.request, model, request.pictures)
         except RequestRefused as error:
             self._pool.release(model)
             self._endings.report_failure(job_id, error.code, str(error), retryable=False)

@@ -61,6 +61,8 @@ class EngineRequest:
     request: SamplingRequest
     resume: SavedChain | None = None
     """The state that an earlier engine left; ignored, with a log line, if it does not fit this request and model."""
+    pictures: "Mapping[str, NDArray[np.uint8]]" = field(default_factory=dict)
+    """By name of the upload, those that the request names: [H, W] or [H, W, C] with C = 3 or 4."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.diffusion.guidance import with_rescaled
 from worker.diffusion.noise import initial_noise
-from worker.diffusion.step_end import StepEnd, Stepped
+from worker.diffusion.step_end import KeptRegion, StepEnd, Stepped
 from worker.diffusion.update import EARLIER_OUTPUTS
 from worker.engine.step_numbers import StepNumbers, send_numbers
 from worker.engine.trajectory import BatchState, Leg, Trajectory
@@ -82,12 +83,16 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     x_t = _states(rows, numbers, leg) if before is None else before.x_t
     history = _history(rows, x_t, before)
     earlier, keeps = _earlier_outputs(rows, x_t), any(row.keeps_output for row in rows)
+    kept = [KeptRegion(place, *row.kept) for place, row in enumerate(rows) if row.kept is not None]
     inputs = NetworkInput(x_t[numbers.owners] if len(numbers.owners) else x_t, numbers.timesteps, named)
 
     def end(outputs: Tensor) -> Stepped:
         coefficients, scales = numbers.coefficients, numbers.guidance_scales
         places = {"noisy": numbers.noisy, "guided": numbers.guided, "finishing": numbers.finishing}
-        step_end = StepEnd(x_t, outputs, history, earlier, keeps, coefficients, numbers.row_numbers, scales, **places)
+        outputs = with_rescaled(outputs, numbers.rescaled)
+        step_end = StepEnd(
+            x_t, outputs, history, earlier, keeps, coefficients, numbers.row_numbers, scales, **places, kept=kept
+        )
         return model.end_step(step_end, leg.network.chain.clip)
 
     stepped = use_output(denoise, inputs, most_rows, end)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from worker.diffusion.guidance import RescaledRow
 from worker.diffusion.step_end import RowColumn
 from worker.diffusion.update import Column
 from worker.engine.trajectory import Trajectory
@@ -28,6 +29,8 @@ class StepNumbers:
         timesteps: float32, of each network row; float32 holds every training timestep exactly.
         coefficients: [N, 10] float32, rows of `SamplerPlan.coefficients`.
         guidance_scales: [N] float32.
+        rescaled: guided rows whose outputs are mixed by themselves: the result stands behind the network's outputs, and
+            they are not among `guided`. On the host.
     """
 
     fresh_seeds: Tensor
@@ -41,6 +44,7 @@ class StepNumbers:
     coefficients: Tensor
     guidance_scales: Tensor
     fresh_scales: Tensor
+    rescaled: Sequence[RescaledRow] = ()
 
 
 def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumbers:
@@ -52,6 +56,8 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
     fresh_seeds, fresh_legs, noisy, guided, finishing, owners, row_numbers = (array("q") for _ in range(7))
     timesteps, coefficients, guidance_scales, fresh_scales = (array("f") for _ in range(4))
     network_rows = 0
+    rescaled: list[RescaledRow] = []
+    all_rows = sum(row.network_rows for row in rows)
     for place, row in enumerate(rows):
         network_rows += row.network_rows
         timesteps.extend([row.timestep] * row.network_rows)
@@ -65,14 +71,19 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
         if row.needs_noise:
             noisy.append(place)
         unconditional = image = -1
-        if row.conditioning.guided:
+        output = network_rows - 1
+        if row.conditioning.guided and row.leg.guidance_rescale:
+            w, phi = row.conditioning.guidance_scale, row.leg.guidance_rescale
+            output = all_rows + len(rescaled)
+            rescaled.append(RescaledRow(network_rows - 1, network_rows - 2, w, phi))
+        elif row.conditioning.guided:
             guided.append(place)
             unconditional = network_rows - 2
         if row.finishes and row.model.codec.in_step:
             image = len(finishing)
             finishing.append(place)
-        row_numbers.extend((row.seed, row.step, row.leg_index, network_rows - 1, unconditional, image))
-    if not guided:
+        row_numbers.extend((row.seed, row.step, row.leg_index, output, unconditional, image))
+    if all_rows == len(rows):
         owners = array("q")
     integers = [fresh_seeds, fresh_legs, owners, noisy, guided, finishing, row_numbers]
     sent = iter(_send(integers, [timesteps, coefficients, guidance_scales, fresh_scales], device))
@@ -88,6 +99,7 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
         coefficients=next(sent).view(len(rows), len(Column)),
         guidance_scales=next(sent),
         fresh_scales=next(sent),
+        rescaled=rescaled,
     )
 
 

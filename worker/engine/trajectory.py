@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from worker.conditioning.conditioning import Conditioning
+from worker.diffusion.inpainting import Inpainting
 from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
 from worker.models.chain_config import ChainConfig
@@ -33,6 +34,7 @@ class Leg:
         enter: makes an image's beginning of the previous leg's result and its seed; None for the first leg, which
             begins at x_T.
         area: network rows of the size that the network was prepared for that one row of this shape takes the place of.
+        guidance_rescale: see `worker.diffusion.guidance`; read where guidance mixes two outputs.
     """
 
     network: ChainNetwork
@@ -41,6 +43,7 @@ class Leg:
     conditioning: Conditioning
     enter: Callable[[Tensor, int], Entry] | None = None
     area: int = 1
+    guidance_rescale: float = 0.0
 
 
 @dataclass(slots=True, eq=False)
@@ -67,12 +70,13 @@ class Trajectory:
         seed: of the image itself, request seed + index.
         leg_index: the leg that it walks.
         step: steps of that leg behind it.
-        x_t: [C, H, W] float32; None before the first step of the first leg.
+        x_t: [C, H, W] float32; None before the first step of the first leg, where that begins at noise.
         x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
         earlier_outputs: [C, H, W] float32 each, the network's outputs of earlier steps, the newest first, as far as the
             next step and those after it read it.
         entry: what the previous leg ended on, from which this one was entered; None in the first.
         batch, place: the batch whose memory the state lies in, and where; None when it has memory of its own.
+        inpainting: what of the first leg's state is kept as it was; None: nothing.
         conditioning: the network's named inputs in this leg.
         steps: of all legs.
     """
@@ -90,6 +94,7 @@ class Trajectory:
     entry: Tensor | None = None
     batch: BatchState | None = None
     place: int = 0
+    inpainting: Inpainting | None = None
     conditioning: Conditioning = field(init=False)
     leg: Leg = field(init=False)
     plan: SamplerPlan = field(init=False)
@@ -159,6 +164,13 @@ class Trajectory:
     def coefficients(self) -> list[float]:
         """The next step's numbers of the update rule."""
         return self.plan.numbers[self.step]
+
+    @property
+    def kept(self) -> tuple[Inpainting, float] | None:
+        """What is kept as it was, and the next x's alpha_bar."""
+        if self.inpainting is None or self.leg_index:
+            return None
+        return self.inpainting, [*self.plan.alpha_bar, 1.0][self.step + 1]
 
     @property
     def needs_history(self) -> bool:

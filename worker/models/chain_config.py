@@ -67,6 +67,7 @@ class ChainConfig:
             final_sigma_zero=self.final_sigma_zero,
             original_inference_steps=self.original_inference_steps,
             timestep_scaling=self.timestep_scaling,
+            skipped_steps=request.skipped_steps,
         )
 
 

@@ -113,6 +113,7 @@ class LoadedModel:
         shape: (C, H, W) of the state that the first leg denoises.
         codec: makes images of the last leg's states.
         named_of_size: inputs of the first leg's network that follow from the shape of its state, those of one row.
+        decoded_shape: (C, H, W) of the images; None: that of the state.
         later_legs: what follows the first leg, which is this model's own network.
         conditioner: turns a request's condition into tensors.
         components: hash of each of its components, by name.
@@ -135,6 +136,7 @@ class LoadedModel:
     conditioner: Conditioner
     codec: Codec = field(default_factory=Pixels)
     named_of_size: Callable[[Shape], Mapping[str, Tensor]] = lambda shape: {}
+    decoded_shape: Shape | None = None
     later_legs: tuple[LaterLeg, ...] = ()
     components: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -152,6 +154,11 @@ class LoadedModel:
     metrics: Mapping[str, float] = field(default_factory=dict)
     on_evict: Callable[[], None] = lambda: None
     _plans: dict[tuple[object, ...], SamplerPlan] = field(init=False, repr=False, default_factory=dict)
+
+    @property
+    def image_shape(self) -> Shape:
+        """(C, H, W) of the images that are drawn and taken."""
+        return self.decoded_shape or self.shape
 
     @property
     def num_train_timesteps(self) -> int:
@@ -211,7 +218,7 @@ class LoadedModel:
         Raises:
             PlanError: more steps than training timesteps, or what the sampler does not know.
         """
-        key = (request.sampler, request.steps, request.spacing, request.eta, request.karras)
+        key = (request.sampler, request.steps, request.spacing, request.eta, request.karras, request.skipped_steps)
         known = self._plans.pop(key, None)
         if known is None:
             known = self.chain.plan(request)

@@ -135,6 +135,7 @@ def load_checkpoint(
             codec=codec,
             conditioner=_conditioner(num_classes, readers, inputs, checkpoint, device),
             named_of_size=partial(_time_ids, factor, device) if inputs.has(TIME_IDS) else lambda shape: {},
+            decoded_shape=(manifest.channels, manifest.height, manifest.width),
             components={name: component.sha256 for name, component in manifest.components.items()},
             labels=tuple(manifest.labels),
             num_classes=num_classes,

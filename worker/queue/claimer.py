@@ -15,10 +15,13 @@ from worker.queue.give_back import GiveBack
 from worker.queue.held_job import HeldJob, HeldJobs
 from worker.queue.leases import Claim, Leases
 from worker.queue.offer import Offer
+from worker.queue.pictures import read_pictures
 from worker.queue.redis_health import Attempt, RedisHealth
 from worker.queue.room import room_for, room_to_pass
 from worker.queue.saved_chains import SavedChains
 from worker.queue.status import Catalogue
+from worker.results.files import ResultsAway
+from worker.results.uploads import UploadGone, Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,7 @@ class Claimer:
         health: RedisHealth,
         catalogue: Catalogue,
         give_back: GiveBack,
+        uploads: Uploads,
         stopping: Callable[[], bool],
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
@@ -55,6 +59,7 @@ class Claimer:
         self._health = health
         self._catalogue = catalogue
         self._give_back = give_back
+        self._uploads = uploads
         self._stopping = stopping
         self._sleep = sleep
         self._clock = clock
@@ -177,8 +182,18 @@ class Claimer:
             # It is only time that is lost.
             logger.warning("job %s begins anew, its saved state can't be read: %s", job.job_id, error)
             chain = None
+        try:
+            pictures = read_pictures(self._uploads, job.request)
+        except UploadGone as error:
+            self._finisher.refused(job, JobError(code="upload_gone", detail=str(error)))
+            return
+        except (redis.exceptions.RedisError, ResultsAway) as error:
+            logger.warning("job %s is put back, its pictures can't be read: %s", job.job_id, error)
+            self._held.remove(job)
+            self._leases.release([job])
+            return
         self._held.enter_engine(job)
-        self._engine.submit(EngineRequest(job.job_id, job.request, chain))
+        self._engine.submit(EngineRequest(job.job_id, job.request, chain, pictures))
         if job.ending is not None:
             # It was stopped before the engine knew of it, and the engine ignored that.
             self._engine.cancel(job.job_id)

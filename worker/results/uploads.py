@@ -9,9 +9,9 @@ from pydantic import Field, ValidationError
 
 from worker.contract.keys import upload_key
 from worker.contract.message import Message
+from worker.contract.names import UPLOAD_NAME_PATTERN
 from worker.results.files import Files
 
-UPLOAD_NAME_PATTERN = r"^[0-9a-f]{64}$"
 MODES = ("L", "RGB", "RGBA")
 """What uploads are converted to, in Pillow's words."""
 

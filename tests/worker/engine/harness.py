@@ -14,7 +14,7 @@ from tests.worker.tiny_models import TINY
 from worker.contract import Guidance, LabelCondition, NoCondition, SamplingRequest
 from worker.engine.admission import admit
 from worker.engine.engine import Engine
-from worker.engine.messages import EngineEvent, EngineRequest, Failed, Succeeded
+from worker.engine.messages import EngineEvent, EngineRequest, Failed, SavedChain, Succeeded
 from worker.engine.readback import ReadBack, Transfer, read_back
 from worker.engine.request_state import RequestState
 from worker.engine.trajectory import Trajectory
@@ -37,11 +37,13 @@ def ask(
     *,
     class_label: int | None = None,
     guidance_scale: float = 1.0,
+    guidance_rescale: float = 0.0,
     **rest: object,
 ) -> SamplingRequest:
     condition = NoCondition() if class_label is None else LabelCondition(label=class_label)
+    guidance = Guidance(scale=guidance_scale, rescale=guidance_rescale)
     fields = {"seed": seed, "steps": steps, "batch": batch, "condition": condition, **rest}
-    return SamplingRequest.model_validate({"model": TINY, "guidance": Guidance(scale=guidance_scale), **fields})
+    return SamplingRequest.model_validate({"model": TINY, "guidance": guidance, **fields})
 
 
 def trajectories(job_id: str, request: SamplingRequest, model: LoadedModel) -> list[Trajectory]:
@@ -151,9 +153,11 @@ class Driver:
         self.clock = clock or HandClock()
         self.engine = Engine(pool, max_batch, clock=self.clock, read_back=read_back)
         self.events: list[EngineEvent] = []
+        self.pictures: dict[str, NDArray[np.uint8]] = {}
+        """What was uploaded, by name."""
 
-    def submit(self, job_id: str, request: SamplingRequest) -> None:
-        self.engine.submit(EngineRequest(job_id, request))
+    def submit(self, job_id: str, request: SamplingRequest, resume: SavedChain | None = None) -> None:
+        self.engine.submit(EngineRequest(job_id, request, resume, self.pictures))
 
     def step(self) -> bool:
         """What one turn of `Engine.run` does, and of `ModelPool.run` beside it."""

@@ -1,5 +1,6 @@
 """Stable Diffusion end to end: what the reference pipelines draw, and the laws of equal pixels with a decoder."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, StableDiffusionPipeline
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    StableDiffusionImg2ImgPipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionPipeline,
+)
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, load_float32, plain, same_pixels
@@ -15,10 +27,14 @@ from tests.worker.engine.test_resume import resumed, saved_states
 from tests.worker.stable_diffusion import BETAS, LATENT, SD, import_sd, tiny_vae, wider_unet
 from tests.worker.text_pipeline import TEXT, publish_text
 from worker.codecs.kl_autoencoder import KlAutoencoder
-from worker.contract import Guidance, SamplerName, SamplingRequest, TextCondition
-from worker.diffusion.chain import run_chain
+from worker.conditioning.images import as_image
+from worker.contract import Guidance, InitImage, SamplerName, SamplingRequest, TextCondition
+from worker.diffusion.chain import Model, run_chain
+from worker.diffusion.inpainting import Inpainting
 from worker.diffusion.noise import initial_noise
-from worker.engine.messages import Succeeded
+from worker.diffusion.update import apply_update
+from worker.engine.engine import Engine
+from worker.engine.messages import Saved, SavedChain, Succeeded
 from worker.models.autoencoder import DiffusersAutoencoder
 from worker.models.loaded_model import LoadedModel
 from worker.models.loading import load_checkpoint
@@ -39,8 +55,15 @@ def prompted(**rest: Any) -> SamplingRequest:
 
 
 @torch.inference_mode()
-def latent_of(model: LoadedModel, request: SamplingRequest, noise: Tensor) -> Tensor:
+def latent_of(
+    model: LoadedModel, request: SamplingRequest, noise: Tensor, z_at: Callable[[int], Tensor] | None = None
+) -> Tensor:
     """The latent that the request's chain ends on, from a given noise."""
+    return run_chain(model.plan(request), guided_model(model, request), noise, model.chain.clip, z_at)
+
+
+def guided_model(model: LoadedModel, request: SamplingRequest) -> Model:
+    """The network with the request's guidance, for one image."""
     encoding = model.conditioner(request.condition, Guidance(scale=W))
     (conditioning,) = encoding.assemble([call() for call in encoding.calls])
 
@@ -49,7 +72,7 @@ def latent_of(model: LoadedModel, request: SamplingRequest, noise: Tensor) -> Te
         negative, positive = model.denoise(rows).chunk(2)
         return negative + W * (positive - negative)
 
-    return run_chain(model.plan(request), guided, noise, model.chain.clip)
+    return guided
 
 
 def reference(store: ModelStore, scheduler: Any, noise: Tensor, output_type: str) -> Any:
@@ -80,23 +103,123 @@ def test_latents_and_images_are_those_of_the_reference(tmp_path: Path, scheduler
     assert (difference == 0).mean() >= 0.999
 
 
-PINNED = [
-    (DDIM, SamplerName.DDIM, 411.5739),
-    (DPM, SamplerName.DPMPP_2M, 411.9318),
+SHIPPED = {"steps_offset": 1, "clip_sample": False, "set_alpha_to_one": False}
+LEADING = {"steps_offset": 1, "timestep_spacing": "leading"}
+KARRAS = {"use_karras_sigmas": True, "steps_offset": 1}
+PINNED: list[tuple[Any, dict[str, Any], float]] = [
+    (DDIMScheduler, {"steps_offset": 1, "clip_sample": False}, 411.5739),
+    (DPMSolverMultistepScheduler, {"steps_offset": 1}, 411.9318),
+    (PNDMScheduler, {"skip_prk_steps": True, "set_alpha_to_one": False, "steps_offset": 1}, 411.5141),
+    (DDIMScheduler, SHIPPED, 411.5558),
+    (DDIMScheduler, {**SHIPPED, "prediction_type": "v_prediction"}, 401.5810),
+    (EulerDiscreteScheduler, LEADING, 411.5739),
+    (EulerDiscreteScheduler, {"steps_offset": 1}, 411.9905),
+    (EulerDiscreteScheduler, {**LEADING, **KARRAS}, 411.5775),
+    (EulerAncestralDiscreteScheduler, LEADING, 414.8687),
+    (DPMSolverMultistepScheduler, KARRAS, 411.9550),
 ]
-"""Sums of the images that diffusers 0.42.1 draws on a CPU from torch's noise of seed 0."""
+"""Sums of the images that diffusers 0.42.1 draws on a CPU from torch's noise of seed 0; the ancestral one's z is
+torch's of seed 5."""
 
 
-@pytest.mark.parametrize(("scheduler", "sampler", "expected"), PINNED)
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' schedulers
+@pytest.mark.parametrize(("kind", "configuration", "expected"), PINNED)
 def test_the_sums_of_the_reference_are_reproduced(
-    tmp_path: Path, scheduler: Any, sampler: SamplerName, expected: float
+    tmp_path: Path, kind: Any, configuration: dict[str, Any], expected: float
 ) -> None:
+    """By the sampler that the directory ships with."""
     store = ModelStore(tmp_path)
-    model = load_float32(import_sd(store, scheduler=scheduler))
+    model = load_float32(import_sd(store, scheduler=kind(**BETAS, **configuration)))
+    request = prompted(sampler=model.chain.sampler, karras=model.chain.karras)
+    generator = torch.Generator().manual_seed(5)
+    draws = [torch.randn((1, *LATENT), generator=generator) for _ in range(STEPS)]
     noise = torch.randn((1, *LATENT), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        image = model.codec.decode(latent_of(model, prompted(sampler=sampler), noise))
+        image = model.codec.decode(latent_of(model, request, noise, draws.__getitem__))
     assert float((image / 2 + 0.5).clamp(0, 1).sum()) == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(("strength", "masked"), [(0.6, False), (1.0, True), (0.5, True)])
+def test_image_to_image_and_inpainting_are_those_of_the_reference(
+    tmp_path: Path, strength: float, masked: bool
+) -> None:
+    """With torch's noise of seed 3, first for the posterior and then for the picture, as the reference draws it."""
+    checkpoint = import_sd(ModelStore(tmp_path), scheduler=DDIMScheduler(**BETAS, **SHIPPED))
+    model = load_float32(checkpoint)
+    generator = torch.Generator().manual_seed(3)
+    posterior, eps = (torch.randn((1, *LATENT), generator=generator) for _ in range(2))
+    picture = np.random.RandomState(0).randint(0, 255, (16, 16, 3)).astype(np.uint8)
+    mask = torch.zeros(16, 16, dtype=torch.bool)
+    mask[4:12, 2:9] = True
+    request = prompted(init=InitImage(picture="a" * 64, strength=strength))
+    chain = model.plan(request)
+    with torch.inference_mode():
+        x_0 = model.codec.encode(as_image(picture)[None], posterior)
+        inpainting = Inpainting(x_0[0], eps[0], mask[None, ::2, ::2])
+        x_t = eps if strength == 1 else Inpainting.noised(x_0, eps, chain.alpha_bar[0])
+        guided = guided_model(model, request)
+        for step, t in enumerate(chain.timesteps):
+            coefficients = chain.coefficients[step : step + 1]
+            x_t, _ = apply_update(x_t, guided(x_t, t), None, None, coefficients, model.chain.clip)
+            if masked:
+                x_t = inpainting.put_back(x_t[0], [*chain.alpha_bar, 1.0][step + 1])[None]
+        image = model.codec.decode(x_t)
+    components = StableDiffusionPipeline.from_pretrained(checkpoint.path).components
+    kind = StableDiffusionInpaintPipeline if masked else StableDiffusionImg2ImgPipeline
+    pipeline = kind(**components, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    sizes = {"mask_image": Image.fromarray(mask.numpy()), "height": 16, "width": 16} if masked else {}
+    expected = pipeline(
+        PROMPT,
+        image=Image.fromarray(picture),
+        strength=strength,
+        negative_prompt=NEGATIVE,
+        num_inference_steps=STEPS,
+        guidance_scale=W,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+        **sizes,
+    ).images
+    drawn = (image / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()
+    np.testing.assert_allclose(drawn, expected, atol=1e-5)
+
+
+def test_an_image_that_begins_at_a_picture_is_the_same_alone_in_company_and_taken_up_again(tmp_path: Path) -> None:
+    """Each of its images draws from its own posterior: one item through the encoder for each."""
+    store = ModelStore(tmp_path)
+    import_sd(store)
+    pool = filled_pool(store)
+    pictures = {"a" * 64: np.random.RandomState(0).randint(0, 255, (16, 16, 3)).astype(np.uint8)}
+    pictures["b" * 64] = np.repeat(np.arange(16, dtype=np.uint8)[:, None] * 16, 16, axis=1)
+    init = InitImage(picture="a" * 64, strength=0.6, mask="b" * 64, paste_back=True)
+    asked = [
+        prompted(seed=1, steps=6, batch=3, sampler=SamplerName.EULER, init=init),
+        prompted(seed=2, steps=4, init=InitImage(picture="b" * 64, strength=0.5)),
+        prompted(seed=3, steps=3),
+    ]
+
+    def drawn(request: SamplingRequest, resume: SavedChain | None = None) -> Sequence[NDArray[np.uint8]]:
+        driver = Driver(pool, max_batch=2)
+        driver.pictures.update(pictures)
+        driver.submit("only", request, resume)
+        driver.finish()
+        return driver.images("only")
+
+    driver = Driver(pool, max_batch=8)
+    driver.engine = Engine(pool, 8, clock=driver.clock, save_interval_s=0.0)
+    driver.pictures.update(pictures)
+    for number, request in enumerate(asked):
+        driver.submit(str(number), request)
+    driver.finish()
+    for number, request in enumerate(asked):
+        alone = [drawn(plain(request, seed=request.seed + i, batch=1))[0] for i in range(request.batch)]
+        assert same_pixels(driver.images(str(number)), alone)
+    states = [saved.chain for saved in driver.reported(Saved, "0")]
+    assert states
+    for state in states:
+        assert same_pixels(drawn(asked[0], state), driver.images("0"))
+    dark = pictures["b" * 64] < 128
+    assert np.array_equal(driver.images("0")[0][dark], pictures["a" * 64][dark])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

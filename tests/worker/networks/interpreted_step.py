@@ -68,6 +68,7 @@ def drawn_otherwise(fused: FusedEndStep) -> list[str]:
         ask(seed=2**40, steps=3, batch=3, sampler=SamplerName.DDPM, class_label=1, guidance_scale=2.5),
         ask(seed=5, steps=4, batch=2, sampler=SamplerName.DPMPP_2M, class_label=2),
         ask(seed=7, steps=5, sampler=SamplerName.PLMS, class_label=1, guidance_scale=1.5),
+        ask(seed=6, steps=3, batch=2, class_label=1, guidance_scale=4.0, guidance_rescale=0.7),
         ask(seed=8, steps=3, sampler=SamplerName.EULER_ANCESTRAL, karras=True),
         ask(seed=9, steps=2, sampler=SamplerName.DDIM, eta=0.5),
     ]

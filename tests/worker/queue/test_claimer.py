@@ -19,6 +19,7 @@ from worker.queue.live_workers import LiveWorkers
 from worker.queue.redis_health import RedisHealth
 from worker.queue.saved_chains import SavedChains
 from worker.results.redis_files import RedisFiles
+from worker.results.uploads import Uploads
 
 
 class ChainsReadAtABadMoment(SavedChains):
@@ -39,9 +40,10 @@ def claiming(
     stop = threading.Event()
     health = RedisHealth()
     finisher = Finisher(leases, RedisFiles(client), held, health)
+    uploads = Uploads(client, RedisFiles(client))
     give_back = GiveBack(leases, engine, held, LiveWorkers(client))
     claimer = Claimer(
-        *(leases, engine, held, finisher, chains, health, FakeCatalogue(), give_back),
+        *(leases, engine, held, finisher, chains, health, FakeCatalogue(), give_back, uploads),
         stopping=stop.is_set,
     )
     threads = [threading.Thread(target=claimer.run), threading.Thread(target=engine.run, args=[stop])]

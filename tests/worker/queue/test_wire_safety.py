@@ -35,6 +35,15 @@ class Bomb:
         return Path.touch, (self._path,)
 
 
+def test_a_job_whose_upload_has_expired_is_failed_with_what_to_do(jobs: Jobs, workers: Workers) -> None:
+    workers.start()
+    job_id = jobs.add(1, init={"picture": "f" * 64})
+    fine = jobs.add(1)
+    assert jobs.wait([job_id, fine]) == ["failed", "finished"]
+    assert jobs.error(job_id).code == "upload_gone"
+    assert "upload the picture again" in jobs.error(job_id).detail
+
+
 def test_a_job_that_names_another_function_is_failed_and_never_run(
     jobs: Jobs, workers: Workers, tmp_path: Path
 ) -> None:
