@@ -16,6 +16,7 @@ from tests.worker.contract.any_request import any_request
 from worker.contract import SamplingRequest, WorkerStatus
 from worker.contract.receipts import DERIVED, public_request, sampling_request
 from worker.contract.status import EngineCounters
+from worker.results.uploads import Upload
 
 NOT_DRAWN = {"webhook"}
 """Fields of POST /generate that do not tell what is drawn."""
@@ -45,13 +46,21 @@ BODIES: list[dict[str, Any]] = [
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "guidance_scale": 1.0},
     {"steps": 5, "batch": 1, "seed": 7, "width": 16, "height": 8},
     {"steps": 5, "batch": 1, "seed": 7, "sampler": "euler", "karras": True, "spacing": "trailing"},
+    {"steps": 5, "batch": 1, "seed": 7, "init_image": "a" * 64, "strength": 0.6},
+    {"steps": 5, "batch": 1, "seed": 7, "init_image": "a" * 64, "mask": "b" * 64, "paste_back": True},
+    {"steps": 5, "batch": 1, "seed": 7, "class_label": 1, "guidance_scale": 2.0, "guidance_rescale": 0.7},
     {"steps": 5, "batch": 1, "seed": 7, "model": "clouds", "version": VERSION, "sampler": "ddpm"},
 ]
 
 
 def admitted(body: dict[str, Any]) -> SamplingRequest:
     settings = Settings(redis_url="unix:///nowhere")
-    request = admit(GenerateRequest.model_validate(body), READING, settings).request
+    pictures: dict[str, Upload] = {
+        name: Upload(sha256=body[name], file="", width=8, height=8, size_bytes=1, ttl_s=1)
+        for name in ("init_image", "mask")
+        if name in body
+    }
+    request = admit(GenerateRequest.model_validate(body), READING, settings, pictures).request
     return request.model_copy(update={name: SamplingRequest.model_fields[name].default for name in DERIVED})
 
 

@@ -42,7 +42,8 @@ def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> "st.SearchStr
         case "integer":
             return st.integers(schema.get("minimum", 0), schema.get("maximum", LARGE))
         case "number":
-            return st.floats(schema.get("minimum", 0.0), schema.get("maximum", 1e6))
+            least = schema.get("minimum", schema.get("exclusiveMinimum", 0.0))
+            return st.floats(least, schema.get("maximum", 1e6), exclude_min="exclusiveMinimum" in schema)
         case "string" if "pattern" in schema:
             return st.from_regex(schema["pattern"], fullmatch=True)
         case "string":
