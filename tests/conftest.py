@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 from redis.backoff import NoBackoff
@@ -19,6 +20,10 @@ from tests.s3_server import S3Server
 from worker.contract import WorkerStatus
 from worker.contract.keys import file_key
 from worker.contract.live_workers import READ_LIVE
+
+# An example that takes long on a busy machine is no failure; pytest's own limit ends what hangs.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 # A run in the background or under nohup begins with these two ignored, and all that it starts would inherit that; a
 # signal that has a handler here is back at its default there. Some tests press Ctrl-C or hang up on what they started.

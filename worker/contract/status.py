@@ -136,7 +136,8 @@ class QueueCounters(Message):
 
 
 class MemoryUse(Message):
-    """What a worker's models take on its device: all that `REVERIE_MODEL_BUDGET_BYTES` counts."""
+    """What a worker's models take on its device, and what is in use there and on the host.
+    `REVERIE_MODEL_BUDGET_BYTES` counts the first four."""
 
     weight_bytes: int = 0
     """Of all models in memory."""

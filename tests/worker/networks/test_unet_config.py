@@ -59,3 +59,9 @@ def test_a_configuration_without_a_key_means_what_diffusers_takes_for_it() -> No
 def test_a_network_of_other_channels_than_the_images_is_refused() -> None:
     with pytest.raises(BadCheckpoint, match="need in_channels and out_channels 1, got 3"):
         ARCHITECTURES["UNet2DModel"].input_spec({}, (1, 8, 8))
+
+
+def test_a_number_of_classes_is_a_whole_number() -> None:
+    with pytest.raises(BadCheckpoint, match="need num_class_embeds as a whole number, got 'ten'"):
+        read_unet_config("UNet2DModel", {"num_class_embeds": "ten"})
+    assert read_unet_config("UNet2DModel", {"num_class_embeds": 10}).num_classes == 10

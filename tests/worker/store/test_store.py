@@ -257,3 +257,27 @@ def test_a_fingerprint_changes_with_content_and_rights_and_not_with_reading(tmp_
         seen.add(fingerprint())
     assert len(seen) == 5
     assert store.fingerprint("digits", "000000009-00000000") is None
+
+
+def test_a_current_file_that_is_a_folder_is_named_and_nothing_is_changed(tmp_path: Path) -> None:
+    """A wrong mount, say."""
+    store = ModelStore(tmp_path)
+    version = publish_tiny(store).version
+    (tmp_path / "digits" / "current").unlink()
+    (tmp_path / "digits" / "current").mkdir()
+    before = sorted(path.name for path in (tmp_path / "digits").iterdir())
+    with pytest.raises(BadCheckpoint, match="can't read current of model digits: Is a directory"):
+        store.current("digits")
+    with pytest.raises(StoreError, match=f"can't promote digits/{version}: Is a directory"):
+        store.promote("digits", version)
+    with pytest.raises(BadCheckpoint, match="can't read current"):
+        store.prune("digits", keep=0)
+    assert sorted(path.name for path in (tmp_path / "digits").iterdir()) == before
+
+
+def test_the_number_of_versions_to_keep_is_checked(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    version = publish_tiny(store).version
+    with pytest.raises(ValueError, match="need keep >= 0, got -1"):
+        store.prune("digits", keep=-1)
+    assert store.versions("digits") == [version]
