@@ -44,6 +44,7 @@ BODIES: list[dict[str, Any]] = [
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "sampler": "dpmpp_2m", "format": "webp"},
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "negative_prompt": "b", "eta": 0.5},
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "guidance_scale": 1.0},
+    {"steps": 5, "batch": 2, "seed": 7, "model": "emoji", "prompts": ["a", "b"], "clip_skip": 1},
     {"steps": 5, "batch": 1, "seed": 7, "width": 16, "height": 8},
     {"steps": 5, "batch": 1, "seed": 7, "sampler": "euler", "karras": True, "spacing": "trailing"},
     {"steps": 5, "batch": 1, "seed": 7, "init_image": "a" * 64, "strength": 0.6},

@@ -12,7 +12,7 @@ import rfc8785
 from pydantic import JsonValue
 
 from worker.contract.message import Message
-from worker.contract.requests import NoCondition, SamplingRequest
+from worker.contract.requests import NoCondition, SamplingRequest, TextCondition
 
 FORMAT = "reverie-receipt/1"
 SIGNATURE = "signature"
@@ -99,7 +99,11 @@ def receipt_of(provenance: Provenance, images: Sequence[ReceiptImage]) -> dict[s
 
 def receipt_of_image(provenance: Provenance, image: ReceiptImage) -> dict[str, Any]:
     """The receipt of one image alone, as a request of its own: image i of seed s is image 0 of seed s + i."""
-    request = provenance.request.model_copy(update={"seed": image.seed, "batch": 1})
+    asked = provenance.request
+    condition = asked.condition
+    if isinstance(condition, TextCondition):
+        condition = condition.of_image(image.index)
+    request = asked.model_copy(update={"seed": image.seed, "batch": 1, "condition": condition})
     return _document(provenance, request, [image.model_copy(update={"index": 0})])
 
 
@@ -121,6 +125,8 @@ def public_request(request: SamplingRequest) -> dict[str, Any]:
         parts = {_public(name, part): inner for part, inner in value.items()} if isinstance(value, dict) else {}
         flat |= parts or {name: value}
     flat.pop(_KIND, None)
+    if flat.get("prompts"):
+        del flat["prompt"]  # which they stand in place of
     return {name: value for name, value in flat.items() if value is not None and value != []}
 
 

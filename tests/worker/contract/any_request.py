@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from worker.contract import SamplingRequest
+from worker.contract import SamplingRequest, TextCondition
 
 LARGE = 2**53 - 1
 
@@ -17,11 +17,13 @@ def any_request() -> "st.SearchStrategy[SamplingRequest]":
 
 
 def _valid(fields: Mapping[str, Any]) -> Any:
-    """None where a rule over several fields is broken."""
+    """None where a rule over several fields is broken, the gateway's included: prompts stand in place of a prompt."""
     try:
-        return SamplingRequest.model_validate(fields)
+        request = SamplingRequest.model_validate(fields)
     except ValidationError:
         return None
+    condition = request.condition
+    return None if isinstance(condition, TextCondition) and condition.prompts and condition.prompt else request
 
 
 def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> "st.SearchStrategy[Any]":

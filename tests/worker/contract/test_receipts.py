@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.worker.contract.any_request import any_request
-from worker.contract import SamplingRequest
+from worker.contract import SamplingRequest, TextCondition
 from worker.contract.receipts import (
     DERIVED,
     Computation,
@@ -65,6 +65,14 @@ def test_a_receipts_request_is_the_whole_request(request: SamplingRequest) -> No
     """A field that `public_request` or its inverse drops, or misnames, would come back as its default."""
     plain = request.model_copy(update={name: SamplingRequest.model_fields[name].default for name in DERIVED})
     assert sampling_request(public_request(request)) == plain
+
+
+def test_an_images_receipt_has_its_own_prompt() -> None:
+    condition = TextCondition(prompts=("a", "b", "c"), negative_prompt="d")
+    provenance = PROVENANCE.model_copy(update={"request": REQUEST.model_copy(update={"condition": condition})})
+    assert receipt_of(provenance, IMAGES)["request"]["prompts"] == ["a", "b", "c"]
+    request = receipt_of_image(provenance, IMAGES[2])["request"]
+    assert (request["prompt"], request["negative_prompt"], "prompts" in request) == ("c", "d", False)
 
 
 def test_an_images_receipt_asks_for_that_image_alone() -> None:
