@@ -138,7 +138,7 @@ def _is_prompted(body: GenerateRequest) -> bool:
 
 
 def _broken_prompts(body: GenerateRequest, prompts: list[str]) -> list[FieldProblem]:
-    if body.prompt is not None:
+    if body.prompt:
         return [FieldProblem("prompts", "stands in place of prompt, not beside it", len(prompts))]
     if len(prompts) != body.batch:
         return [FieldProblem("prompts", f"need {body.batch}, one for each image of the batch", len(prompts))]
