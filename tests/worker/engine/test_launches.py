@@ -33,9 +33,7 @@ ALLOCATIONS = {torch.ops.aten.empty.memory_format, torch.ops.aten.empty_like.def
 
 def is_launch(operation: Any) -> bool:
     """Whether the operation sets a GPU to work: neither an allocation nor another view of the same memory does."""
-    returned = [argument.alias_info for argument in operation._schema.returns]
-    is_view = bool(returned) and all(alias is not None and not alias.is_write for alias in returned)
-    return not is_view and operation not in ALLOCATIONS
+    return not operation.is_view and operation not in ALLOCATIONS
 
 
 @dataclass
