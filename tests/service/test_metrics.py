@@ -51,7 +51,7 @@ def test_the_queue_is_told_by_length_work_and_the_oldest_wait(http: httpx.Client
     assert value(scrape(http), "reverie_queue_work") == 30
 
 
-def test_the_queue_is_told_in_seconds_once_a_model_was_measured(own_http: httpx.Client, worker: FakeWorker) -> None:
+def test_the_queue_is_reported_in_seconds_once_a_model_was_measured(own_http: httpx.Client, worker: FakeWorker) -> None:
     own_http.post("/generate", json={"steps": 10, "batch": 2})
     assert ("reverie_queue_seconds", frozenset()) not in scrape(own_http)
     worker.announce(row_step_s={"digits": 0.5})

@@ -59,7 +59,7 @@ def bare_png() -> bytes:
         (b"RIFF\x10\0\0\0WEBPVP8L\0\0\0\0", "is a picture that can't be read"),
     ],
 )
-def test_what_carries_no_receipt_is_told_in_one_line(
+def test_what_carries_no_receipt_is_reported_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes | None, reason: str
 ) -> None:
     path = tmp_path / "found"

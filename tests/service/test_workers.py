@@ -37,7 +37,7 @@ def test_what_the_environment_says_holds_for_all() -> None:
     assert [(each["REVERIE_DEVICE"], each["REVERIE_CPU_THREADS"]) for each in own] == [("cpu", "7")] * 2
 
 
-def test_each_tells_its_metrics_at_a_port_of_its_own() -> None:
+def test_each_exposes_its_metrics_at_a_port_of_its_own() -> None:
     own = worker_environments("3", {"REVERIE_METRICS_PORT": "9100"}, ["cpu"], cores=3)
     assert [each["REVERIE_METRICS_PORT"] for each in own] == ["9100", "9101", "9102"]
     assert worker_environments("1", {"REVERIE_METRICS_PORT": "9100"}, [], cores=3)[0]["REVERIE_METRICS_PORT"] == "9100"
@@ -51,6 +51,6 @@ def test_the_devices_are_those_that_torch_sees() -> None:
 
 
 @pytest.mark.parametrize("program", ["print('no list')", "raise SystemExit(3)"])
-def test_devices_that_cannot_be_told_are_an_error_of_one_line(program: str) -> None:
+def test_devices_that_cannot_be_found_out_are_an_error_of_one_line(program: str) -> None:
     with pytest.raises(DevicesError, match="can't find out this machine's devices"):
         ask_for_devices([sys.executable, "-S", "-c", program], {})

@@ -110,7 +110,7 @@ def test_what_is_encoded_stays_at_hand_however_many_others_come_before_it_is_nee
     assert made(encoding).rows == 2
 
 
-def test_a_prompt_that_is_cut_is_told_with_the_words_that_were_lost(text: Text) -> None:
+def test_a_prompt_that_is_cut_is_reported_with_the_words_that_were_lost(text: Text) -> None:
     prompt = "cat " * 13 + "dog and a cat, dog"
     encoding = text(prompted(prompt, "dog " * 14), Guidance())
     assert encoding.warnings == ("prompt: m reads 14 tokens of it, lost: and a cat, dog",)
@@ -122,7 +122,7 @@ def test_a_prompt_that_is_cut_is_told_with_the_words_that_were_lost(text: Text) 
     )
 
 
-def test_a_long_end_is_told_in_part(text: Text) -> None:
+def test_a_long_end_is_reported_in_part(text: Text) -> None:
     (warning,) = text(prompted("x" * MAX_PROMPT_CHARACTERS), Guidance()).warnings
     assert warning.endswith("lost: " + "x" * 200 + "…")
 

@@ -163,7 +163,7 @@ def test_a_request_without_a_prompt_draws_the_unconditional_image(alone: Alone) 
     assert np.array_equal(alone(ask(model=TEXT, condition=NoCondition(), guidance_scale=3.0)), alone(prompted("", w=1)))
 
 
-def test_a_prompt_that_was_cut_is_told_with_the_result(pool: ModelPool) -> None:
+def test_a_prompt_that_was_cut_is_reported_with_the_result(pool: ModelPool) -> None:
     driver = Driver(pool)
     driver.submit("cut", prompted("cat " * 14 + "dog"))
     driver.submit("whole", prompted("cat"))

@@ -173,7 +173,7 @@ def test_a_job_that_comes_again_gets_nothing_of_what_its_predecessor_left_under_
     assert same_pixels(driver.images("job"), draw(pool, ask(seed=2, steps=2)))
 
 
-def test_a_row_that_is_not_a_number_is_told_with_the_step_at_which_it_became_so(tiny_store: ModelStore) -> None:
+def test_a_row_that_is_not_a_number_is_reported_with_the_step_at_which_it_became_so(tiny_store: ModelStore) -> None:
     pool = filled_pool(tiny_store, sick_between(390, 410))
     driver = Driver(pool, read_back=SlowDevice(repeat(NEVER)))
     driver.submit("job", ask(seed=40, steps=5))  # timesteps 800, 600, 400, 200, 0

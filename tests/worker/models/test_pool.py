@@ -78,7 +78,7 @@ def test_a_bad_version_leaves_the_old_one_serving_and_is_reported(store: ModelSt
     assert (info.version, info.reload_error) == (newer, None)
 
 
-def test_what_is_told_of_the_models_is_built_anew_only_when_something_changed(store: ModelStore) -> None:
+def test_the_description_of_the_models_is_built_anew_only_when_something_changed(store: ModelStore) -> None:
     pool = filled_pool(store)
     (before,) = pool.describe()
     pool.poll()
@@ -197,7 +197,7 @@ def test_the_first_model_is_loaded_before_anybody_asks_and_the_rest_when_the_bud
     assert len(pool.resident()) == 1
 
 
-def test_what_is_not_there_is_said(store: ModelStore) -> None:
+def test_what_is_not_there_is_named(store: ModelStore) -> None:
     pool = filled_pool(store)
     for model, version in (("absent", None), (TINY, "000000009-00000000"), ("../up", None)):
         assert pool.acquire(model, version) is None

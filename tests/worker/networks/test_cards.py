@@ -43,7 +43,7 @@ def test_the_number_of_a_card_is_checked_at_the_start() -> None:
         choose_device("cuda:1", Machine((T4,)))
 
 
-def test_what_keeps_torch_from_the_card_is_told_in_torchs_words() -> None:
+def test_what_keeps_torch_from_the_card_is_reported_in_torchs_words() -> None:
     old = Machine(driver="The NVIDIA driver on your system is too old (found version 12020).")
     with pytest.raises(ValueError, match=r"torch finds no CUDA device: The NVIDIA driver .* too old \(found"):
         choose_device("cuda", old)

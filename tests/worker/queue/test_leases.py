@@ -55,7 +55,7 @@ def test_who_lost_a_job_can_neither_store_nor_end_it_while_another_runs_it(
     assert len(jobs.results(now.job_id)) == 1
 
 
-def test_an_end_that_is_told_twice_is_written_once(jobs: Jobs, worker_of: Callable[..., Leases]) -> None:
+def test_an_end_that_is_sent_twice_is_written_once(jobs: Jobs, worker_of: Callable[..., Leases]) -> None:
     leases = worker_of("a")
     succeeded, failed = jobs.add(1), jobs.add(2)
     first, second = leases.claim(None, ClaimTerms(2)).jobs

@@ -75,7 +75,7 @@ def test_a_text_encoder_with_the_prefix_of_published_files_is_taken(tmp_path: Pa
     assert_whole(import_pipeline(ModelStore(tmp_path / "store"), saved, "sd").path)
 
 
-def test_a_safety_checker_is_left_out_and_that_is_told(
+def test_a_safety_checker_is_left_out_and_that_is_reported(
     tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     checker = ["stable_diffusion", "StableDiffusionSafetyChecker"]

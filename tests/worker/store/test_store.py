@@ -100,7 +100,7 @@ def test_the_default_model_is_the_first_by_name(tmp_path: Path) -> None:
     assert store.default_model() == "ants"
 
 
-def test_what_is_not_there_is_said_by_name(tmp_path: Path) -> None:
+def test_what_is_not_there_is_named_by_name(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound, match="nowhere"):
         ModelStore(tmp_path / "nowhere").models()
     store = ModelStore(tmp_path)
