@@ -79,6 +79,11 @@ class Catalogue:
         self._reading = await asyncio.shield(self._refresh)
         return self._reading
 
+    async def read_now(self) -> Reading:
+        """As of now, whatever was read before."""
+        self._reading = await self._read()
+        return self._reading
+
     async def _read(self) -> Reading:
         async with redis_deadline(self._timeout_s):
             announced, *live = await self._read_live()

@@ -9,7 +9,7 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from statistics import fmean
 from typing import Any, cast
@@ -24,13 +24,16 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from service.access.allowance import Allowance, Charge
+from service.exact_cache import Lookup
 from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from service.waiting_job import Served, Waiting, waiting_jobs
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
+from worker.contract.drawn import MOST_FOLLOWERS
 from worker.contract.job_origin import NO_ORIGIN, JobOrigin
 from worker.contract.keys import (
+    CACHED_FIELD,
     OWNER_FIELD,
     REQUEST_ID_FIELD,
     ROWS_FIELD,
@@ -79,7 +82,8 @@ class Idempotency:
 class Submitted:
     outcome: str
     """`queued`; `known`: the idempotency key's job; `mismatch`: that key came with another body; `full`;
-    `limited`: it costs more than its owner may ask for now."""
+    `limited`: it costs more than its owner may ask for now; `cached`: it has ended with what an equal one drew;
+    `following`: it ends with another; `unconfirmed`: it would, if the version that was looked up is still the one."""
     job_id: str
     jobs_ahead: int
     work_ahead: int
@@ -109,6 +113,8 @@ class JobRecord:
     job: RqJob
     owner: str | None
     """Whose it is; None for one that was queued while keys were off."""
+    cached: bool
+    """Whether it was answered with what another job drew."""
     result: Result | None
     progress: bytes | None
     place: int | None
@@ -170,12 +176,14 @@ class JobQueue:
         owner: str | None = None,
         charge: Charge | None = None,
         webhook: Webhook | None = None,
+        cache: Lookup | None = None,
     ) -> Submitted:
         """Queue the job once, however often this is called with it; or say why not.
 
         Args:
             row_step_s: see `Reading.row_step_s`.
             charge: None for an owner without a limit.
+            cache: None for a job that is to be drawn whatever was drawn before.
         """
         settings = self._settings
         record = (idempotency.digest, idempotency.fingerprint) if idempotency else ("", "")
@@ -185,6 +193,9 @@ class JobQueue:
         }
         if owner is not None and charge is not None:
             costs["charge"] = charge.as_json()
+        if cache is not None:
+            kept = {"finished": self._keys.finished, "ttl_s": settings.result_ttl_s, "most_followers": MOST_FOLLOWERS}
+            costs["cache"] = asdict(cache) | kept
         limits = [settings.max_queue, settings.max_queue_s or "", settings.max_queue_jobs]
         args: list[Any] = [
             job.id,
@@ -249,7 +260,8 @@ class JobQueue:
             return None
         read_at = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC)
         owner = raw.get(OWNER_FIELD.encode())
-        return JobRecord(job, owner.decode() if owner else None, result, progress, place, ttl_ms, read_at)
+        cached = CACHED_FIELD.encode() in raw
+        return JobRecord(job, owner.decode() if owner else None, cached, result, progress, place, ttl_ms, read_at)
 
     def _restore_result(self, job_id: str, entries: list[Any]) -> Result | None:
         if not entries:

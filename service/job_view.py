@@ -133,6 +133,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         progress=Progress(step=done, steps=request.calls),
         images=_images(job.id, outcome),
         warnings=outcome.warnings if outcome else [],
+        cached=record.cached,
         error=_error(record) if state is JobState.FAILED else None,
         links=JobLinks(
             self=job_url(job.id),

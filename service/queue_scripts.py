@@ -1,5 +1,7 @@
 """The Lua scripts that change the queue: each decides and acts in one step, so that no retry queues a job twice."""
 
+from service.cache_script import LUA_CACHE
+from worker.contract.drawn import LUA_FOLLOWERS
 from worker.contract.keys import LUA_NAMES
 from worker.contract.queue_order import LUA_LINES
 from worker.contract.totals import LUA_TOTALS
@@ -28,15 +30,19 @@ end
 
 # KEYS: queue
 # ARGV: job id, its owner or '', model, its work, most work, most seconds of work or '', most jobs, as JSON the
-# seconds per row-step by model and for all others (or false) and the charge, digest of the idempotency key or '',
-# fingerprint of the request, for how many seconds a record is kept while its job has not ended, then the pairs of the
-# hash
+# seconds per row-step by model and for all others (or false), the charge and where to look for what equal requests
+# drew, digest of the idempotency key or '', fingerprint of the request, for how many seconds a record is kept while its
+# job has not ended, then the pairs of the hash
 # Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued, and where there is a charge:
 # the seconds of a worker that its owner may ask for, those until it may ask for all, and those until this job fits};
-# outcome is queued, known, mismatch, full or limited.
+# outcome is queued, known, mismatch, full, limited; cached: the job has ended with what an equal one drew; following:
+# it ends with another that draws the same; unconfirmed: one of these two, if the version is still the one.
 SUBMIT = (
     LUA_TOTALS
     + LUA_LINES
+    + LUA_ENQUEUE
+    + LUA_FOLLOWERS
+    + LUA_CACHE
     + _SERVER_TIME
     + """
 local queue_key = KEYS[1]
@@ -78,6 +84,42 @@ if digest ~= '' then
 end
 
 local jobs = redis.call('LLEN', queue_key)
+-- Our own id is there: an earlier attempt got through and only its answer was lost.
+local own_status = redis.call('HGET', hash_key, 'status')
+if own_status == 'finished' or own_status == 'deferred' then return answer('known', job_id, jobs, 0, 0, '') end
+
+local function write_job(status)
+    redis.call('HSET', hash_key, unpack(ARGV, first_pair))
+    redis.call('HSET', hash_key, MODEL_FIELD, model, WORK_FIELD, work, 'status', status,
+        'created_at', time_text(), 'enqueued_at', time_text(),
+        QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
+    if owner ~= '' then redis.call('HSET', hash_key, OWNER_FIELD, owner) end
+    if digest ~= '' then
+        local kept_s = status == 'finished' and costs.cache.ttl_s or record_s
+        redis.call('SET', idempotency_key(digest), fingerprint .. ':' .. job_id, 'EX', kept_s)
+        redis.call('HSET', hash_key, IDEMPOTENCY_FIELD, digest)
+    end
+    count_total('submitted', job_id)
+end
+
+-- What costs no worker anything is refused for no want of room.
+local cache = costs.cache
+if cache and not own_status then
+    local before = drawn_before(cache)
+    local leader = not before and who_draws(cache)
+    if (before or leader) and not cache.confirmed then return answer('unconfirmed', job_id, jobs, 0, 0, '') end
+    if before then
+        write_job('finished')
+        answer_with(before, cache, job_id, NOW, time_text())
+        return answer('cached', job_id, jobs, 0, 0, time_text())
+    end
+    if leader then
+        write_job('deferred')
+        follow(job_id, leader)
+        return answer('following', job_id, jobs, 0, 0, time_text())
+    end
+end
+
 -- Jobs leave the queue without telling, so the count lives for half a second and is then taken anew. Up to 256 jobs are
 -- counted one by one; of more, one of each stretch stands for its stretch: asking all of 10,000 would stall Redis.
 local function count_waiting()
@@ -98,8 +140,7 @@ local function count_waiting()
 end
 
 local waiting, waiting_s = count_waiting()
--- Our own id is there: an earlier attempt got through and only its answer was lost.
-if redis.call('EXISTS', hash_key) == 1 then
+if own_status then
     local queued_at = redis.call('HGET', hash_key, 'created_at') or time_text()
     return answer('queued', job_id, jobs, waiting, waiting_s, queued_at)
 end
@@ -118,21 +159,16 @@ if charge and whole_at > NOW and whole_at + charge_s - NOW > charge.window_s the
     return answer('limited', job_id, jobs, waiting, waiting_s, '', retry_s)
 end
 
-redis.call('HSET', hash_key, unpack(ARGV, first_pair))
-redis.call('HSET', hash_key, MODEL_FIELD, model, WORK_FIELD, work,
-    'created_at', time_text(), 'enqueued_at', time_text(),
-    QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
-if owner ~= '' then redis.call('HSET', hash_key, OWNER_FIELD, owner) end
+write_job('queued')
+if cache then
+    redis.call('SET', cache.drawing, job_id, 'EX', record_s)
+    redis.call('HSET', hash_key, DRAWING_FIELD, cache.drawing)
+end
 redis.call('RPUSH', queue_key, job_id)
 into_line(job_id, 'RPUSH')
 redis.call('SADD', QUEUES_KEY, queue_key)
 redis.call('HINCRBY', WAITING_WORK_KEY, 'work', work)
 redis.call('HINCRBYFLOAT', WAITING_WORK_KEY, 'seconds', its_s)
-if digest ~= '' then
-    redis.call('SET', idempotency_key(digest), fingerprint .. ':' .. job_id, 'EX', record_s)
-    redis.call('HSET', hash_key, IDEMPOTENCY_FIELD, digest)
-end
-count_total('submitted', job_id)
 if charge then
     whole_at = whole_at + charge_s
     redis.call('SET', allowance_key(owner), string.format('%.6f', whole_at), 'EX', math.ceil(whole_at - NOW) + 1)
@@ -148,6 +184,7 @@ CANCEL = (
     LUA_TOTALS
     + LUA_LINES
     + LUA_ENQUEUE
+    + LUA_FOLLOWERS
     + _SERVER_TIME
     + """
 local queue_key, started_key, canceled_key = unpack(KEYS)
@@ -169,6 +206,7 @@ redis.call('DEL', executions_key(job_id), chain_key(job_id))
 redis.call('HSET', hash_key, 'status', 'canceled', 'ended_at', time_text())
 count_total('canceled', job_id)
 enqueue_webhook(job_id, 'canceled')
+pass_on(job_id, queue_key)
 redis.call('EXPIRE', hash_key, keep_s)
 local digest = redis.call('HGET', hash_key, IDEMPOTENCY_FIELD)
 if digest then redis.call('EXPIRE', idempotency_key(digest), keep_s) end

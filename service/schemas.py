@@ -247,6 +247,9 @@ class Job(BaseModel):
         description="What was done otherwise than asked, once the job has succeeded: a prompt that was cut, with the "
         "words that were lost."
     )
+    cached: bool = Field(
+        description="Answered with what an equal request drew, before or at the same time: the same pixels."
+    )
     error: JobError | None
     links: JobLinks
 

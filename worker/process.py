@@ -23,6 +23,7 @@ from worker.metrics_port import serve_metrics
 from worker.outputs.receipt_writer import ReceiptWriter
 from worker.queue.claimer import Claimer
 from worker.queue.dispatcher import Dispatcher
+from worker.queue.drawn_requests import DrawnRequests
 from worker.queue.file_sweep import FileSweep
 from worker.queue.finisher import Finisher
 from worker.queue.give_back import GiveBack
@@ -129,7 +130,14 @@ class WorkerProcess:
         )
         self._spans = spans_for(settings, "worker")
         self._finisher = Finisher(
-            self._leases, files, self._held, self._health, spans=self._spans, clock=clock, receipts=receipts
+            self._leases,
+            files,
+            self._held,
+            self._health,
+            drawn=DrawnRequests(catalogue, device),
+            spans=self._spans,
+            clock=clock,
+            receipts=receipts,
         )
         self._sweep = FileSweep(client, files, self._health, settings.sweep_s)
         self._chains = SavedChains(client, self._leases, self._held, self._health, clock)

@@ -22,6 +22,7 @@ from service.errors import (
     QueueFull,
     problem_responses,
 )
+from service.exact_cache import lookup
 from service.gateway import Gateway, GatewayDep
 from service.init_images import named_pictures
 from service.job_lookup import require_job, wait_for_end
@@ -45,6 +46,7 @@ POLL_AGAIN_S = 1
 SPEED_UNKNOWN_RETRY_S = 10
 LONGEST_RETRY_S = 600
 
+NO_CACHE = re.compile(r"(?:^|,)\s*no-cache\s*(?=$|,)", re.IGNORECASE)
 WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 JOB_HEADERS = {
@@ -72,6 +74,10 @@ async def generate(
     prefer: Annotated[
         str | None, Header(description=f"`wait=N`: answer when the job has ended, or after N <= {LONGEST_WAIT_S} s.")
     ] = None,
+    cache_control: Annotated[
+        str | None,
+        Header(description="`no-cache`: draw anew, even if an equal request with this seed was drawn before."),
+    ] = None,
     idempotency_key: Annotated[
         str | None,
         Header(
@@ -84,7 +90,8 @@ async def generate(
     reading = await gateway.catalogue.read()
     pictures = await named_pictures(gateway.uploads, caller, body)
     admitted = admit(body, reading, gateway.settings, pictures)
-    job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, request)
+    anew = NO_CACHE.search(cache_control or "") is not None
+    job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, request, anew)
 
     wait = WAIT.search(prefer or "")
     if wait:
@@ -113,6 +120,7 @@ async def _submit(
     idempotency_key: str | None,
     reading: Reading,
     http_request: Request,
+    anew: bool,
 ) -> Job:
     idempotency = None
     if idempotency_key:
@@ -122,19 +130,26 @@ async def _submit(
     span = gateway.spans.begin("submit", origin.traceparent, {"reverie.job_id": rq_job.id})
     origin = JobOrigin(origin.request_id, span.traceparent)
     structlog.contextvars.bind_contextvars(**origin.log_fields)
-    submitted = await gateway.queue.submit(
-        rq_job,
-        admitted.request,
-        idempotency,
-        reading.row_step_s,
-        origin,
-        caller.owner,
-        _charge(caller, admitted.request, reading),
-        _webhook(gateway, body),
-    )
+    # A drawn seed has never been drawn before.
+    may_be_known = body.seed is not None and not anew
+    for just_read in (False, True):
+        submitted = await gateway.queue.submit(
+            rq_job,
+            admitted.request,
+            idempotency,
+            reading.row_step_s,
+            origin,
+            caller.owner,
+            _charge(caller, admitted.request, reading),
+            _webhook(gateway, body),
+            lookup(admitted.request, caller.owner, reading.live, just_read=just_read) if may_be_known else None,
+        )
+        if submitted.outcome != "unconfirmed":
+            break
+        reading = await gateway.catalogue.read_now()
     if submitted.allowance is not None:
         attach(http_request, submitted.allowance)
-    span.end(error=None if submitted.outcome == "queued" else submitted.outcome)
+    span.end(error=None if submitted.outcome in ("queued", "cached", "following") else submitted.outcome)
     match submitted.outcome:
         case "mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")
@@ -142,6 +157,9 @@ async def _submit(
             raise _queue_full(gateway, submitted, admitted.request, reading)
         case "limited":
             raise _limit_reached(submitted, admitted.request)
+        case "cached" | "following":
+            log.info("job %s: %s, as an equal one was drawn or is", submitted.job_id, submitted.outcome)
+            return await require_job(gateway, caller, submitted.job_id)
         case "known":
             return await require_job(gateway, caller, submitted.job_id)
     log.info(
@@ -154,6 +172,7 @@ async def _submit(
     record = JobRecord(
         job=rq_job,
         owner=caller.owner,
+        cached=False,
         result=None,
         progress=None,
         place=place,

@@ -53,8 +53,8 @@ class Stack:
         self.worker = self.start_worker()
 
     def generate(self, **body: Any) -> str:
-        """Submit and return the job's id."""
-        answer = self.http.post("/generate", json=body)
+        """Submit and return the job's id; it is drawn, whatever was drawn before."""
+        answer = self.http.post("/generate", json=body, headers={"Cache-Control": "no-cache"})
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 

@@ -36,6 +36,19 @@ def test_ten_digits_by_label_come_back_as_png_and_again_with_the_same_pixels(sta
     assert len({pixels(png).tobytes() for png in first}) == 10, "ten labels gave fewer than ten different images"
 
 
+def test_the_cache_answers_with_the_pixels_of_a_fresh_draw(stack: Stack) -> None:
+    body = {"seed": 11, "steps": 20, "batch": 3, "class_label": 6}
+    drawn = stack.finished(stack.generate(**body))
+    answer = stack.http.post("/generate", json=body)
+    cached = answer.json()
+    assert (answer.status_code, cached["cached"], cached["images"] != drawn["images"]) == (200, True, True)
+    anew = stack.finished(stack.generate(**body))
+    assert [job["cached"] for job in (drawn, anew)] == [False, False]
+    first, kept, again = ([pixels(png).tobytes() for png in stack.images(job)] for job in (drawn, cached, anew))
+    assert first == kept == again
+    assert len(set(kept)) == 3
+
+
 def test_the_job_names_the_hash_of_the_pixels_that_it_serves(stack: Stack) -> None:
     job = stack.finished(stack.generate(seed=40, steps=10, batch=3, class_label=3))
     records = job["images"]

@@ -14,11 +14,13 @@ from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import NAME, OUT_OF_MEMORY, VERSION, WEIGHTS, FakeWorker
 from worker.contract import FUNCTION_NAME, QUEUE_NAME
 
+ANEW = {"Cache-Control": "no-cache"}
+"""Equal requests are jobs of their own."""
 BODY = {"seed": 100, "steps": 10, "batch": 2, "class_label": "two"}
 
 
 def submit(http: httpx.Client, **changes: object) -> str:
-    answer = http.post("/generate", json={**BODY, **changes})
+    answer = http.post("/generate", json={**BODY, **changes}, headers=ANEW)
     assert answer.status_code == 202, answer.text
     return str(answer.json()["id"])
 
@@ -154,7 +156,7 @@ def test_nothing_of_an_ended_job_is_kept_without_an_expiry(
 ) -> None:
     http = start_gateway(result_ttl_s=100)
     client: Redis = valkey.client
-    headers = {"Idempotency-Key": "k"}
+    headers = ANEW | {"Idempotency-Key": "k"}
     canceled, running = submit(http), submit(http)
     http.post("/generate", json=BODY, headers=headers)
     http.delete(f"/jobs/{canceled}")

@@ -30,6 +30,9 @@ SUSPENDED_KEY = "rq:suspended"
 _WORKER = "reverie:worker:{}"
 _FILE = "reverie:file:{}"
 _KEPT = "reverie:kept:{}"
+_DRAWN = "reverie:drawn:{}:{}"
+_DRAWING = "reverie:drawing:{}:{}"
+_FOLLOWERS = "reverie:followers:{}"
 _UPLOAD = "reverie:upload:{}"
 _UPLOADED_BY = "reverie:uploaded_by:{}:{}"
 _PROGRESS = "reverie:progress:{}"
@@ -61,6 +64,8 @@ SERVED_KEY = "reverie:served"
 """Sorted set of the owners who are ahead of the others, by the seconds of workers up to which each has been served."""
 TURN_KEY = "reverie:turn"
 """The seconds up to which all who wait have been served."""
+FOLLOWED_KEY = "reverie:followed"
+"""Set of the jobs that have followers."""
 SWEPT_KEY = "reverie:swept"
 """Exists for a while after a worker swept the files."""
 IDLE_WORKERS_KEY = "reverie:idle"
@@ -86,6 +91,10 @@ IDEMPOTENCY_FIELD = "reverie_idempotency"
 """Digest of the Idempotency-Key that it came with, whose record expires as long after the job's end as the job."""
 OWNER_FIELD = "reverie_owner"
 """Whose job it is: the name of an API key; absent while keys are off."""
+CACHED_FIELD = "reverie_cached"
+"""Set on a job that was answered with what another drew."""
+DRAWING_FIELD = "reverie_drawing"
+"""The `drawing_key` that names the job while it has not ended."""
 LOST_FIELD = "reverie_lost"
 """How many workers died while they ran it."""
 REQUEST_ID_FIELD = "reverie_request_id"
@@ -168,6 +177,21 @@ def kept_key(folder: str) -> str:
     return _KEPT.format(folder)
 
 
+def drawn_key(owner: str, digest: str) -> str:
+    """List: the job that drew it, then the witnesses of its files. See `worker.contract.drawn`, as for the next two."""
+    return _DRAWN.format(owner, digest)
+
+
+def drawing_key(owner: str, digest: str) -> str:
+    """The job that waits or runs to draw it."""
+    return _DRAWING.format(owner, digest)
+
+
+def followers_key(job_id: str) -> str:
+    """List of the jobs that end as this one does if it succeeds."""
+    return _FOLLOWERS.format(job_id)
+
+
 def upload_key(sha256: str) -> str:
     """The `Upload` of an uploaded picture."""
     return _UPLOAD.format(sha256)
@@ -243,6 +267,8 @@ LUA_NAMES = "".join(
                 "idempotency_key": _IDEMPOTENCY,
                 "line_key": _LINE,
                 "allowance_key": _ALLOWANCE,
+                "drawn_key": _DRAWN,
+                "followers_key": _FOLLOWERS,
                 "events_channel": _EVENTS,
                 "webhook_log_key": _WEBHOOK_LOG,
             }.items()
@@ -272,6 +298,9 @@ LUA_NAMES = "".join(
                 "ADMITTED_FIELD": ADMITTED_FIELD,
                 "IDEMPOTENCY_FIELD": IDEMPOTENCY_FIELD,
                 "OWNER_FIELD": OWNER_FIELD,
+                "CACHED_FIELD": CACHED_FIELD,
+                "DRAWING_FIELD": DRAWING_FIELD,
+                "FOLLOWED_KEY": FOLLOWED_KEY,
                 "LOST_FIELD": LOST_FIELD,
                 "REQUEST_ID_FIELD": REQUEST_ID_FIELD,
                 "TRACEPARENT_FIELD": TRACEPARENT_FIELD,

@@ -20,6 +20,7 @@ from worker.outputs.image_files import EncodedImage, encode
 from worker.outputs.picture_text import PictureText
 from worker.outputs.receipt_writer import ReceiptWriter
 from worker.queue import job_spans
+from worker.queue.drawn_requests import DrawnRequests
 from worker.queue.held_job import Ending, HeldJob, HeldJobs
 from worker.queue.leases import Call, Leases
 from worker.queue.redis_health import RedisHealth
@@ -78,6 +79,7 @@ class Finisher:
         files: Files,
         held: HeldJobs,
         health: RedisHealth,
+        drawn: DrawnRequests | None = None,
         spans: Spans = NO_SPANS,
         encoder_threads: int = 2,
         files_wait_s: float = FILES_WAIT_S,
@@ -88,6 +90,7 @@ class Finisher:
         self._receipts = receipts or ReceiptWriter()
         self._leases = leases
         self._files = files
+        self._drawn_requests = drawn
         self._spans = spans
         self._files_wait_s = files_wait_s
         self._held = held
@@ -289,7 +292,8 @@ class Finisher:
             warnings=list(event.warnings),
         )
         progress = ProgressSnapshot(**made_by, step=request.calls, steps=request.calls)
-        return self._leases.finish(job, outcome, progress, self._files.witnesses(drawn.names))
+        digest = self._drawn_requests.digest(request, event) if self._drawn_requests else None
+        return self._leases.finish(job, outcome, progress, self._files.witnesses(drawn.names), digest)
 
     def _log(self, job: HeldJob, end: _End, answer: str) -> None:
         """Log the end of a job, and record its spans."""

@@ -179,12 +179,18 @@ class Leases:
         return Call(self._store, (job.job_id, job.execution_id, key, job.ttl_s, data))
 
     def finish(
-        self, job: HeldJob, outcome: JobOutcome, progress: ProgressSnapshot, witnesses: Sequence[str] = ()
+        self,
+        job: HeldJob,
+        outcome: JobOutcome,
+        progress: ProgressSnapshot,
+        witnesses: Sequence[str] = (),
+        digest: str | None = None,
     ) -> Call:
         """End the job as succeeded. Answers `finished` or the status that stood against it.
 
         Args:
             witnesses: keys without which it is refused, see `worker.results.files`.
+            digest: what equal requests find the outcome by, see `worker.contract.drawn`.
         """
         ended_at = self._server_clock.now()
         job_fields = {"ended_at": rq_overrides.time_text(ended_at)}
@@ -195,7 +201,7 @@ class Leases:
             self._finish,
             (
                 *(job.job_id, job.execution_id, self._worker_key, job.ttl_s),
-                *(len(witnesses), progress.model_dump_json(), 2 * len(job_fields)),
+                *(len(witnesses), progress.model_dump_json(), 2 * len(job_fields), digest or ""),
                 *_flat(job_fields),
                 *_flat(result),
                 *witnesses,

@@ -41,8 +41,9 @@ return 1
 FINISH = (
     PRELUDE
     + """
--- ARGV: job, execution, worker key, ttl, number of witnesses, last progress, number of job fields,
--- job fields..., result fields..., witnesses (keys that exist as long as the job's files are kept)...
+-- ARGV: job, execution, worker key, ttl, number of witnesses, last progress, number of job fields, digest by which
+-- equal requests find the files or '', job fields..., result fields..., witnesses (keys that exist as long as the job's
+-- files are kept)...
 -- Returns 'finished', or the status that stood against it; an error while a file is not kept. It is this that makes the
 -- files the job's: the result names them.
 local id, execution, ttl, width = ARGV[1], ARGV[2], tonumber(ARGV[4]), tonumber(ARGV[7])
@@ -61,7 +62,13 @@ if status ~= 'started' then
   if status ~= 'gone' then expire_by(job_key(id), ttl) end
   return status
 end
-end_job(id, 'finished', FINISHED, ttl, slice(8, width), slice(8 + width, #ARGV - 7 - width - witnesses))
+if ARGV[8] ~= '' then
+  local drawn = drawn_key(owner_of(id) or '', ARGV[8])
+  redis.call('DEL', drawn)
+  redis.call('RPUSH', drawn, id, unpack(slice(#ARGV - witnesses + 1, witnesses)))
+  redis.call('EXPIRE', drawn, ttl)
+end
+end_job(id, 'finished', FINISHED, ttl, slice(9, width), slice(9 + width, #ARGV - 8 - width - witnesses))
 count(ARGV[3], 'successful_job_count')
 redis.call('SET', progress_key(id), progress, 'EX', ttl)
 redis.call('PUBLISH', events_channel(id), progress)

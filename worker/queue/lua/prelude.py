@@ -5,6 +5,7 @@ A worker owns a job as long as its entry `<job>:<execution>` is in that registry
 checks that first. All keys that RQ reads (job hash, registries, executions, results) are left as RQ itself leaves them.
 """
 
+from worker.contract.drawn import LUA_FOLLOWERS
 from worker.contract.queue_order import LUA_LINES
 from worker.contract.totals import LUA_TOTALS
 from worker.contract.webhook_queue import LUA_ENQUEUE
@@ -13,6 +14,7 @@ PRELUDE = (
     LUA_TOTALS
     + LUA_LINES
     + LUA_ENQUEUE
+    + LUA_FOLLOWERS
     + """
 local QUEUE, INTERMEDIATE, WIP = KEYS[1], KEYS[2], KEYS[3]
 local FINISHED, FAILED, CANCELED = KEYS[4], KEYS[5], KEYS[6]
@@ -78,6 +80,17 @@ local function end_job(id, status, registry, ttl, fields, result)
   add_to_registry(registry, id, ttl)
   count_total(ENDED_AS[status], id)
   enqueue_webhook(id, ENDED_AS[status])
+  if status ~= 'finished' then
+    pass_on(id, QUEUE)
+    return
+  end
+  draws_no_more(id)
+  for _, follower in ipairs(take_followers(id)) do
+    redis.call('HSET', job_key(follower), CACHED_FIELD, 1)
+    count_total('cached', follower)
+    end_job(follower, status, registry, ttl, fields, result)
+    redis.call('PUBLISH', events_channel(follower), '')
+  end
 end
 
 local function count(worker_key, counter)

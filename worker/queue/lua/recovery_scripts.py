@@ -64,6 +64,12 @@ for _, id in ipairs(redis.call('ZRANGE', STRANDED_KEY, 0, -1)) do
   if not stranded[id] then redis.call('ZREM', STRANDED_KEY, id) end
 end
 
+-- Followers of a job that is gone, or ended behind the back of our scripts.
+for _, leader in ipairs(redis.call('SMEMBERS', FOLLOWED_KEY)) do
+  local status = status_of(leader)
+  if status ~= 'queued' and status ~= 'started' then pass_on(leader, QUEUE) end
+end
+
 -- Registries: what has expired leaves; a canceled job, which RQ would keep for ever, gets its expiry.
 redis.call('ZREMRANGEBYSCORE', FINISHED, '-inf', string.format('(%.3f', NOW))
 redis.call('ZREMRANGEBYSCORE', FAILED, '-inf', string.format('(%.3f', NOW))
