@@ -141,7 +141,7 @@ function fillModels() {
 function fillVersions() {
   const model = currentModel();
   const before = $("version").value;
-  const current = model?.version ? `${stepOf(model.version)} (current)` : "current";
+  const current = model?.version ? `current, ${stepOf(model.version).replace("step ", "")}` : "current";
   const older = [...(model?.versions ?? [])].reverse();
   $("version").replaceChildren(
     el("option", { value: "" }, current),
