@@ -79,6 +79,12 @@ def test_every_route_has_a_rule(valkey: ValkeyHandle) -> None:
     assert with_parameter - OWNED - PUBLIC == {("GET", "/models/{name}"), ("GET", "/v1/models/{name}")}
 
 
+def test_every_route_but_the_public_ones_needs_a_key(keyed: httpx.Client) -> None:
+    for method, path in OWNED | SHARED | ADMINS:
+        answer = keyed.request(method, path.format(job_id="0" * 32, index=0, name="digits", sha256="0" * 64))
+        assert answer.status_code == 401, (method, path)
+
+
 @pytest.mark.parametrize("state", ["queued", "running", "succeeded", "failed", "canceled"])
 def test_a_job_of_another_key_does_not_exist(keyed: httpx.Client, keys: Keys, worker: FakeWorker, state: str) -> None:
     path = job_in(state, keyed, keys, worker)
