@@ -19,7 +19,7 @@ from worker.contract import ModelInfo, Takes
 from worker.contract.environment import SettingsError
 
 STORE_COMMANDS = {
-    "import": "import a directory that diffusers saved into the store",
+    "import": "import a directory that diffusers saved, or one .safetensors file, into the store",
     "promote": "make a version of the store current, an older one too",
     "verify": "check every byte of the store, of a model or of one version",
 }

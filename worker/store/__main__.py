@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from worker.store.bundled import bundled_store_path
 from worker.store.errors import BadCheckpoint, StoreError
@@ -38,8 +41,15 @@ def parser(default_store: Path) -> argparse.ArgumentParser:
     )
     prune.add_argument("model")
     prune.add_argument("--keep", type=int, required=True)
-    take = commands.add_parser("import", parents=[where], help="import a directory that diffusers saved")
-    take.add_argument("directory", type=Path)
+    take = commands.add_parser(
+        "import", parents=[where], help="import a directory that diffusers saved, or one file in the original layout"
+    )
+    take.add_argument("source", type=Path, metavar="DIRECTORY_OR_FILE")
+    take.add_argument(
+        "--config",
+        type=Path,
+        help="for a file: a diffusers directory of the same architecture, whose weights are not read",
+    )
     take.add_argument("--name", required=True, help="name of the model")
     take.add_argument("--labels", help="names of the classes, separated by commas")
     take.add_argument("--null-label", type=int, help='row of the class embedding that means "no class"')
@@ -74,20 +84,45 @@ def run(options: argparse.Namespace) -> None:
             for version in store.prune(options.model, options.keep):
                 print(f"removed {options.model}/{version}")
         case "import":
-            checkpoint = import_pipeline(
-                store,
-                options.directory,
-                options.name,
-                labels=options.labels.split(",") if options.labels else None,
-                null_label=options.null_label,
-                step=options.step,
-                variant=options.variant,
-            )
+            with _as_directory(options.source, options.config) as directory:
+                checkpoint = import_pipeline(
+                    store,
+                    directory,
+                    options.name,
+                    labels=options.labels.split(",") if options.labels else None,
+                    null_label=options.null_label,
+                    step=options.step,
+                    variant=options.variant,
+                    source=options.source.name,
+                )
             if checkpoint.manifest.absent:
                 print(f"not in the pipeline: {', '.join(checkpoint.manifest.absent)}")
             if checkpoint.manifest.skipped:
                 print(f"not taken, nothing runs it: {', '.join(checkpoint.manifest.skipped)}")
             print(f"{checkpoint.model}/{checkpoint.version} is current")
+
+
+@contextmanager
+def _as_directory(source: Path, config: Path | None) -> Iterator[Path]:
+    """The source itself, or a file converted into a directory that is there for a while.
+
+    Raises:
+        StoreError: a file that can't be converted, and why.
+    """
+    if not source.is_file():
+        yield source
+        return
+    if source.suffix != ".safetensors":
+        raise StoreError(f"need a .safetensors file or a directory, got {str(source)!r}: other formats can run code")
+    if config is None:
+        raise StoreError("a single file holds weights alone: say with --config where its configurations are")
+    with TemporaryDirectory() as folder:
+        # In a process of its own: the store loads no torch.
+        command = [sys.executable, "-m", "worker.models.single_file", str(source), str(config), folder]
+        ended = subprocess.run(command, stderr=subprocess.PIPE, text=True, check=False)
+        if ended.returncode:
+            raise StoreError((ended.stderr.strip().splitlines() or ["the conversion ended without a word"])[-1])
+        yield Path(folder)
 
 
 def verify(store: ModelStore, model: str | None, version: str | None) -> None:

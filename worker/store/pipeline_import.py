@@ -41,6 +41,7 @@ def import_pipeline(
     step: int = 0,
     variant: str | None = None,
     make_current: bool = True,
+    source: str | None = None,
 ) -> Checkpoint:
     """Publish a diffusers directory as a version of `model`.
 
@@ -53,6 +54,7 @@ def import_pipeline(
         step: training step of the weights, if known.
         variant: of the weights, for example `fp16`; None: those without one, or the only one there is.
         make_current: serve it at once.
+        source: what the manifest says was imported; None: the directory's name.
 
     Raises:
         BadCheckpoint: it can't be served, and why.
@@ -91,7 +93,7 @@ def import_pipeline(
         labels=labels,
         null_label=null_label,
         skipped=index.skipped,
-        recipe=Recipe(command=f"import {directory.name}", data="unknown"),
+        recipe=Recipe(command=f"import {source or directory.name}", data="unknown"),
         make_current=make_current,
     )
 
