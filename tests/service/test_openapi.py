@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
@@ -17,13 +18,17 @@ from service.access.api_key import CostLimit
 from tests.service.access.conftest import Keys, bearer
 from tests.service.access.test_ownership import png
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
+from worker.contract import ImageFormat
+from worker.outputs.image_files import encode
 
 EXAMPLES = 12
 
 
 @pytest.fixture
 def http(worker: FakeWorker, start_gateway: Callable[..., httpx.Client]) -> httpx.Client:
-    """Its streams are short: a client that takes no events waits for the end of what it has asked for."""
+    """Its streams are short: a client that takes no events waits for the end of what it has asked for. Its worker's
+    files are pictures, for a contact sheet is made of them."""
+    worker.file_of = lambda seed: encode(np.full((8, 8, 1), seed % 256, np.uint8), ImageFormat.PNG).data
     return start_gateway(stream_s=0.05)
 
 
