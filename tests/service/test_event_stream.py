@@ -13,6 +13,7 @@ from service.access.caller import ANYBODY
 from service.app import connect, create_app
 from service.event_stream import EventStream
 from service.gateway import Gateway
+from service.job_events import READS_AT_ONCE
 from service.job_lookup import require_job
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
@@ -81,6 +82,39 @@ def test_a_slow_client_skips_states_and_nothing_is_kept_for_it(
             client.reads.set()
             await streaming
             return client.ids
+
+    assert asyncio.run(run()) == ["running", "succeeded"]
+
+
+def test_any_number_of_slow_clients_keeps_no_other_waiting(
+    http: httpx.Client, worker: FakeWorker, valkey: ValkeyHandle
+) -> None:
+    """Each is stopped in the middle of an event; were a thing that streams share held meanwhile, none would go on."""
+    job_id = submit(http, steps=1000)
+    job = worker.take()
+
+    async def run() -> list[str]:
+        async with gateway_of(valkey) as gateway:
+
+            async def stream_to(client: SlowClient) -> None:
+                stream = EventStream(gateway, ANYBODY, await require_job(gateway, ANYBODY, job_id), None)
+                await stream({"type": "http"}, client.receive, client.send)  # type: ignore[arg-type]
+
+            slow = [SlowClient() for _ in range(10 * READS_AT_ONCE)]
+            quick = SlowClient()
+            quick.reads.set()
+            streaming = [asyncio.create_task(stream_to(client)) for client in slow]
+            for client in slow:
+                await client.waits.wait()
+            following = asyncio.create_task(stream_to(quick))
+            await quick.waits.wait()
+            await asyncio.to_thread(worker.succeed, job)
+            await following
+            for client in slow:
+                client.reads.set()
+            await asyncio.gather(*streaming)
+            assert {client.ids[-1] for client in slow} == {"succeeded"}
+            return quick.ids
 
     assert asyncio.run(run()) == ["running", "succeeded"]
 
