@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message as MediaType
+from functools import lru_cache
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -67,11 +68,16 @@ def _refusal(request: Request, rule: BodyRule) -> HTTPException | None:
     if length.isdigit() and int(length[:20]) > rule.max_bytes:
         return _too_large(rule)
     header = request.headers.get("content-type", "")
-    parsed = MediaType()
-    parsed["content-type"] = header
-    if not header or not rule.takes(parsed.get_content_type()):
+    if not header or not rule.takes(_media_type(header)):
         return HTTPException(415, f"need Content-Type: {' or '.join(rule.types)}, got {header or 'none'}")
     return None
+
+
+@lru_cache(maxsize=64)
+def _media_type(header: str) -> str:
+    parsed = MediaType()
+    parsed["content-type"] = header
+    return parsed.get_content_type()
 
 
 def _too_large(rule: BodyRule) -> HTTPException:

@@ -44,7 +44,8 @@ class Gateway:
     """None while webhooks are off."""
 
 
-def gateway_of(request: Request) -> Gateway:
+async def gateway_of(request: Request) -> Gateway:
+    # Not a plain function: the framework would run that in a thread, which costs more than most requests do.
     return cast(Gateway, request.app.state.gateway)
 
 

@@ -25,7 +25,7 @@ from rq.serializers import JSONSerializer
 
 from service.access.allowance import Allowance, Charge
 from service.exact_cache import Lookup
-from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, SUBMIT
+from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, READ, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from service.waiting_job import Served, Waiting, waiting_jobs
@@ -43,8 +43,6 @@ from worker.contract.keys import (
     WEBHOOK_FIELD,
     QueueKeys,
     job_key,
-    progress_key,
-    results_key,
 )
 from worker.contract.totals import Total, read_totals
 from worker.contract.webhook_queue import Webhook
@@ -141,6 +139,7 @@ class JobQueue:
         self._submit = redis.register_script(SUBMIT)
         self._cancel = redis.register_script(CANCEL)
         self._look = redis.register_script(LOOK)
+        self._read = redis.register_script(READ)
         self._state = redis.register_script(QUEUE_STATE)
         self._line = redis.register_script(LINE)
 
@@ -235,21 +234,18 @@ class JobQueue:
         """Everything about one job in one round trip, and at one moment. None when there is none; UnreadableJob."""
         if not JOB_ID.fullmatch(job_id):
             return None
-        async with self._deadline(), self._redis.pipeline(transaction=True) as pipe:
-            pipe.hgetall(job_key(job_id))
-            pipe.xrevrange(results_key(job_id), count=1)
-            pipe.get(progress_key(job_id))
-            pipe.lpos(self._keys.queue, job_id)
-            pipe.pttl(job_key(job_id))
-            pipe.time()
-            try:
-                raw, results, progress, place, ttl_ms, (seconds, microseconds) = await pipe.execute()
-            except ResponseError as error:
-                if "WRONGTYPE" not in str(error):
-                    raise
-                raise UnreadableJob(f"job {job_id}: {error}") from error
-        if not raw:
+        try:
+            async with self._deadline():
+                fields, results, progress, place, ttl_ms, (seconds, microseconds) = await self._read(
+                    keys=[self._keys.queue], args=[job_id]
+                )
+        except ResponseError as error:
+            if "WRONGTYPE" not in str(error):
+                raise
+            raise UnreadableJob(f"job {job_id}: {error}") from error
+        if not fields:
             return None
+        raw = _pairs(fields)
         job = RqJob(job_id, connection=self._offline, serializer=JSONSerializer)
         try:
             job.restore(raw)
@@ -258,7 +254,7 @@ class JobQueue:
             raise UnreadableJob(f"job {job_id}: {error!r}") from error
         if job.origin != QUEUE_NAME:
             return None
-        read_at = datetime.fromtimestamp(seconds + microseconds / 1e6, UTC)
+        read_at = datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
         owner = raw.get(OWNER_FIELD.encode())
         cached = CACHED_FIELD.encode() in raw
         return JobRecord(job, owner.decode() if owner else None, cached, result, progress, place, ttl_ms, read_at)
@@ -267,7 +263,9 @@ class JobQueue:
         if not entries:
             return None
         result_id, payload = entries[0]
-        return Result.restore(job_id, result_id.decode(), payload, connection=self._offline, serializer=JSONSerializer)
+        return Result.restore(
+            job_id, result_id.decode(), _pairs(payload), connection=self._offline, serializer=JSONSerializer
+        )
 
     async def status(self, job_id: str) -> JobStatus | None:
         """None when there is no such job."""
@@ -305,6 +303,11 @@ class JobQueue:
                 args=[job_id, self._settings.result_ttl_s],
             )
         log.info("job %s: cancel asked for, it was %s", job_id, before.decode() if before else "unknown")
+
+
+def _pairs(flat: Sequence[bytes]) -> dict[bytes, bytes]:
+    """A hash or an entry of a stream, as a script returns it."""
+    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def fingerprint(body: dict[str, Any]) -> str:

@@ -104,18 +104,15 @@ class QueueOrder:
         self._queue = queue
         self._clock = clock
         self._walk = _Walk({}, 0, 0.0, float("-inf"))
-        self._refresh: asyncio.Task[_Walk] | None = None
+        self._walking: asyncio.Task[_Walk] | None = None
+        self._next: asyncio.Task[_Walk] | None = None
+        """Begins when `_walking` has ended."""
 
     async def turn(self, job_id: str, place: int, reading: Reading) -> Turn:
         """The turn of the job at this place: exact in a short queue, up to a second old in a long one."""
         walk = self._walk
-        if walk.length <= LOOKED_AT:
-            walk = self._walk = await self._walked(reading)
-        elif self._clock() - walk.walked_at > FRESH_S:
-            # Requests that find it stale share one walk; shielded, so that a canceled request doesn't end it for all.
-            if self._refresh is None or self._refresh.done():
-                self._refresh = asyncio.create_task(self._walked(reading))
-            walk = self._walk = await asyncio.shield(self._refresh)
+        if walk.length <= LOOKED_AT or self._clock() - walk.walked_at > FRESH_S:
+            walk = await self._fresh_walk(reading)
         known = walk.turns.get(job_id)
         if known is not None:
             return known
@@ -123,10 +120,24 @@ class QueueOrder:
 
     async def waiting_s(self, reading: Reading) -> float | None:
         """Seconds that all waiting jobs take the live workers; None while no cost is known."""
-        walk = await self._walked(reading)
+        walk = await self._fresh_walk(reading)
         if not walk.length:
             return 0.0
         return None if walk.mean_s is None else walk.mean_s * walk.length
+
+    async def _fresh_walk(self, reading: Reading) -> "_Walk":
+        """One that begins after this call. All who ask while another is under way share the next."""
+        if self._next is None:
+            self._next = asyncio.create_task(self._walk_after(self._walking, reading))
+        # Shielded, so that a canceled request doesn't end it for all.
+        return await asyncio.shield(self._next)
+
+    async def _walk_after(self, before: "asyncio.Task[_Walk] | None", reading: Reading) -> "_Walk":
+        if before is not None:
+            await asyncio.wait({before})
+        self._walking, self._next = self._next, None
+        self._walk = await self._walked(reading)
+        return self._walk
 
     async def _walked(self, reading: Reading) -> "_Walk":
         length, line, served = await self._queue.line(MOST_WALKED)

@@ -259,6 +259,25 @@ return seen
 )
 
 # KEYS: queue
+# ARGV: job id
+# Returns its fields, its last result, its progress, its place in the queue, how long it is kept, and the time: one
+# script, because a client takes far longer over six commands and their six answers.
+READ = (
+    LUA_NAMES
+    + """
+local id, key = ARGV[1], job_key(ARGV[1])
+local fields, place = redis.call('HGETALL', key), nil
+if #fields == 0 then return {fields, {}, false, false, 0, redis.call('TIME')} end
+local status = redis.call('HGET', key, 'status')
+if status ~= 'started' and status ~= 'finished' and status ~= 'failed' and status ~= 'canceled' then
+    place = redis.call('LPOS', KEYS[1], id)
+end
+return {fields, redis.call('XREVRANGE', results_key(id), '+', '-', 'COUNT', 1), redis.call('GET', progress_key(id)),
+    place or false, redis.call('PTTL', key), redis.call('TIME')}
+"""
+)
+
+# KEYS: queue
 # ARGV: how many of the jobs that wait to look at, from the front
 # Returns {jobs, their work, seconds since the first of them was queued}; what is not looked at counts as the mean.
 QUEUE_STATE = (

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Callable
 
 import structlog
-from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -15,6 +14,7 @@ from worker.contract.job_origin import JobOrigin, valid_request_id, valid_tracep
 log = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "X-Request-Id"
+_READ = frozenset({b"x-request-id", b"traceparent", b"prefer"})
 SLOW_S = 5.0
 """A request that takes longer to be answered has a line in the log, unless its client asked to wait."""
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
@@ -39,11 +39,13 @@ class RequestContext:
             await self._app(scope, receive, send)
             return
         began = time.perf_counter()
-        headers = Headers(scope=scope)
+        # Read once, by hand: this is on the way of every request.
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _READ}
         origin = JobOrigin(
-            valid_request_id(headers.get(REQUEST_ID_HEADER)) or uuid.uuid4().hex,
-            valid_traceparent(headers.get("traceparent")),
+            valid_request_id(headers.get(b"x-request-id")) or uuid.uuid4().hex,
+            valid_traceparent(headers.get(b"traceparent")),
         )
+        own_header = (b"x-request-id", str(origin.request_id).encode("ascii"))
         scope.setdefault("state", {})["origin"] = origin
         # Never unbound: each request is served by a task of its own, whose context ends with it, and what the server
         # logs of a defect after this block belongs to the request too.
@@ -54,7 +56,8 @@ class RequestContext:
             nonlocal status, took_s
             if message["type"] == "http.response.start":
                 status, took_s = message["status"], time.perf_counter() - began
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = str(origin.request_id)
+                others = [header for header in message["headers"] if header[0] != own_header[0]]
+                message = {**message, "headers": [*others, own_header]}
             await send(message)
 
         try:
@@ -63,7 +66,7 @@ class RequestContext:
             took_s = took_s or time.perf_counter() - began
             method = scope["method"] if scope["method"] in METHODS else "OTHER"
             self._observe(method, _route(scope), status, took_s)
-            _log(scope, status, took_s, waited="wait" in headers.get("prefer", ""))
+            _log(scope, status, took_s, waited="wait" in headers.get(b"prefer", ""))
 
 
 def origin_of(request: HTTPConnection) -> JobOrigin:

@@ -26,7 +26,8 @@ ANYBODY = Caller(None, Scope.ADMIN)
 """Every sender while keys are off."""
 
 
-def caller_of(request: Request) -> Caller:
+async def caller_of(request: Request) -> Caller:
+    # async: see `service.gateway.gateway_of`.
     return cast(Caller, request.scope["reverie.caller"])
 
 

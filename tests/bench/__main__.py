@@ -17,7 +17,7 @@ from tests.bench.machine import describe
 from tests.bench.session import Session
 from worker.networks.device import choose_device
 
-PARTS = ("engine", "serving", "http", "overhead", "previews", "memory", "reload", "training", "scale")
+PARTS = ("engine", "serving", "http", "gateway", "overhead", "previews", "memory", "reload", "training", "scale")
 
 
 def main(arguments: list[str]) -> int:

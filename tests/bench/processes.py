@@ -102,6 +102,12 @@ def memory_mib(pid: int, field: str = "VmHWM") -> float:
     raise LookupError(f"no {field} in /proc/{pid}/status")
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds that all threads of a process have computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def forget_peak(pid: int) -> None:
     """Let VmHWM begin anew at what is resident now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
