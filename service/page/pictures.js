@@ -24,6 +24,7 @@ const editor = el("div", { className: "editor" });
 let original = null;
 let uploads = { picture: null, mask: null };
 let isMasked = false;
+let restoring = Promise.resolve();
 
 export function start() {
   const button = (text, act) => el("button", { type: "button", className: "quiet", onclick: act }, text);
@@ -64,13 +65,18 @@ export function offer(isOffered) {
 
 /** Sends what is to be sent before the request that names it. */
 export async function ready() {
+  await restoring;
   if (!original) return;
   uploads.picture = await send(shown, uploads.picture);
   if (isMasked) uploads.mask = await send(maskPicture(), uploads.mask);
 }
 
-/** Begins where an earlier request began. */
-export async function use(request) {
+/** Begins where an earlier request began; `ready` waits for it. */
+export function use(request) {
+  restoring = restore(request);
+}
+
+async function restore(request) {
   remove();
   if (!request.init_image) return;
   try {
@@ -130,7 +136,7 @@ function show() {
   shown.setAttribute("aria-label", "The picture to begin at");
   editor.style.setProperty("--ratio", `${width} / ${height}`);
   editor.hidden = false;
-  drop.hidden = true;
+  drop.hidden = file.hidden = true;
   uploads = { picture: null, mask: null };
   isMasked = false;
 }
@@ -179,7 +185,7 @@ function remove() {
   file.value = "";
   isMasked = false;
   editor.hidden = true;
-  drop.hidden = false;
+  drop.hidden = file.hidden = false;
 }
 
 /** What is painted in white, the rest black. */
@@ -189,16 +195,19 @@ function maskPicture() {
   context.fillStyle = "#000";
   context.fillRect(0, 0, mask.width, mask.height);
   context.drawImage(mask, 0, 0);
+  // The edge of a brush is half painted: it is one or the other, so that a mask that is used again is the same.
+  eachPixel(context, picture, (isBright) => (isBright ? [255, 255, 255, 255] : [0, 0, 0, 255]));
   return picture;
 }
 
 /** What is dark becomes transparent again. */
 function keepBright(context) {
-  const pixels = context.getImageData(0, 0, mask.width, mask.height);
-  for (let at = 0; at < pixels.data.length; at += 4) {
-    const isBright = pixels.data[at] >= 128;
-    pixels.data.set([255, 255, 255, isBright ? 255 : 0], at);
-  }
+  eachPixel(context, mask, (isBright) => [255, 255, 255, isBright ? 255 : 0]);
+}
+
+function eachPixel(context, { width, height }, colour) {
+  const pixels = context.getImageData(0, 0, width, height);
+  for (let at = 0; at < pixels.data.length; at += 4) pixels.data.set(colour(pixels.data[at] >= 128), at);
   context.putImageData(pixels, 0, 0);
 }
 
