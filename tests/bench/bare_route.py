@@ -11,7 +11,7 @@ from redis.asyncio import Redis
 
 
 class Body(BaseModel):
-    seed: int
+    seed: int | None = None
     steps: int
     batch: int
 
