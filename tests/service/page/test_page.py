@@ -157,6 +157,8 @@ def test_the_keyboard_is_enough(visit: Open, worker: FakeWorker) -> None:
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
     page.keyboard.press("Tab")
+    expect(page.get_by_label("Begin at a picture")).to_be_focused()
+    page.keyboard.press("Tab")
     expect(page.get_by_label("Steps", exact=True)).to_be_focused()
     page.keyboard.type("9")
     page.keyboard.press("Control+Enter")
