@@ -97,7 +97,7 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
         log.info("starting %s ...", ", ".join(service.name for service in services))
 
         def on_ready() -> Service | None:
-            announce(url, redis_url)
+            announce(url, redis_url, with_keys=settings.api_keys is not None)
             if draw_into is None:
                 return None
             return Service(
@@ -119,16 +119,17 @@ def _workers(wanted: str, commands: Commands, env: dict[str, str]) -> list[tuple
     return [(f"worker {number}", own) for number, own in enumerate(environments, start=1)]
 
 
-def announce(url: str, redis_url: str) -> None:
-    """Print the address and a first command."""
+def announce(url: str, redis_url: str, *, with_keys: bool) -> None:
+    """Print the address and a first command; with keys on, the shell puts the caller's own into it."""
     body = '{"seed": 7, "steps": 50, "batch": 1}'
     wait = "Prefer: wait=30"  # the answer then is the finished job, with the address of its image
     curl = ["curl", "-s", f"{url}/generate", "-H", "Content-Type: application/json", "-H", wait, "-d", body]
+    key = ' -H "Authorization: Bearer $REVERIE_API_KEY"' if with_keys else ""
     print(
         f"\nReverie is ready at {url}\n"
         f"  API documentation   {url}/docs\n"
         f"  queue               {without_password(redis_url)}\n\n"
-        f"  {shlex.join(curl)}\n\n"
+        f"  {shlex.join(curl)}{key}\n\n"
         "Ctrl-C ends it.\n",
         flush=True,
     )

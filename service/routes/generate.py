@@ -149,7 +149,7 @@ async def _submit(
         reading = await gateway.catalogue.read_now()
     if submitted.allowance is not None:
         attach(http_request, submitted.allowance)
-    span.end(error=None if submitted.outcome in ("queued", "cached", "following") else submitted.outcome)
+    span.end(error=None if submitted.outcome in ("queued", "known", "cached", "following") else submitted.outcome)
     match submitted.outcome:
         case "mismatch":
             raise IdempotencyMismatch("this Idempotency-Key was used with another body; use a new one")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import redis
 
+from service.access.api_key import Scope, new_key
 from service.launcher.up import free_port
 from tests.service.stand_ins.journal import PATIENCE_S, Journal, alive, eventually
 
@@ -103,6 +104,13 @@ def test_the_curl_line_that_it_prints_works(start: Start) -> None:
         pytest.skip("no curl on this machine")
     done = subprocess.run(shlex.split(line), capture_output=True, check=True, timeout=PATIENCE_S)
     assert done.stdout == b'{"seed": 7, "steps": 50, "batch": 1}'
+
+
+def test_with_keys_on_the_curl_line_sends_the_callers_key(start: Start) -> None:
+    _, kept = new_key("me", Scope.GENERATE)
+    up = start(REVERIE_API_KEYS=kept.line()).ready()
+    (line,) = [line.strip() for line in up.stdout.splitlines() if line.strip().startswith("curl")]
+    assert line.endswith('-H "Authorization: Bearer $REVERIE_API_KEY"')
 
 
 def test_the_first_image_is_asked_for_once_it_is_ready(start: Start) -> None:
