@@ -33,11 +33,15 @@ export class Jobs extends EventTarget {
     return this.#jobs.get(id);
   }
 
-  /** Queues a request. Sent again after no answer, the same request gives the same job. */
-  async submit(request) {
+  /**
+   * Queues a request. Sent again after no answer, the same request gives the same job.
+   * @param options `isAnew`: it is to be drawn, and not taken from what was drawn before.
+   */
+  async submit(request, { isAnew = false } = {}) {
     const body = JSON.stringify(request);
     if (this.#pending?.body !== body) this.#pending = { body, key: token() };
     const headers = { "Content-Type": "application/json", "Idempotency-Key": this.#pending.key };
+    if (isAnew) headers["Cache-Control"] = "no-cache";
     let response;
     try {
       response = await call("/generate", { method: "POST", body, headers });

@@ -3,6 +3,7 @@
 import { Away, Problem, gateway, getJson, hasKey, useKey } from "./api.js";
 import { $, toast } from "./dom.js";
 import * as form from "./form.js";
+import * as found from "./found.js";
 import * as gallery from "./gallery.js";
 import { Jobs } from "./jobs.js";
 import { Models } from "./models.js";
@@ -108,6 +109,13 @@ gallery.start(jobs, {
   reuse: (job) => reuse(requestOf(job)),
   cancel: (job) => attempt(() => jobs.cancel(job.id)),
   forget: (job) => jobs.forget(job.id),
+});
+found.start(jobs, {
+  model: (name) => models.get(name),
+  write: (request) => (form.write(request), pictures.use(request)),
+  submit: (request) => jobs.submit(request, { isAnew: true }),
+  job: (id) => jobs.get(id),
+  refused: form.showProblem,
 });
 announceEnds();
 training.start(

@@ -109,6 +109,8 @@ class FakeWorker:
         self.files: Files = RedisFiles(client)
         self.file_of: Callable[[int], bytes] = lambda seed: f"pixels of seed {seed}".encode()
         """The bytes of an image's file, by its seed."""
+        self.sha256_of: Callable[[bytes], str] = lambda data: hashlib.sha256(data).hexdigest()
+        """The hash that it tells of an image, by its file."""
         self.drawn: list[SamplingRequest] = []
         """What it was asked for, of the jobs that succeeded."""
         self._executions: dict[str, Execution] = {}
@@ -224,7 +226,7 @@ class FakeWorker:
                 ImageRecord(
                     index=index,
                     seed=request.seed + index,
-                    sha256=hashlib.sha256(data).hexdigest(),
+                    sha256=self.sha256_of(data),
                     width=8,
                     height=8,
                     size_bytes=len(data),
