@@ -146,6 +146,7 @@ function chipText(job) {
     case "running":
       return job.version ? `${job.progress.step} / ${job.progress.steps}` : "loading the model";
     case "succeeded": {
+      if (job.cached) return "from the cache";
       const took = (new Date(job.finished_at) - new Date(job.started_at)) / 1000;
       return Number.isFinite(took) && took >= 0 ? `${took < 10 ? took.toFixed(1) : Math.round(took)} s` : "done";
     }

@@ -44,7 +44,7 @@ async function draw(event) {
   try {
     await pictures.ready();
     const job = await jobs.submit(form.read());
-    toast(job.status === "queued" && job.position ? `Queued, ${job.position} ahead` : "Queued");
+    toast(job.cached ? "From the cache" : job.position ? `Queued, ${job.position} ahead` : "Queued");
     if (matchMedia("(max-width: 56rem)").matches) $(`job-${job.id}`)?.scrollIntoView({ block: "start" });
   } catch (error) {
     form.showProblem(error instanceof Away ? new Error("The gateway does not answer. Nothing was drawn; try again in a moment.") : error);

@@ -86,6 +86,7 @@ function panel(image) {
       download,
       el("button", { type: "button", className: "soft", onclick: () => (dialog.close(), act.watch(request)) }, icon(ICONS.eye), "Watch this seed"),
       job.images.length > 1 && el("a", { className: "soft", href: `/jobs/${job.id}/grid`, download: `${job.model}-${job.seed}-sheet.png` }, icon(ICONS.grid), "All on one sheet"),
+      job.links.receipt && el("a", { className: "soft", href: job.links.receipt, download: `${job.model}-${job.seed}-receipt.json` }, icon(ICONS.receipt), "Receipt"),
     ),
     facts(image),
     code(request),
@@ -116,13 +117,14 @@ function facts(image) {
     ["Guidance", job.guidance_scale === 1 ? null : job.guidance_scale],
     ["Size", `${image.width} × ${image.height}, ${job.format.toUpperCase()}`],
     ["Computed in", job.dtype && `${job.dtype}${job.exact === false ? ", last bits may vary with the batch" : ""}`],
+    ["Answered", job.cached && "from the cache: an equal request had drawn it"],
     ["Kept until", job.expires_at && new Date(job.expires_at).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" })],
     ["SHA-256 of the pixels", image.sha256, "mono"],
   ];
   return el(
     "dl",
     { className: "facts" },
-    ...made.filter(([, value]) => value !== null && value !== undefined && value !== "")
+    ...made.filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
       .flatMap(([name, value, className]) => [el("dt", {}, name), el("dd", { className }, String(value))]),
   );
 }
