@@ -19,6 +19,9 @@ HOME = "index.html"
 TYPES = {".js": "text/javascript"}
 """What a machine's own tables may have wrong."""
 
+METHODS = ["GET", "HEAD"]
+"""The server sends no body to HEAD."""
+
 POLICY = "; ".join(
     [
         "default-src 'none'",
@@ -55,12 +58,12 @@ FILES: Mapping[str, PageFile] = {
 """By their path below the folder: what is not in here can't be asked for."""
 
 
-@router.get("/")
+@router.api_route("/", methods=METHODS)
 async def home(if_none_match: Annotated[str | None, Header()] = None) -> Response:
     return _answer(FILES[HOME], if_none_match)
 
 
-@router.get("/page/{name:path}")
+@router.api_route("/page/{name:path}", methods=METHODS)
 async def page_file(name: str, if_none_match: Annotated[str | None, Header()] = None) -> Response:
     if name not in FILES or name == HOME:
         raise NotFound(f"the page has no file {name[:64]}")

@@ -48,3 +48,14 @@ def test_every_module_that_is_imported_is_there() -> None:
     for name, file in FILES.items():
         for imported in re.findall(r'from "\./([^"]+)"', file.data.decode()):
             assert imported in FILES, f"{name} imports {imported}"
+
+
+@pytest.mark.parametrize("path", ["/", "/page/main.js", "/page/style/base.css", "/docs", "/openapi.json"])
+def test_head_is_answered_as_get_without_the_body(http: httpx.Client, path: str) -> None:
+    whole, head = http.get(path), http.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    for name in ("Content-Type", "Content-Length", "Content-Security-Policy"):
+        assert head.headers[name] == whole.headers[name]
+    if etag := whole.headers.get("ETag"):
+        assert http.head(path, headers={"If-None-Match": etag}).status_code == 304
+    assert http.head("/page/nothing.js").status_code == 404
