@@ -50,7 +50,7 @@ def test_every_module_that_is_imported_is_there() -> None:
             assert imported in FILES, f"{name} imports {imported}"
 
 
-@pytest.mark.parametrize("path", ["/", "/page/main.js", "/page/style/base.css", "/docs", "/openapi.json"])
+@pytest.mark.parametrize("path", ["/", "/page/main.js", "/page/style/base.css", "/page/icon.svg"])
 def test_head_is_answered_as_get_without_the_body(http: httpx.Client, path: str) -> None:
     whole, head = http.get(path), http.head(path)
     assert (head.status_code, head.content) == (200, b"")
