@@ -7,8 +7,8 @@ import time
 from service.access.caller import Caller
 from service.errors import ImageNotReady, NotFound
 from service.gateway import Gateway
-from service.job_queue import JobRecord, UnreadableJob
-from service.job_view import STATES, is_waiting, job_document, outcome_of, request_of
+from service.job_record import JobRecord, UnreadableJob
+from service.job_view import STATES, is_waiting, job_document, outcome_of
 from service.schemas import Job
 from worker.contract import JobOutcome
 
@@ -23,7 +23,6 @@ async def require_record(gateway: Gateway, caller: Caller, job_id: str) -> JobRe
     try:
         record = await gateway.queue.read(job_id)
         if record is not None and caller.sees(record.owner):
-            request_of(record.job)
             return record
     except UnreadableJob as error:
         log.warning("%s", error)
@@ -34,9 +33,9 @@ def require_outcome(record: JobRecord) -> JobOutcome:
     """What the job made. ImageNotReady when it has made nothing, yet or ever."""
     outcome = outcome_of(record)
     if outcome is None:
-        state = STATES[record.job.get_status(refresh=False)]
+        state = STATES[record.status]
         ended = ", it has no images" if state.is_terminal else ""
-        raise ImageNotReady(f"job {record.job.id} is {state.value}{ended}")
+        raise ImageNotReady(f"job {record.id} is {state.value}{ended}")
     return outcome
 
 

@@ -1,6 +1,7 @@
-"""The gateway's access to RQ's queue: submit, read, cancel. RQ's own classes encode and decode the job's hash.
+"""The gateway's access to RQ's queue: submit, read, cancel. The job's hash is RQ's.
 
-The network is asynchronous and RQ is not, so RQ's `Job` serves as the codec of its hash and our scripts do the calls.
+The network is asynchronous and RQ is not, so RQ's `Job` writes the hash, `job_record.py` reads it, and our scripts do
+the calls.
 """
 
 import hashlib
@@ -20,11 +21,11 @@ from redis.exceptions import ResponseError
 from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.job import JobStatus
-from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from service.access.allowance import Allowance, Charge
 from service.exact_cache import Lookup
+from service.job_record import LABEL_META, JobRecord, UnreadableJob, job_record
 from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, READ, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
@@ -33,8 +34,6 @@ from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
 from worker.contract.drawn import MOST_FOLLOWERS
 from worker.contract.job_origin import NO_ORIGIN, JobOrigin
 from worker.contract.keys import (
-    CACHED_FIELD,
-    OWNER_FIELD,
     REQUEST_ID_FIELD,
     ROWS_FIELD,
     TOTALS_KEY,
@@ -56,7 +55,6 @@ LOOKED_AT = 1000
 RECORD_S = 30 * 24 * 3600
 """How long an Idempotency-Key is remembered whose job never ends, because RQ's own tools deleted it for example. When a
 job ends, the record gets the job's expiry."""
-LABEL_META = "label"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,29 +100,6 @@ class QueueState:
     work: int
     oldest_s: float
     """Seconds since the oldest of them was queued; 0 while none waits."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobRecord:
-    """What Redis held about one job at one moment."""
-
-    job: RqJob
-    owner: str | None
-    """Whose it is; None for one that was queued while keys were off."""
-    cached: bool
-    """Whether it was answered with what another job drew."""
-    result: Result | None
-    progress: bytes | None
-    place: int | None
-    """Jobs that stand before it in the queue, where short ones pass long ones; None when it is not there."""
-    ttl_ms: int
-    """Milliseconds that the job is still kept; negative when it has no expiry."""
-    read_at: datetime
-    """By the server's clock."""
-
-
-class UnreadableJob(Exception):
-    """The hash under this id was not written by a gateway."""
 
 
 class JobQueue:
@@ -246,25 +221,16 @@ class JobQueue:
         if not fields:
             return None
         raw = _pairs(fields)
-        job = RqJob(job_id, connection=self._offline, serializer=JSONSerializer)
-        try:
-            job.restore(raw)
-            result = self._restore_result(job_id, results)
-        except Exception as error:  # RQ's parsers raise whatever the bytes provoke
-            raise UnreadableJob(f"job {job_id}: {error!r}") from error
-        if job.origin != QUEUE_NAME:
+        if raw.get(b"origin") != QUEUE_NAME.encode():
             return None
-        read_at = datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
-        owner = raw.get(OWNER_FIELD.encode())
-        cached = CACHED_FIELD.encode() in raw
-        return JobRecord(job, owner.decode() if owner else None, cached, result, progress, place, ttl_ms, read_at)
-
-    def _restore_result(self, job_id: str, entries: list[Any]) -> Result | None:
-        if not entries:
-            return None
-        result_id, payload = entries[0]
-        return Result.restore(
-            job_id, result_id.decode(), _pairs(payload), connection=self._offline, serializer=JSONSerializer
+        return job_record(
+            job_id,
+            raw,
+            _pairs(results[0][1]) if results else None,
+            progress=progress,
+            place=place,
+            ttl_ms=ttl_ms,
+            read_at=datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC),
         )
 
     async def status(self, job_id: str) -> JobStatus | None:

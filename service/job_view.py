@@ -1,22 +1,17 @@
 """Makes the public job document of what Redis holds about an RQ job."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from pydantic import ValidationError
-from rq.exceptions import DeserializationError
-from rq.job import Job as RqJob
 from rq.job import JobStatus
 
-from service.job_queue import LABEL_META, JobRecord, UnreadableJob
+from service.job_record import JobRecord
 from service.queue_order import Turn
 from service.schemas import Image, Job, JobLinks, JobState, Progress
 from worker.contract import (
-    FUNCTION_NAME,
     JobError,
     JobOutcome,
     LabelCondition,
     ProgressSnapshot,
-    SamplingRequest,
     TextCondition,
 )
 
@@ -49,27 +44,16 @@ def image_url(job_id: str, index: int) -> str:
     return f"{job_url(job_id)}/images/{index}"
 
 
-def request_of(job: RqJob) -> SamplingRequest:
-    """The job's argument. UnreadableJob when another program wrote it."""
-    try:
-        args = job.args
-        if job.func_name != FUNCTION_NAME or len(args) != 1:
-            raise UnreadableJob(f"job {job.id}: need one argument to {FUNCTION_NAME}, got {job.func_name!r}")
-        return SamplingRequest.model_validate(args[0])
-    except (ValidationError, DeserializationError, TypeError) as error:
-        raise UnreadableJob(f"job {job.id}: {error}") from error
-
-
 def outcome_of(record: JobRecord) -> JobOutcome | None:
     """What a succeeded job made; None for any other."""
-    if STATES[record.job.get_status(refresh=False)] is not JobState.SUCCEEDED or record.result is None:
+    if STATES[record.status] is not JobState.SUCCEEDED or record.result is None:
         return None
-    return JobOutcome.model_validate(record.result.return_value)
+    return JobOutcome.model_validate(record.result.returned)
 
 
 def is_waiting(record: JobRecord) -> bool:
     """Whether the job is still to be taken up."""
-    return STATES[record.job.get_status(refresh=False)] is JobState.QUEUED
+    return STATES[record.status] is JobState.QUEUED
 
 
 def job_document(record: JobRecord, turn: Turn | None) -> Job:
@@ -78,8 +62,8 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
     Args:
         turn: of a job that waits; None when it is not in the queue.
     """
-    job, request = record.job, request_of(record.job)
-    state = STATES[job.get_status(refresh=False)]
+    request = record.request
+    state = STATES[record.status]
     outcome = outcome_of(record)
     # A snapshot may outlive its run: a job that waits again or was canceled is bound to no checkpoint.
     snapshot = (
@@ -94,7 +78,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
     if waiting and turn is None:
         turn = Turn(0, None)  # a worker has popped it and not begun: nothing is ahead of it
     return Job(
-        id=job.id,
+        id=record.id,
         status=state,
         model=request.model,
         version=bound.version if bound else request.version,
@@ -113,7 +97,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         prompts=list(texts.prompts) if texts and texts.prompts else None,
         negative_prompt=texts.negative_prompt if texts else None,
         clip_skip=texts.clip_skip if texts else 0,
-        label=job.meta.get(LABEL_META),
+        label=record.label,
         guidance_scale=request.guidance.scale,
         width=request.width,
         height=request.height,
@@ -124,24 +108,24 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         paste_back=request.init.paste_back if request.init else False,
         format=request.format,
         frames=request.frames,
-        created_at=_utc(job.created_at),
-        started_at=_utc(job.started_at) if job.started_at and not waiting else None,
-        finished_at=_utc(job.ended_at) if job.ended_at and state.is_terminal else None,
+        created_at=record.created_at,
+        started_at=record.started_at if not waiting else None,
+        finished_at=record.ended_at if state.is_terminal else None,
         expires_at=_expiry(record) if state.is_terminal else None,
         position=turn.position if turn and waiting else None,
         estimated_wait_s=round(turn.wait_s, 1) if turn and waiting and turn.wait_s is not None else None,
         progress=Progress(step=done, steps=request.calls),
-        images=_images(job.id, outcome),
+        images=_images(record.id, outcome),
         warnings=outcome.warnings if outcome else [],
         cached=record.cached,
         error=_error(record) if state is JobState.FAILED else None,
         links=JobLinks(
-            self=job_url(job.id),
-            events=events_url(job.id),
-            grid=f"{job_url(job.id)}/grid" if outcome else None,
-            animation=f"{job_url(job.id)}/animation" if outcome and request.frames else None,
-            receipt=receipt_url(job.id) if outcome and outcome.receipt else None,
-            cancel=None if state.is_terminal else job_url(job.id),
+            self=job_url(record.id),
+            events=events_url(record.id),
+            grid=f"{job_url(record.id)}/grid" if outcome else None,
+            animation=f"{job_url(record.id)}/animation" if outcome and request.frames else None,
+            receipt=receipt_url(record.id) if outcome and outcome.receipt else None,
+            cancel=None if state.is_terminal else job_url(record.id),
         ),
     )
 
@@ -157,7 +141,3 @@ def _error(record: JobRecord) -> JobError:
 
 def _expiry(record: JobRecord) -> datetime | None:
     return record.read_at + timedelta(milliseconds=record.ttl_ms) if record.ttl_ms >= 0 else None
-
-
-def _utc(moment: datetime) -> datetime:
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

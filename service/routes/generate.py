@@ -9,6 +9,7 @@ from typing import Annotated
 import structlog
 from fastapi import APIRouter, Header, Request, Response
 from redis.exceptions import RedisError
+from rq.job import JobStatus
 
 from service.access.allowance import Charge, attach
 from service.access.caller import Caller, CallerDep
@@ -26,7 +27,8 @@ from service.exact_cache import lookup
 from service.gateway import Gateway, GatewayDep
 from service.init_images import named_pictures
 from service.job_lookup import require_job, wait_for_end
-from service.job_queue import Idempotency, JobRecord, Submitted, fingerprint
+from service.job_queue import Idempotency, Submitted, fingerprint
+from service.job_record import JobRecord
 from service.job_view import job_document, job_url
 from service.queue_order import Turn, mean_costs, row_step_s_of
 from service.request_context import origin_of
@@ -167,10 +169,15 @@ async def _submit(
         *(rq_job.id, submitted.jobs_ahead, admitted.request.model, admitted.request.batch, admitted.request.steps),
     )
     assert submitted.queued_at is not None  # it was queued just now
-    rq_job.created_at = rq_job.enqueued_at = submitted.queued_at
     place = submitted.jobs_ahead
     record = JobRecord(
-        job=rq_job,
+        id=rq_job.id,
+        status=JobStatus.QUEUED,
+        request=admitted.request,
+        label=admitted.label,
+        created_at=submitted.queued_at,
+        started_at=None,
+        ended_at=None,
         owner=caller.owner,
         cached=False,
         result=None,

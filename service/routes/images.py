@@ -9,7 +9,6 @@ from service.caching import freshness, matches
 from service.errors import ImageExpired, NotFound, problem_responses
 from service.gateway import GatewayDep
 from service.job_lookup import require_outcome, require_record
-from service.job_view import request_of
 from worker.contract import ImageFormat
 
 router = APIRouter(tags=["images"])
@@ -48,7 +47,7 @@ async def get_image(
     if_none_match: Annotated[str | None, Header(description="ETags that you have.")] = None,
 ) -> Response:
     record = await require_record(gateway, caller, job_id)
-    batch = request_of(record.job).batch
+    batch = record.request.batch
     if not 0 <= index < batch:
         raise NotFound(f"no image {index}: job {job_id} has images 0 to {batch - 1}")
     outcome = require_outcome(record)

@@ -31,7 +31,7 @@ async def get_receipt(job_id: str, gateway: GatewayDep, caller: CallerDep) -> Re
     record = await require_record(gateway, caller, job_id)
     outcome = outcome_of(record)
     if outcome is None:
-        raise NoReceipt(f"job {job_id} is {STATES[record.job.get_status(refresh=False)].value}, it has no receipt")
+        raise NoReceipt(f"job {job_id} is {STATES[record.status].value}, it has no receipt")
     if outcome.receipt is None:
         raise NoReceipt(f"job {job_id} was drawn by a worker that writes no receipts")
     return Response(outcome.receipt, media_type="application/json")

@@ -10,7 +10,6 @@ from service.caching import freshness, matches
 from service.errors import FieldProblem, ImageExpired, InvalidRequest, NotFound, problem_responses
 from service.gateway import Gateway, GatewayDep
 from service.job_lookup import require_outcome, require_record
-from service.job_view import request_of
 from service.sheets import AnimationFormat
 from worker.contract import ImageFormat
 from worker.results.files import Kept
@@ -71,7 +70,7 @@ async def get_animation(
     if_none_match: Have = None,
 ) -> Response:
     record = await require_record(gateway, caller, job_id)
-    request = request_of(record.job)
+    request = record.request
     if not request.frames:
         raise NotFound(f"job {job_id} kept no frames: ask for them with `frames`")
     if image is not None and not 0 <= image < request.batch:

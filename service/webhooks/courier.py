@@ -9,7 +9,8 @@ from datetime import UTC, datetime
 
 from redis.exceptions import RedisError
 
-from service.job_queue import JobQueue, UnreadableJob
+from service.job_queue import JobQueue
+from service.job_record import UnreadableJob
 from service.job_view import job_document
 from service.webhooks.deliveries import DELAYS_S, Attempt, Deliveries, Delivery
 from service.webhooks.sender import Answer, Sender

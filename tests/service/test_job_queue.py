@@ -11,7 +11,8 @@ from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.app import MAX_CONNECTIONS, connect
-from service.job_queue import Idempotency, JobQueue, JobRecord, Submitted
+from service.job_queue import Idempotency, JobQueue, Submitted
+from service.job_record import JobRecord
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker

@@ -87,7 +87,7 @@ async def live(url: str) -> None:
         lasting.renew([finished])
         record = await queue.read(finished.job_id)
         assert record is not None
-        assert record.job.get_status(refresh=False) == "started"
+        assert record.status == "started"
         lasting.send([lasting.store(failed, chain_key(failed.job_id), b"x")])
         files, name = RedisFiles(client), image_file(job_folder(finished.job_id, finished.execution_id), 0, "png")
         files.put([File(name, b"x", 60)])
