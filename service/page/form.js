@@ -2,11 +2,14 @@
 
 import { $, el, kept } from "./dom.js";
 import { stepOf } from "./models.js";
+import { KARRAS_SAMPLERS } from "./request.js";
 
 const form = $("request");
 const field = (name) => form.querySelector(`[data-field="${name}"]`);
 const WHOLE = ["seed", "steps", "batch", "width", "height"];
-const REAL = ["guidance_scale", "eta", "strength"];
+const REAL = ["guidance_scale", "guidance_rescale", "eta", "strength"];
+/** As a choice, so that it can be left open. */
+const YES_OR_NO = ["karras"];
 const TEXT = ["model", "version", "prompt", "negative_prompt", "sampler", "spacing", "format"];
 const MOST_CHIPS = 60;
 const FRAMES = 24;
@@ -44,10 +47,10 @@ export function start(modelList) {
 /** What the gateway will be asked for. */
 export function read() {
   const request = {};
-  for (const name of [...TEXT, ...WHOLE, ...REAL]) {
+  for (const name of [...TEXT, ...WHOLE, ...REAL, ...YES_OR_NO]) {
     const input = form.elements[name];
     if (!input || !isOffered(input) || input.value === "") continue;
-    request[name] = TEXT.includes(name) ? input.value : Number(input.value);
+    request[name] = TEXT.includes(name) ? input.value : YES_OR_NO.includes(name) ? input.value === "true" : Number(input.value);
   }
   const label = form.querySelector("input[name=class_label]:checked, select[name=class_label]");
   if (label && isOffered(label) && label.value !== "") request.class_label = Number(label.value);
@@ -71,7 +74,7 @@ export function write(request, { isFromStorage = false } = {}) {
   }
   if ($("version").querySelector(`option[value="${request.version ?? ""}"]`)) $("version").value = request.version ?? "";
   adapt();
-  for (const name of [...TEXT.slice(2), ...WHOLE, ...REAL]) {
+  for (const name of [...TEXT.slice(2), ...WHOLE, ...REAL, ...YES_OR_NO]) {
     const input = form.elements[name];
     if (!input || (isFromStorage && request[name] === undefined)) continue;
     input.value = request[name] ?? (input.tagName === "SELECT" ? input.options[0]?.value ?? "" : "");
@@ -174,7 +177,7 @@ function adapt() {
     ...model.samplers.map((name) => el("option", { value: name }, SAMPLER_NAMES[name] ?? name)),
   );
   if (model.samplers.includes(sampler)) $("sampler").value = sampler;
-  field("eta").hidden = ($("sampler").value || model.sampler || "ddim") !== "ddim";
+  showApplicable(model);
   $("size").hidden = !model.size_multiple;
   for (const side of ["width", "height"]) {
     $(side).placeholder = model[side];
@@ -186,6 +189,15 @@ function adapt() {
   $("model-note").textContent = note;
   $("model-note").hidden = !note;
   form.dispatchEvent(new CustomEvent("adapted", { detail: model }));
+}
+
+/** Shows those fields that the chosen sampler, or the guidance, has a use for. */
+function showApplicable(model) {
+  const sampler = $("sampler").value || model.sampler || "ddim";
+  field("eta").hidden = sampler !== "ddim";
+  field("karras").hidden = !KARRAS_SAMPLERS.includes(sampler);
+  const { prompt, class_label, guidance_scale = Number($("guidance_scale").placeholder) } = read();
+  field("guidance_rescale").hidden = (prompt ?? class_label) === undefined || [0, 1].includes(guidance_scale);
 }
 
 function fillLabels(model) {
@@ -208,6 +220,7 @@ function fillLabels(model) {
 function changed() {
   const count = Number($("batch").value) || 1;
   $("draw").textContent = count === 1 ? "Draw" : `Draw ${count} images`;
+  if (currentModel()) showApplicable(currentModel());
   form.dispatchEvent(new CustomEvent("adapted", { detail: currentModel() }));
   remember();
 }

@@ -5,6 +5,8 @@ const FIELDS = [
   "prompt", "negative_prompt", "class_label", "model", "version", "seed", "steps", "batch", "sampler", "eta", "spacing",
   "karras", "guidance_scale", "guidance_rescale", "width", "height", "init_image", "strength", "mask", "paste_back", "frames", "format",
 ];
+/** Those that can walk Karras' noise levels. */
+export const KARRAS_SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"];
 const HAS_CONDITION = ["prompt", "class_label"];
 
 /** The request that draws the same pixels again. */
@@ -12,7 +14,9 @@ export function requestOf(job) {
   const request = {};
   for (const field of FIELDS) {
     const value = job[field];
-    if (value === null || value === undefined || value === false || value === "") continue;
+    // Karras' noise levels left out would be those of the version, which may have them.
+    const isChosen = field === "karras" && KARRAS_SAMPLERS.includes(job.sampler);
+    if (value === null || value === undefined || (value === false && !isChosen) || value === "") continue;
     if (["eta", "frames", "guidance_rescale"].includes(field) && value === 0) continue;
     request[field] = value;
   }

@@ -32,8 +32,9 @@ REQUEST = SamplingRequest(
     steps=9,
     batch=1,
     sampler=SamplerName.EULER,
+    karras=True,
     condition=LabelCondition(label=2),
-    guidance=Guidance(scale=2.5),
+    guidance=Guidance(scale=2.5, rescale=0.7),
 )
 PROVENANCE = Provenance(
     request=REQUEST,
@@ -88,7 +89,8 @@ def test_a_found_picture_is_drawn_again_to_the_bit(visit: Open, worker: FakeWork
     expect(panel).to_contain_text(f"{name} was drawn by digits, version {VERSION}")
     expect(panel).to_contain_text("which is still offered")
     expect(page.get_by_role("radio", name="two")).to_be_checked()
-    for label, value in (("Seed", "41"), ("Steps", "9"), ("Images", "1"), ("Guidance", "2.5")):
+    fields = {"Seed": "41", "Steps": "9", "Images": "1", "Guidance": "2.5", "Guidance rescale": "0.7"}
+    for label, value in (fields | {"Noise levels": "true"}).items():
         expect(page.get_by_label(label, exact=True)).to_have_value(value)
     expect(page.locator("#version")).to_have_value(VERSION)
     expect(page.locator("#sampler")).to_have_value("euler")
