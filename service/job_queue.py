@@ -17,7 +17,6 @@ from typing import Any, cast
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
-from redis.exceptions import ResponseError
 from rq import Queue, Retry
 from rq.job import Job as RqJob
 from rq.job import JobStatus
@@ -25,8 +24,9 @@ from rq.serializers import JSONSerializer
 
 from service.access.allowance import Allowance, Charge
 from service.exact_cache import Lookup
+from service.job_reads import JobReads, WrongType
 from service.job_record import LABEL_META, JobRecord, UnreadableJob, job_record
-from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, READ, SUBMIT
+from service.queue_scripts import CANCEL, LINE, LOOK, QUEUE_STATE, SUBMIT
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from service.waiting_job import Served, Waiting, waiting_jobs
@@ -114,7 +114,7 @@ class JobQueue:
         self._submit = redis.register_script(SUBMIT)
         self._cancel = redis.register_script(CANCEL)
         self._look = redis.register_script(LOOK)
-        self._read = redis.register_script(READ)
+        self._reads = JobReads(redis, self._keys.queue, settings.redis_timeout_s)
         self._state = redis.register_script(QUEUE_STATE)
         self._line = redis.register_script(LINE)
 
@@ -206,31 +206,24 @@ class JobQueue:
         )
 
     async def read(self, job_id: str) -> JobRecord | None:
-        """Everything about one job in one round trip, and at one moment. None when there is none; UnreadableJob."""
+        """Everything about one job, at one moment. None when there is none; UnreadableJob."""
         if not JOB_ID.fullmatch(job_id):
             return None
         try:
-            async with self._deadline():
-                fields, results, progress, place, ttl_ms, (seconds, microseconds) = await self._read(
-                    keys=[self._keys.queue], args=[job_id]
-                )
-        except ResponseError as error:
-            if "WRONGTYPE" not in str(error):
-                raise
+            found = await self._reads.read(job_id)
+        except WrongType as error:
             raise UnreadableJob(f"job {job_id}: {error}") from error
-        if not fields:
-            return None
-        raw = _pairs(fields)
-        if raw.get(b"origin") != QUEUE_NAME.encode():
+        fields = _pairs(found.fields)
+        if fields.get(b"origin") != QUEUE_NAME.encode():
             return None
         return job_record(
             job_id,
-            raw,
-            _pairs(results[0][1]) if results else None,
-            progress=progress,
-            place=place,
-            ttl_ms=ttl_ms,
-            read_at=datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC),
+            fields,
+            _pairs(found.results[0][1]) if found.results else None,
+            progress=found.progress,
+            place=found.place,
+            ttl_ms=found.ttl_ms,
+            read_at=found.read_at,
         )
 
     async def status(self, job_id: str) -> JobStatus | None:

@@ -1,7 +1,9 @@
 """Makes the public job document of what Redis holds about an RQ job."""
 
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
+from fastapi import Response
 from rq.job import JobStatus
 
 from service.job_record import JobRecord
@@ -128,6 +130,11 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
             cancel=None if state.is_terminal else job_url(record.id),
         ),
     )
+
+
+def job_response(job: Job, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """An answer that shows a job: written here once, where the framework would check anew what we have just made."""
+    return Response(job.model_dump_json(), status, headers, media_type="application/json")
 
 
 def _images(job_id: str, outcome: JobOutcome | None) -> list[Image]:

@@ -259,21 +259,35 @@ return seen
 )
 
 # KEYS: queue
-# ARGV: job id
-# Returns its fields, its last result, its progress, its place in the queue, how long it is kept, and the time: one
-# script, because a client takes far longer over six commands and their six answers.
+# ARGV: job ids
+# Returns the time, then of each job its fields, its last result, its progress, its place in the queue, and how long it
+# is kept, or the error's text where one of its keys holds something else: one script, because a client takes far longer
+# over five commands and their five answers.
 READ = (
     LUA_NAMES
     + """
-local id, key = ARGV[1], job_key(ARGV[1])
-local fields, place = redis.call('HGETALL', key), nil
-if #fields == 0 then return {fields, {}, false, false, 0, redis.call('TIME')} end
-local status = redis.call('HGET', key, 'status')
-if status ~= 'started' and status ~= 'finished' and status ~= 'failed' and status ~= 'canceled' then
-    place = redis.call('LPOS', KEYS[1], id)
+local function read(id)
+    local key, place = job_key(id), nil
+    local fields = redis.call('HGETALL', key)
+    if #fields == 0 then return {fields, {}, false, false, 0} end
+    local status = redis.call('HGET', key, 'status')
+    if status ~= 'started' and status ~= 'finished' and status ~= 'failed' and status ~= 'canceled' then
+        place = redis.call('LPOS', KEYS[1], id)
+    end
+    return {fields, redis.call('XREVRANGE', results_key(id), '+', '-', 'COUNT', 1),
+        redis.call('GET', progress_key(id)), place or false, redis.call('PTTL', key)}
 end
-return {fields, redis.call('XREVRANGE', results_key(id), '+', '-', 'COUNT', 1), redis.call('GET', progress_key(id)),
-    place or false, redis.call('PTTL', key), redis.call('TIME')}
+
+local answer = {redis.call('TIME')}
+for _, id in ipairs(ARGV) do
+    local whole, found = pcall(read, id)
+    if not whole then
+        found = type(found) == 'table' and found.err or tostring(found)
+        if not string.find(found, 'WRONGTYPE', 1, true) then error(found) end
+    end
+    answer[#answer + 1] = found
+end
+return answer
 """
 )
 

@@ -12,12 +12,13 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from service.app import MAX_CONNECTIONS, connect
 from service.job_queue import Idempotency, JobQueue, Submitted
-from service.job_record import JobRecord
+from service.job_reads import MOST_AT_ONCE
+from service.job_record import JobRecord, UnreadableJob
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
 from worker.contract import SamplingRequest
-from worker.contract.keys import WAITING_WORK_KEY
+from worker.contract.keys import WAITING_WORK_KEY, job_key, results_key
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=2)
 COSTS = {"digits": 0.5}
@@ -114,3 +115,30 @@ def test_a_use_of_redis_ends_in_time_however_many_wait_for_it(valkey: ValkeyHand
     finally:
         valkey.process.send_signal(signal.SIGCONT)
     assert {type(answer) for answer in answers} == {RedisTimeoutError}
+
+
+def test_jobs_that_are_read_together_are_each_read_by_themselves(valkey: ValkeyHandle) -> None:
+    """One whose keys hold something else spoils no other, and one that is given up takes none with it."""
+    ids = [f"{i:032x}" for i in range(3 * MOST_AT_ONCE)]
+
+    async def read_all(queue: JobQueue) -> list[BaseException | JobRecord | None]:
+        for job_id in ids:
+            request = REQUEST.model_copy(update={"seed": int(job_id, 16)})
+            await queue.submit(queue.new_job(job_id, request, None), request, None, {})
+        valkey.client.delete(job_key(ids[1]), job_key(ids[2]))
+        valkey.client.rpush(job_key(ids[1]), "no hash")
+        valkey.client.rpush(results_key(ids[3]), "no stream")
+        reads = [asyncio.create_task(queue.read(job_id)) for job_id in ids]
+        await asyncio.sleep(0)
+        reads[4].cancel()
+        return await asyncio.gather(*reads, return_exceptions=True)
+
+    before = valkey.client.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0)
+    answers = with_queue(valkey, read_all)
+    after = valkey.client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert [type(answer) for answer in answers[:5]] == [
+        *(JobRecord, UnreadableJob, type(None), UnreadableJob, asyncio.CancelledError)
+    ]
+    assert [answer.request.seed for answer in answers if isinstance(answer, JobRecord)] == [0, *range(5, len(ids))]
+    # Each script is sent again once, by its text.
+    assert after - before <= len(ids) + len(ids) / MOST_AT_ONCE + 6
