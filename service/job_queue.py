@@ -1,24 +1,24 @@
 """The gateway's access to RQ's queue: submit, read, cancel. The job's hash is RQ's.
 
-The network is asynchronous and RQ is not, so RQ's `Job` writes the hash, `job_record.py` reads it, and our scripts do
-the calls.
+The network is asynchronous and RQ is not, so RQ's `Job` says once what stands in every hash, `job_record.py` reads
+one, and our scripts do the calls.
 """
 
 import hashlib
 import json
 import logging
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from statistics import fmean
 from typing import Any, cast
 
 from redis import Redis as SyncRedis
 from redis.asyncio import Redis
 from rq import Queue, Retry
-from rq.job import Job as RqJob
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
@@ -52,6 +52,8 @@ JOB_ID = re.compile(r"[0-9a-f]{32}")
 RETRIES = 3
 LOOKED_AT = 1000
 """Jobs that `state` reads one by one, which takes Redis about a millisecond."""
+OWN_FIELDS = frozenset({"data", "description", "created_at", "enqueued_at"})
+"""What differs from job to job in what RQ always writes."""
 RECORD_S = 30 * 24 * 3600
 """How long an Idempotency-Key is remembered whose job never ends, because RQ's own tools deleted it for example. When a
 job ends, the record gets the job's expiry."""
@@ -102,14 +104,22 @@ class QueueState:
     """Seconds since the oldest of them was queued; 0 while none waits."""
 
 
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job that is to be queued."""
+
+    id: str
+    pairs: Sequence[bytes | str]
+    """Of its hash, as RQ would write it, but for the times, which the server's clock gives."""
+
+
 class JobQueue:
     def __init__(self, redis: Redis, settings: Settings) -> None:
         self._redis = redis
         self._settings = settings
-        # Never connected: RQ's classes need a client even where they only format and parse.
-        offline = SyncRedis()
-        self._queue = Queue(QUEUE_NAME, connection=offline, serializer=JSONSerializer)
-        self._offline = offline
+        # Never connected: RQ's classes need a client even where they only format.
+        self._queue = Queue(QUEUE_NAME, connection=SyncRedis(), serializer=JSONSerializer)
+        self._every_hash = self._hash_of_any()
         self._keys = QueueKeys.of(QUEUE_NAME)
         self._submit = redis.register_script(SUBMIT)
         self._cancel = redis.register_script(CANCEL)
@@ -118,31 +128,42 @@ class JobQueue:
         self._state = redis.register_script(QUEUE_STATE)
         self._line = redis.register_script(LINE)
 
-    def new_job(self, job_id: str, request: SamplingRequest, label: str | None) -> RqJob:
-        """A job ready to be submitted; nothing is written yet."""
+    def _hash_of_any(self) -> list[bytes | str]:
+        """What RQ writes into the hash of every job of this gateway, as pairs: it takes long to say the same."""
         settings = self._settings
         job = self._queue.create_job(
             FUNCTION_NAME,
-            args=[request.model_dump(mode="json")],
-            job_id=job_id,
             timeout=settings.job_timeout_s,
             result_ttl=settings.result_ttl_s,
             failure_ttl=settings.result_ttl_s,
-            description=f"{request.model} x{request.batch}, {request.steps} steps",
-            meta={LABEL_META: label} if label is not None else {},
             # No ttl: an accepted job waits as long as it must. The worker sets its expiry when it ends.
             status=JobStatus.QUEUED,
             retry=Retry(max=RETRIES),
         )
-        job.enqueued_at = datetime.now(UTC)
-        return job
+        pairs: list[bytes | str] = []
+        for field, value in job.to_dict().items():
+            if value is not None and field not in OWN_FIELDS:
+                pairs += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
+        return pairs
+
+    def new_job(self, job_id: str, request: SamplingRequest, label: str | None) -> NewJob:
+        """A job ready to be submitted; nothing is written yet."""
+        call = json.dumps((FUNCTION_NAME, None, [request.model_dump(mode="json")], {}))
+        pairs = [
+            *self._every_hash,
+            *("data", zlib.compress(call.encode())),
+            *("description", f"{request.model} x{request.batch}, {request.steps} steps"),
+        ]
+        if label is not None:
+            pairs += ["meta", json.dumps({LABEL_META: label})]
+        return NewJob(job_id, pairs)
 
     def _deadline(self) -> AbstractAsyncContextManager[None]:
         return redis_deadline(self._settings.redis_timeout_s)
 
     async def submit(
         self,
-        job: RqJob,
+        job: NewJob,
         request: SamplingRequest,
         idempotency: Idempotency | None,
         row_step_s: Mapping[str, float],
@@ -181,10 +202,7 @@ class JobQueue:
             *record,
             RECORD_S,
         ]
-        for field, value in job.to_dict().items():
-            if value is not None:
-                args += [field, value if isinstance(value, bytes) else str(getattr(value, "value", value))]
-        args += [ROWS_FIELD, request.rows]
+        args += [*job.pairs, ROWS_FIELD, request.rows]
         if request.version is not None:
             args += [VERSION_FIELD, request.version]
         own = (

@@ -127,16 +127,16 @@ async def _submit(
     idempotency = None
     if idempotency_key:
         idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json")), caller.owner)
-    rq_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
+    new_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
     origin = origin_of(http_request)
-    span = gateway.spans.begin("submit", origin.traceparent, {"reverie.job_id": rq_job.id})
+    span = gateway.spans.begin("submit", origin.traceparent, {"reverie.job_id": new_job.id})
     origin = JobOrigin(origin.request_id, span.traceparent)
     structlog.contextvars.bind_contextvars(**origin.log_fields)
     # A drawn seed has never been drawn before.
     may_be_known = body.seed is not None and not anew
     for just_read in (False, True):
         submitted = await gateway.queue.submit(
-            rq_job,
+            new_job,
             admitted.request,
             idempotency,
             reading.row_step_s,
@@ -166,12 +166,12 @@ async def _submit(
             return await require_job(gateway, caller, submitted.job_id)
     log.info(
         "job %s: queued behind %d job(s): %s, %d image(s) x %d steps",
-        *(rq_job.id, submitted.jobs_ahead, admitted.request.model, admitted.request.batch, admitted.request.steps),
+        *(new_job.id, submitted.jobs_ahead, admitted.request.model, admitted.request.batch, admitted.request.steps),
     )
     assert submitted.queued_at is not None  # it was queued just now
     place = submitted.jobs_ahead
     record = JobRecord(
-        id=rq_job.id,
+        id=new_job.id,
         status=JobStatus.QUEUED,
         request=admitted.request,
         label=admitted.label,
@@ -187,7 +187,7 @@ async def _submit(
         read_at=submitted.queued_at,
     )
     try:
-        turn = await gateway.order.turn(rq_job.id, place, reading)
+        turn = await gateway.order.turn(new_job.id, place, reading)
     except RedisError as error:
         if not may_pass(error):
             raise

@@ -9,15 +9,18 @@ from typing import TypeVar
 import pytest
 from redis.asyncio import Redis
 from redis.exceptions import TimeoutError as RedisTimeoutError
+from rq import Queue, Retry
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
 
 from service.app import MAX_CONNECTIONS, connect
-from service.job_queue import Idempotency, JobQueue, Submitted
+from service.job_queue import RETRIES, Idempotency, JobQueue, Submitted
 from service.job_reads import MOST_AT_ONCE
-from service.job_record import JobRecord, UnreadableJob
+from service.job_record import LABEL_META, JobRecord, UnreadableJob
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
-from worker.contract import SamplingRequest
+from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, TextCondition
 from worker.contract.keys import WAITING_WORK_KEY, job_key, results_key
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=2)
@@ -142,3 +145,25 @@ def test_jobs_that_are_read_together_are_each_read_by_themselves(valkey: ValkeyH
     assert [answer.request.seed for answer in answers if isinstance(answer, JobRecord)] == [0, *range(5, len(ids))]
     # Each script is sent again once, by its text.
     assert after - before <= len(ids) + len(ids) / MOST_AT_ONCE + 6
+
+
+@pytest.mark.parametrize("label", [None, "drei 三"])
+def test_what_is_submitted_is_the_hash_that_rq_would_write(label: str | None, valkey: ValkeyHandle) -> None:
+    request = REQUEST.model_copy(update={"condition": TextCondition(prompt="a “cat” \x00 🐈")})
+    with_queue(valkey, lambda queue: queue.submit(queue.new_job("1" * 32, request, label), request, None, {}))
+    ours = Job.fetch("1" * 32, connection=valkey.client, serializer=JSONSerializer)
+    theirs = Queue(QUEUE_NAME, connection=valkey.client, serializer=JSONSerializer).create_job(
+        FUNCTION_NAME,
+        args=[request.model_dump(mode="json")],
+        job_id="1" * 32,
+        timeout=3600,
+        result_ttl=3600,
+        failure_ttl=3600,
+        description="digits x2, 10 steps",
+        meta={LABEL_META: label} if label else {},
+        status=JobStatus.QUEUED,
+        retry=Retry(max=RETRIES),
+    )
+    theirs.created_at, theirs.enqueued_at = ours.created_at, ours.enqueued_at
+    assert ours.to_dict() == theirs.to_dict()
+    assert ours.args == theirs.args
