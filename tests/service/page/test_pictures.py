@@ -65,6 +65,53 @@ def test_a_picture_and_its_mask_are_what_the_request_begins_at(
     assert (again.picture, again.mask, again.strength) == (init.picture, init.mask, init.strength)
 
 
+def test_a_mask_is_painted_and_erased_by_keys(
+    visit: Callable[..., Visit], worker: FakeWorker, gateway: RunningGateway, photo: Path
+) -> None:
+    opened = visit()
+    page = opened.page
+    page.get_by_label("Begin at a picture").set_input_files(photo)
+    mask = page.get_by_role("application", name="Mask: arrow keys move the brush")
+    place = page.locator("#pictures").get_by_role("status")
+    page.get_by_label("How much of it changes").focus()
+    expect(page.locator(".brush")).to_be_hidden()
+    page.keyboard.press("Shift+Tab")
+    expect(mask).to_be_focused()
+    expect(page.locator(".brush")).to_be_visible()
+    for key in ("ArrowUp", "ArrowLeft"):
+        for _ in range(5):
+            page.keyboard.press(key)
+    expect(place).to_have_text("Column 1 of 8, row 1 of 8: kept")
+    page.keyboard.down("Space")
+    expect(place).to_have_text("Column 1 of 8, row 1 of 8: painted")
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.keyboard.up("Space")
+    page.keyboard.press("ArrowRight")
+    expect(place).to_have_text("Column 5 of 8, row 1 of 8: kept")
+    page.keyboard.press("Shift+ArrowLeft")
+    expect(place).to_have_text("Column 4 of 8, row 1 of 8: painted")
+    page.get_by_role("button", name="Erase").press("Space")
+    expect(page.get_by_role("button", name="Erase")).to_have_attribute("aria-pressed", "true")
+    mask.press("Space")
+    assert findings(page) == []
+    page.keyboard.press("Control+Enter")
+    init = request_of(take(worker)).init
+    assert init is not None
+    painted = uploaded(gateway, init.mask)
+    assert [painted.getpixel((x, 0)) for x in range(5)] == [255, 255, 0, 0, 0]
+    assert [painted.getpixel((x, 1)) for x in range(5)] == [0] * 5
+
+    mask.focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+        page.keyboard.press("Space")
+    page.keyboard.press("Control+Enter")
+    init = request_of(take(worker)).init
+    assert init is not None
+    assert init.mask is None, "nothing is painted any more"
+
+
 def uploaded(gateway: RunningGateway, sha256: str | None) -> Image.Image:
     return Image.open(io.BytesIO(httpx.get(f"{gateway.url}/uploads/{sha256}").raise_for_status().content)).convert("L")
 
