@@ -1,7 +1,7 @@
 // A picture that was found: its receipt fills the form, is drawn again, and the pixels' hashes are compared.
 
 import { Away, Problem, getJson } from "./api.js";
-import { $, el, icon, ICONS } from "./dom.js";
+import { $, el, icon, ICONS, isCoarse } from "./dom.js";
 import { stepOf } from "./models.js";
 import { NoReceipt, receiptIn } from "./receipt_file.js";
 
@@ -79,7 +79,7 @@ function whetherOffered(info, receipt) {
 
 function show(file, title, about, said) {
   const picture = el("img", { alt: `The picture ${file.name}` });
-  picture.addEventListener("load", () => URL.revokeObjectURL(picture.src), { once: true });
+  picture.addEventListener("load", () => (URL.revokeObjectURL(picture.src), picture.classList.toggle("coarse", isCoarse(picture.naturalWidth))), { once: true });
   picture.addEventListener("error", () => (URL.revokeObjectURL(picture.src), picture.remove()), { once: true });
   picture.src = URL.createObjectURL(file);
   const close = el("button", { type: "button", className: "quiet", "aria-label": "Close the found picture", onclick: hide }, icon(ICONS.close));

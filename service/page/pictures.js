@@ -1,7 +1,7 @@
 // A picture to begin at, and a mask painted over it: made as large as the model draws, uploaded, named by its hash.
 
 import { call } from "./api.js";
-import { $, el, icon, ICONS, toast } from "./dom.js";
+import { $, el, icon, ICONS, isCoarse, toast } from "./dom.js";
 import { addField, currentModel } from "./form.js";
 import { Mask } from "./mask.js";
 
@@ -121,6 +121,7 @@ function show() {
   const [width, height] = target();
   [shown.width, shown.height] = [width, height];
   mask.resize(width, height);
+  for (const canvas of [shown, mask.canvas]) canvas.classList.toggle("coarse", isCoarse(width));
   const scale = Math.max(width / original.width, height / original.height);
   const [across, down] = [original.width * scale, original.height * scale];
   const context = shown.getContext("2d");

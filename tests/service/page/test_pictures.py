@@ -72,6 +72,7 @@ def test_a_mask_is_painted_and_erased_by_keys(
     page = opened.page
     page.get_by_label("Begin at a picture").set_input_files(photo)
     mask = page.get_by_role("application", name="Mask: arrow keys move the brush")
+    assert (mask.bounding_box() or {"width": 0})["width"] > 200, "as large as a hand needs, however few its pixels"
     place = page.locator("#pictures").get_by_role("status")
     page.get_by_label("How much of it changes").focus()
     expect(page.locator(".brush")).to_be_hidden()
