@@ -4,6 +4,7 @@ import logging
 import math
 import re
 import uuid
+from http import HTTPStatus
 from typing import Annotated
 
 import structlog
@@ -29,7 +30,7 @@ from service.init_images import named_pictures
 from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, Submitted, fingerprint
 from service.job_record import JobRecord
-from service.job_view import job_document, job_url
+from service.job_view import job_document, job_response, job_url
 from service.queue_order import Turn, mean_costs, row_step_s_of
 from service.request_context import origin_of
 from service.schemas import GenerateRequest, Job
@@ -59,6 +60,7 @@ JOB_HEADERS = {
 
 @router.post(
     "/generate",
+    response_model=Job,
     status_code=202,
     summary="Queue a sampling request",
     responses={
@@ -72,7 +74,6 @@ async def generate(
     gateway: GatewayDep,
     request: Request,
     caller: CallerDep,
-    response: Response,
     prefer: Annotated[
         str | None, Header(description=f"`wait=N`: answer when the job has ended, or after N <= {LONGEST_WAIT_S} s.")
     ] = None,
@@ -88,16 +89,13 @@ async def generate(
             description="The same key with the same body gives the same job, with another body 422.",
         ),
     ] = None,
-) -> Job:
-    reading = await gateway.catalogue.read()
-    pictures = await named_pictures(gateway.uploads, caller, body)
-    admitted = admit(body, reading, gateway.settings, pictures)
+) -> Response:
     anew = NO_CACHE.search(cache_control or "") is not None
-    job = await _submit(gateway, caller, body, admitted, idempotency_key, reading, request, anew)
-
+    job = await accept(body, gateway, caller, request, idempotency_key, anew=anew)
+    headers = {"Location": job_url(job.id)}
     wait = WAIT.search(prefer or "")
     if wait:
-        response.headers["Preference-Applied"] = f"wait={min(int(wait[1]), LONGEST_WAIT_S)}"
+        headers["Preference-Applied"] = f"wait={min(int(wait[1]), LONGEST_WAIT_S)}"
         try:
             await wait_for_end(gateway, job.id, min(int(wait[1]), LONGEST_WAIT_S))
             job = await require_job(gateway, caller, job.id)
@@ -106,12 +104,30 @@ async def generate(
                 raise
             # The job is accepted: a 503 would make the client send it again.
             log.warning("job %s: Redis went away while its client waited: %s", job.id, error)
-    response.headers["Location"] = job_url(job.id)
     if job.status.is_terminal:
-        response.status_code = 200
-    else:
-        response.headers["Retry-After"] = str(POLL_AGAIN_S)
-    return job
+        return job_response(job, headers=headers)
+    headers["Retry-After"] = str(POLL_AGAIN_S)
+    return job_response(job, HTTPStatus.ACCEPTED, headers)
+
+
+async def accept(
+    body: GenerateRequest,
+    gateway: Gateway,
+    caller: Caller,
+    request: Request,
+    idempotency_key: str | None,
+    *,
+    anew: bool = False,
+) -> Job:
+    """The job that this request becomes.
+
+    Args:
+        anew: draw it even if an equal one was drawn before.
+    """
+    reading = await gateway.catalogue.read()
+    pictures = await named_pictures(gateway.uploads, caller, body)
+    admitted = admit(body, reading, gateway.settings, pictures)
+    return await _submit(gateway, caller, body, admitted, idempotency_key, reading, request, anew)
 
 
 async def _submit(

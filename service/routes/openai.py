@@ -4,7 +4,7 @@ import base64
 import time
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Header, Request
 from redis.exceptions import RedisError
 
 from service.access.caller import Caller, CallerDep
@@ -15,7 +15,7 @@ from service.job_view import image_url, job_url, outcome_of
 from service.openai.documents import ImageData, ImagesRequest, ImagesResponse, OpenAIModel, OpenAIModelList
 from service.openai.error_form import error_responses
 from service.openai.translation import generate_request
-from service.routes.generate import generate
+from service.routes.generate import accept
 from service.schemas import Job, JobState
 from worker.contract import ModelInfo
 from worker.contract.redis_errors import may_pass
@@ -50,7 +50,7 @@ async def create_openai_images(
 ) -> ImagesResponse:
     reading = await gateway.catalogue.read()
     ours = generate_request(body, reading.require_models(), reading.default_model)
-    submitted = await generate(ours, gateway, request, caller, Response(), idempotency_key=idempotency_key)
+    submitted = await accept(ours, gateway, caller, request, idempotency_key)
     job = await _ended(gateway, caller, request, submitted)
     if job.status is not JobState.SUCCEEDED:
         raise GenerationFailed(job.error.code if job.error else job.status.value, _reason(job))
