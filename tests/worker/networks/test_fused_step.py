@@ -15,6 +15,7 @@ from worker.networks.cuda.fused_step import agrees, choose_end_step
 NEEDS_TRITON = "Triton comes with torch's builds for CUDA and with the extra `dev`"
 
 
+@pytest.mark.timeout(900)  # an interpreter, beside whatever else runs
 def test_the_kernel_gives_the_bits_of_torchs_operations() -> None:
     pytest.importorskip("triton", reason=NEEDS_TRITON)
     done = subprocess.run(
