@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+SERVES := $(VENV)/.serves
 READY  := $(VENV)/.ready
 TESTS  ?= tests
 JOBS   ?= 2
@@ -13,7 +14,7 @@ FAST   := tests/diffusion tests/docs tests/worker/conditioning tests/worker/cont
 
 .PHONY: run test test-fast coverage check audit bench gpu-check bench-gpu soak clean
 
-run: $(READY)
+run: $(SERVES)
 	$(BIN)/reverie up --draw .reverie/images
 
 test: $(READY)
@@ -63,11 +64,16 @@ bench-gpu: $(READY)
 soak: $(READY)
 	$(BIN)/python -m tests.faults $(SOAK)
 
-# torch goes first and alone: with it in place no other package's looser range can pull a different build.
-$(READY): pyproject.toml constraints.txt
+# torch goes first and alone: with it in place no other package's looser range can pull a different build. What serves
+# comes before what tests: a new user's `make run` need not wait for the tools.
+$(SERVES): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Reverie needs Python 3.11 or newer, this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[service,worker,training]'
+	touch $(SERVES)
+
+$(READY): $(SERVES)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 

@@ -59,10 +59,17 @@ class Stack:
         return str(answer.json()["id"])
 
     def finished(self, job_id: str, timeout_s: float = 120.0) -> dict[str, Any]:
-        """Poll until the job has succeeded; any other end fails the test with the job's own error."""
+        """Poll until the job has succeeded; any other end fails the test with the job's own error.
+
+        A 503 is asked again, as clients do: Redis may stall for a moment on a machine that is busy with other tests.
+        """
         deadline = time.monotonic() + timeout_s
         while True:
-            job: dict[str, Any] = self.http.get(f"/jobs/{job_id}").raise_for_status().json()
+            answer = self.http.get(f"/jobs/{job_id}")
+            if answer.status_code == 503 and time.monotonic() < deadline:
+                time.sleep(float(answer.headers["Retry-After"]))
+                continue
+            job: dict[str, Any] = answer.raise_for_status().json()
             if job["status"] == "succeeded":
                 return job
             assert job["status"] in ("queued", "running"), job

@@ -22,7 +22,7 @@ def test_no_accepted_job_is_lost_or_doubled_whatever_dies(capsys: pytest.Capture
     """REVERIE_CHAOS_SEED reruns the faults and orders of a run that failed; their timing is the machine's."""
     seed = int(os.environ.get(SEED_VARIABLE) or random.SystemRandom().getrandbits(32))
     with Machines() as machines:
-        chaos = Chaos(machines, seed, lease_s=2, maintenance_s=0.5)
+        chaos = Chaos(machines, seed, lease_s=2, maintenance_s=0.5, slack_s=20)
         placed = orders(random.Random(seed), JOBS, poisons=1)
         chaos.run(FAULTS, Clients(machines.urls, placed, OVER_S, seed))
         report = look(machines, chaos, placed, seed, by_the_fake_engine)
