@@ -123,9 +123,11 @@ class Jobs:
     def cancel(self, job_id: str) -> None:
         self.fetch(job_id).cancel()
 
-    def wait(self, job_ids: list[str]) -> list[str]:
+    def wait(self, job_ids: list[str], timeout_s: float = PATIENCE_S) -> list[str]:
         """The jobs' terminal statuses."""
-        wait_until(lambda: all(self.status(id_) in TERMINAL for id_ in job_ids), f"{len(job_ids)} job(s) to end")
+        wait_until(
+            lambda: all(self.status(id_) in TERMINAL for id_ in job_ids), f"{len(job_ids)} job(s) to end", timeout_s
+        )
         return [self.status(id_) for id_ in job_ids]
 
     def results(self, job_id: str) -> list[Result]:
