@@ -80,6 +80,8 @@ class TrainingConfiguration(BaseModel):
     """rescale the schedule so that nothing of the image is left at its end; needs v_prediction or sample"""
     prediction: PredictionType = PredictionType.EPSILON
     """what the network predicts"""
+    learned_variance: bool = False
+    """learn the variance of DDPM's steps too (L_hybrid), which helps that sampler in few steps"""
     weighting: Weighting = Weighting.NONE
     """how much each timestep's error counts"""
     condition_dropout: Share = 0.1

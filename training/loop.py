@@ -228,7 +228,14 @@ class Trainer:
 
         try:
             loss = (
-                diffusion_loss(network, batch, self._schedule, configuration.prediction, configuration.weighting)
+                diffusion_loss(
+                    network,
+                    batch,
+                    self._schedule,
+                    configuration.prediction,
+                    configuration.weighting,
+                    self._source.max_level,
+                )
                 / parts
             )
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]

@@ -13,7 +13,9 @@ from training.data import ImageSource
 from training.data.examples import null_label, to_x_0
 from training.network import Conditions
 from training.randomness import generator
+from training.variational_bound import hybrid_term
 from worker.diffusion import NoiseSchedule, PredictionType, prediction_target, q_sample, standard_normal
+from worker.diffusion.learned_variance import split_output
 
 TRAINING_STREAM = 0x7472
 """Stream of the counter-based noise that training draws from; serving draws from 0 and 1."""
@@ -25,7 +27,7 @@ class Network(Protocol):
     """Predicts something of x_t: eps, v or x_0. Rows with the null label or an empty caption: without a condition."""
 
     def __call__(self, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
-        """[N, C, H, W], [N] int64 → [N, C, H, W]."""
+        """[N, C, H, W], [N] int64 → [N, C, H, W], or [N, 2 C, H, W] with the variance."""
 
 
 class Weighting(StrEnum):
@@ -163,14 +165,26 @@ def diffusion_loss(
     schedule: NoiseSchedule,
     prediction_type: PredictionType = PredictionType.EPSILON,
     weighting: Weighting = Weighting.NONE,
+    max_level: int = 255,
 ) -> Tensor:
-    """Mean over rows and pixels of w(t) |target - prediction|². DDPM (Ho et al. 2020), eq. 14, with eps and w = 1."""
+    """Mean over rows and pixels of w(t) |target - prediction|². DDPM (Ho et al. 2020), eq. 14, with eps and w = 1.
+
+    With a network that predicts its variance too, L_hybrid.
+
+    Args:
+        max_level: of the images; read where a variance is learnt.
+    """
     alpha_bar = schedule.alpha_bar(batch.timesteps)
     target = prediction_target(batch.x_0, batch.eps, alpha_bar, prediction_type)
-    error = (network(batch.x_t, batch.timesteps, batch.conditions).float() - target).square()
-    if weighting is Weighting.NONE:
+    output = network(batch.x_t, batch.timesteps, batch.conditions).float()
+    mean, variance = split_output(output, batch.x_0.shape[1])
+    error = (mean - target).square()
+    if weighting is not Weighting.NONE:
+        error = loss_weights(weighting, prediction_type, alpha_bar).to(error.dtype) * error
+    if variance is None:
         return error.mean()
-    return (loss_weights(weighting, prediction_type, alpha_bar).to(error.dtype) * error).mean()
+    bound = hybrid_term(mean, variance, batch.x_0, batch.x_t, batch.timesteps, schedule, prediction_type, max_level)
+    return error.mean() + bound.mean()
 
 
 def stratified_timesteps(count: int, num_train_timesteps: int, draw: torch.Generator) -> Tensor:

@@ -83,6 +83,7 @@ def build_unet(
     norm_groups: int = 8,
     dropout: float = 0.0,
     text_width: int | None = None,
+    learned_variance: bool = False,
 ) -> UNet2DModel | UNet2DConditionModel:
     """A U-Net with attention at its lower resolutions, freshly initialized from `seed`.
 
@@ -97,6 +98,7 @@ def build_unet(
         norm_groups: of the group norms.
         dropout: in the residual blocks, in [0, 1).
         text_width: of the text encoder's states; None without captions.
+        learned_variance: its output has as many channels again, for the variance.
     """
     channels, height, image_width = shape
     if width < 8 or width % 8:
@@ -118,7 +120,7 @@ def build_unet(
     sizes: dict[str, Any] = {
         "sample_size": height if height == image_width else (height, image_width),
         "in_channels": channels,
-        "out_channels": channels,
+        "out_channels": 2 * channels if learned_variance else channels,
         "block_out_channels": out_channels,
         "layers_per_block": layers_per_block,
         "norm_num_groups": norm_groups,

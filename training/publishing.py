@@ -23,6 +23,7 @@ from training.text import CaptionTokenizer
 from worker.diffusion import NoiseSchedule, Spacing
 from worker.diffusion.golden import golden_inputs, spread_values
 from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe
+from worker.store.component_rules import LEARNED_RANGE
 from worker.store.pipeline_index import write_index, write_text_to_image_index
 
 GOLDEN_SEED = 0
@@ -90,12 +91,21 @@ def spacing_of(configuration: TrainingConfiguration) -> Spacing:
     return Spacing.TRAILING if configuration.zero_terminal_snr else Spacing.LEADING
 
 
+def scheduler_class(configuration: TrainingConfiguration) -> str:
+    return "DDPMScheduler" if configuration.learned_variance else "DDIMScheduler"
+
+
 def scheduler_config(configuration: TrainingConfiguration) -> dict[str, object]:
-    """`scheduler/scheduler_config.json`, as diffusers' DDIMScheduler reads it: the sampler that a request gets
-    which names none, good in few steps too."""
+    """`scheduler/scheduler_config.json`, as diffusers reads it: of the sampler that a request gets which names none.
+
+    DDIM is good in few steps; DDPM is, where its variance was learnt.
+    """
     beta_start, beta_end = BETAS[configuration.schedule]
+    of_sampler: dict[str, object] = {"set_alpha_to_one": True}
+    if configuration.learned_variance:
+        of_sampler = {"variance_type": LEARNED_RANGE}
     return {
-        "_class_name": "DDIMScheduler",
+        "_class_name": scheduler_class(configuration),
         "_diffusers_version": version("diffusers"),
         "num_train_timesteps": configuration.noise_schedule().num_train_timesteps,
         "beta_start": beta_start,
@@ -103,7 +113,7 @@ def scheduler_config(configuration: TrainingConfiguration) -> dict[str, object]:
         "beta_schedule": DIFFUSERS_SCHEDULES.get(configuration.schedule, configuration.schedule),
         "trained_betas": None,
         "prediction_type": configuration.prediction.value,
-        "set_alpha_to_one": True,
+        **of_sampler,
         "clip_sample": True,
         "clip_sample_range": 1.0,
         "thresholding": False,
@@ -130,9 +140,10 @@ def write_pipeline(
     text = json.dumps(scheduler_config(configuration), indent=2) + "\n"
     (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
     if denoiser.text_encoder is None:
-        write_index(folder, "DDIMPipeline", {"scheduler": "DDIMScheduler", "unet": "UNet2DModel"})
+        components = {"scheduler": scheduler_class(configuration), "unet": "UNet2DModel"}
+        write_index(folder, "DDPMPipeline" if configuration.learned_variance else "DDIMPipeline", components)
     else:
-        write_text_to_image_index(folder, scheduler="DDIMScheduler")
+        write_text_to_image_index(folder, scheduler=scheduler_class(configuration))
 
 
 @torch.no_grad()

@@ -323,6 +323,7 @@ def build_denoiser(
         norm_groups=configuration.norm_groups,
         dropout=configuration.dropout,
         text_width=configuration.text_width if text_encoder is not None else None,
+        learned_variance=configuration.learned_variance,
     )
     return Denoiser(unet, text_encoder)
 

@@ -18,6 +18,7 @@ from worker.diffusion import (
     run_chain,
     to_pixels,
 )
+from worker.diffusion.learned_variance import split_output
 
 
 @torch.no_grad()
@@ -39,7 +40,7 @@ def draw_images(
     """[N, H, W, C] uint8 pixels, one image for each seed and row of conditions.
 
     Args:
-        denoiser: what it predicts is `prediction_type`.
+        denoiser: what it predicts is `prediction_type`; a variance beside it is not used.
         schedule: the one that it was trained with.
         shape: (C, H, W).
         seeds: of the noise, as a request has them.
@@ -58,9 +59,9 @@ def draw_images(
 
     def model(x_t: Tensor, t: float) -> Tensor:
         timesteps = torch.full([len(x_t)], t, device=device)
-        output: Tensor = denoiser(x_t, timesteps, conditions)
+        output, _ = split_output(denoiser(x_t, timesteps, conditions), shape[0])
         if guidance_scale != 1 and none is not None:
-            unguided = denoiser(x_t, timesteps, none)
+            unguided, _ = split_output(denoiser(x_t, timesteps, none), shape[0])
             output = unguided + guidance_scale * (output - unguided)
         return output
 

@@ -26,14 +26,14 @@ CHAIN_CONFIG: Mapping[str, object] = {
 }
 
 
-def tiny_unet(weights_seed: int = 0, *, conditional: bool = True) -> UNet2DModel:
+def tiny_unet(weights_seed: int = 0, *, conditional: bool = True, out_channels: int = 1) -> UNet2DModel:
     """About 100 thousand random parameters, [N, 1, 8, 8], one attention level."""
     with torch.random.fork_rng():
         torch.manual_seed(weights_seed)
         return UNet2DModel(
             sample_size=8,
             in_channels=1,
-            out_channels=1,
+            out_channels=out_channels,
             layers_per_block=1,
             block_out_channels=(16, 32),
             norm_num_groups=8,
@@ -70,13 +70,14 @@ def publish_tiny(
     weights_seed: int = 0,
     step: int = 1,
     conditional: bool = True,
+    out_channels: int = 1,
     chain_config: Mapping[str, object] = CHAIN_CONFIG,
     make_current: bool = True,
 ) -> Checkpoint:
     """Publish a random model, different for each `weights_seed`."""
 
     def write(folder: Path) -> None:
-        tiny_unet(weights_seed, conditional=conditional).save_pretrained(folder / "unet")
+        tiny_unet(weights_seed, conditional=conditional, out_channels=out_channels).save_pretrained(folder / "unet")
         (folder / "scheduler").mkdir()
         (folder / "scheduler" / "scheduler_config.json").write_text(json.dumps(dict(chain_config)))
         index = {"_class_name": "DDPMPipeline", "unet": ["diffusers", "UNet2DModel"]}

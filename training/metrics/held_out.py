@@ -13,6 +13,7 @@ from training.loss import Network, NoisyBatch, Tokenize, stratified_timesteps
 from training.network import Conditions
 from training.randomness import generator
 from worker.diffusion import NoiseSchedule, PredictionType, q_sample
+from worker.diffusion.learned_variance import split_output
 from worker.diffusion.prediction import eps_from_output
 
 BANDS = 5
@@ -94,6 +95,7 @@ class HeldOut:
         """Each batch with the noise that the network sees in it."""
         for batch in self.batches:
             output = network(batch.x_t, batch.timesteps, batch.conditions).float()
+            output, _ = split_output(output, batch.eps.shape[1])
             alpha_bar = self.schedule.alpha_bar(batch.timesteps)
             yield batch, eps_from_output(output, batch.x_t, alpha_bar, prediction_type)
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from worker.diffusion.learned_variance import split_output, spread_noise
 from worker.diffusion.noise import step_noise
 from worker.diffusion.samplers import SamplerPlan
 from worker.diffusion.update import EARLIER_OUTPUTS, Clip, apply_update
 
 Model = Callable[[Tensor, float], Tensor]
-"""(x_t [N, C, H, W], timestep) → the network's output [N, C, H, W]."""
+"""(x_t [N, C, H, W], timestep) → the network's output [N, C, H, W], or [N, 2 C, H, W] with the variance."""
 
 
 def run_chain(
@@ -28,7 +29,9 @@ def run_chain(
     for step, timestep in enumerate(plan.timesteps):
         z = z_at(step) if z_at is not None and plan.is_noisy[step] else None
         coefficients = plan.coefficients[step].to(x_t.device).expand(len(x_t), -1)
-        output = model(x_t, timestep)
+        output, variance = split_output(model(x_t, timestep), x_t.shape[1])
+        if z is not None and variance is not None and plan.log_spread:
+            z = spread_noise(z, variance, plan.log_spread[step])
         outputs = earlier if plan.earlier_outputs[step] else ()
         x_t, x_0 = apply_update(x_t, output, x_0, z, coefficients, clip, outputs)
         if plan.keeps_output[step]:

@@ -56,6 +56,12 @@ def ddpm(alpha_bar: Tensor, alpha_bar_prev: Tensor, *, large: bool) -> Terms:
     )
 
 
+def ddpm_log_spread(alpha_bar: Tensor, alpha_bar_prev: Tensor) -> Tensor:
+    """[N] log of the large over the small standard deviation of `ddpm`; 0 where a step adds no noise."""
+    spread = 0.5 * torch.log((1 - alpha_bar) / (1 - alpha_bar_prev))
+    return torch.where(alpha_bar_prev == 1, torch.zeros_like(spread), spread)
+
+
 def dpmpp_2m(alpha_bar: Tensor, alpha_bar_prev: Tensor, num_inference_steps: int) -> Terms:
     """DPM-Solver++ 2M (Lu et al. 2022), algorithm 2."""
     zero = torch.zeros_like(alpha_bar)

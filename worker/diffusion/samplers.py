@@ -35,6 +35,8 @@ class SamplerPlan:
         is_noisy: whether the step reads z.
         keeps_output: whether a later step reads the network's output of this one.
         initial_scale: x_T is so many times standard normal.
+        log_spread: of each step, for a network that predicts how much noise it adds, see
+            `worker.diffusion.learned_variance`; empty where the noise is that of the coefficients.
     """
 
     timesteps: tuple[float, ...]
@@ -43,6 +45,7 @@ class SamplerPlan:
     is_noisy: tuple[bool, ...]
     keeps_output: tuple[bool, ...]
     initial_scale: float = 1.0
+    log_spread: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         """How often the network is called."""
@@ -85,6 +88,7 @@ def plan(
     original_inference_steps: int = 50,
     timestep_scaling: float = 10.0,
     skipped_steps: int = 0,
+    learned_variance: bool = False,
 ) -> SamplerPlan:
     """Plan a chain of N steps.
 
@@ -102,6 +106,7 @@ def plan(
         set_alpha_to_one: DDIM and PLMS end on the image itself; else at the noise of the first training timestep.
         final_sigma_zero: the same of Euler and DPM-Solver++.
         original_inference_steps, timestep_scaling: of an LCM's distillation.
+        learned_variance: the model predicts the variance of DDPM's steps; no other sampler reads it.
         skipped_steps: of the N, at the begin: the chain starts anew at the next one, from a noised image.
 
     Raises:
@@ -150,6 +155,9 @@ def plan(
     if sampler == SamplerName.PLMS:
         table, levels, keeps_output = _plms(table, levels)
     coefficients = table.to(torch.float32)
+    log_spread: tuple[float, ...] = ()
+    if learned_variance and sampler == SamplerName.DDPM:
+        log_spread = tuple(sampler_terms.ddpm_log_spread(alpha_bar, alpha_bar_prev).tolist())
     return SamplerPlan(
         timesteps=levels.timesteps,
         alpha_bar=tuple(levels.alpha_bar.tolist()),
@@ -157,6 +165,7 @@ def plan(
         is_noisy=tuple(bool(s != 0) for s in coefficients[:, Column.Z]),
         keeps_output=tuple(keeps_output),
         initial_scale=initial_scale,
+        log_spread=log_spread,
     )
 
 

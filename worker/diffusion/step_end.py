@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from worker.diffusion.inpainting import Inpainting
+from worker.diffusion.learned_variance import spread_noise
 from worker.diffusion.noise import step_noise
 from worker.diffusion.pixels import to_pixels
 from worker.diffusion.update import Clip, apply_update
@@ -45,6 +46,21 @@ class KeptRegion:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
+class SpreadRow:
+    """A row whose noise is as strong as its network says.
+
+    Attributes:
+        place: of the row in its batch.
+        log_spread: see `worker.diffusion.learned_variance`.
+        variance: [C, H, W].
+    """
+
+    place: int
+    log_spread: float
+    variance: Tensor
+
+
+@dataclass(frozen=True, eq=False, slots=True)
 class StepEnd:
     """N rows after the network was evaluated, all on one device.
 
@@ -61,6 +77,7 @@ class StepEnd:
         guidance_scales: [N] float32, w of classifier-free guidance.
         noisy, guided, finishing: places of the rows whose step adds noise, that are guided, whose image is made.
         kept: of the rows that are inpainted.
+        spread: those of the noisy rows whose network predicts how much noise is added.
     """
 
     x_t: Tensor
@@ -75,6 +92,7 @@ class StepEnd:
     guided: Tensor
     finishing: Tensor
     kept: Sequence[KeptRegion] = ()
+    spread: Sequence[SpreadRow] = ()
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -103,7 +121,7 @@ class EndStep(Protocol):
 
 def end_step(end: StepEnd, clip: Clip) -> Stepped:
     """In torch's operations, on any device."""
-    z, outputs = _noise(end), _guided(end)
+    z, outputs = _spread(_noise(end), end.spread), _guided(end)
     x_next, x_0 = apply_update(end.x_t, outputs, end.x_0_previous, z, end.coefficients, clip, end.earlier_outputs)
     for region in end.kept:
         x_next[region.place] = region.inpainting.put_back(x_next[region.place], region.alpha_bar)
@@ -146,4 +164,13 @@ def _noise(end: StepEnd) -> Tensor | None:
         return drawn
     z = torch.zeros_like(end.x_t)
     z[end.noisy] = drawn
+    return z
+
+
+def _spread(z: Tensor | None, rows: Sequence[SpreadRow]) -> Tensor | None:
+    """The noise, of each of these rows as strong as its network says; row by row, as the bits of an exponential may
+    depend on where in memory it stands."""
+    for row in rows:
+        assert z is not None, "a row with a spread is noisy"
+        z[row.place] = spread_noise(z[row.place].clone(), row.variance.clone(), row.log_spread)
     return z

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from worker.diffusion.guidance import with_rescaled
+from worker.diffusion.learned_variance import split_output
 from worker.diffusion.noise import initial_noise
-from worker.diffusion.step_end import KeptRegion, StepEnd, Stepped
+from worker.diffusion.step_end import KeptRegion, SpreadRow, StepEnd, Stepped
 from worker.diffusion.update import EARLIER_OUTPUTS
 from worker.engine.step_numbers import StepNumbers, send_numbers
 from worker.engine.trajectory import BatchState, Leg, Trajectory
@@ -89,9 +90,19 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     def end(outputs: Tensor) -> Stepped:
         coefficients, scales = numbers.coefficients, numbers.guidance_scales
         places = {"noisy": numbers.noisy, "guided": numbers.guided, "finishing": numbers.finishing}
-        outputs = with_rescaled(outputs, numbers.rescaled)
+        mean, variance = split_output(outputs, leg.shape[0])
         step_end = StepEnd(
-            x_t, outputs, history, earlier, keeps, coefficients, numbers.row_numbers, scales, **places, kept=kept
+            x_t,
+            with_rescaled(mean, numbers.rescaled),
+            history,
+            earlier,
+            keeps,
+            coefficients,
+            numbers.row_numbers,
+            scales,
+            **places,
+            kept=kept,
+            spread=() if variance is None else _spread(rows, variance),
         )
         return model.end_step(step_end, leg.network.chain.clip)
 
@@ -99,6 +110,16 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     pictured = [row for row in rows if row.finishes and row.model.codec.in_step]
     state = BatchState(stepped.x_t, stepped.x_0, named)
     return StepResult(rows, stepped.finite, stepped.pixels, pictured, state, stepped.outputs)
+
+
+def _spread(rows: Sequence[Trajectory], variance: Tensor) -> list[SpreadRow]:
+    """The rows whose noise is as strong as the network says, of a guided one with its condition."""
+    spread, network_rows = [], 0
+    for place, row in enumerate(rows):
+        network_rows += row.network_rows
+        if row.needs_noise and row.log_spread:
+            spread.append(SpreadRow(place, row.log_spread, variance[network_rows - 1]))
+    return spread
 
 
 def _unchanged_batch(rows: Sequence[Trajectory]) -> BatchState | None:

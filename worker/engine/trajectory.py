@@ -161,6 +161,11 @@ class Trajectory:
         return self.plan.is_noisy[self.step]
 
     @property
+    def log_spread(self) -> float:
+        """How much more noise the network may ask for in the next step; see `worker.diffusion.learned_variance`."""
+        return self.plan.log_spread[self.step] if self.plan.log_spread else 0.0
+
+    @property
     def coefficients(self) -> list[float]:
         """The next step's numbers of the update rule."""
         return self.plan.numbers[self.step]

@@ -10,6 +10,7 @@ from worker.diffusion.prediction import PredictionType, check_prediction
 from worker.diffusion.samplers import SamplerPlan, plan
 from worker.diffusion.update import Clip
 from worker.models.errors import UnsupportedModel
+from worker.store.component_rules import LEARNED_RANGE
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,7 @@ class ChainConfig:
     Attributes:
         sampler: the one that the checkpoint ships with.
         karras: whether that walks Karras' noise levels.
+        learned_variance: whether the network predicts the variance of DDPM's steps.
         set_alpha_to_one, final_sigma_zero, original_inference_steps, timestep_scaling: as in `worker.diffusion.plan`.
     """
 
@@ -29,6 +31,7 @@ class ChainConfig:
     steps_offset: int
     sampler: SamplerName = SamplerName.DDIM
     karras: bool = False
+    learned_variance: bool = False
     set_alpha_to_one: bool = True
     final_sigma_zero: bool = True
     original_inference_steps: int = 50
@@ -68,6 +71,7 @@ class ChainConfig:
             original_inference_steps=self.original_inference_steps,
             timestep_scaling=self.timestep_scaling,
             skipped_steps=request.skipped_steps,
+            learned_variance=self.learned_variance,
         )
 
 
@@ -143,6 +147,7 @@ def read_chain_config(config: Mapping[str, object], where: str, pipeline: str | 
             steps_offset=int(_number(config, "steps_offset", 0)),
             sampler=_sampler(config, defaults),
             karras=bool(config.get("use_karras_sigmas", False)) and defaults.sampler in KARRAS_SAMPLERS,
+            learned_variance=config.get("variance_type") == LEARNED_RANGE,
             set_alpha_to_one=bool(config.get("set_alpha_to_one", defaults.set_alpha_to_one)),
             final_sigma_zero=config.get("final_sigmas_type", "zero") == "zero",
             original_inference_steps=int(_number(config, "original_inference_steps", 50)),

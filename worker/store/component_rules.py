@@ -16,7 +16,9 @@ from worker.store.weight_files import check_weights
 
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
-VARIANCE_TYPES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log")
+LEARNED_RANGE = "learned_range"
+"""The network predicts the variance, between the two that DDPM derives, in a second half of its channels."""
+VARIANCE_TYPES = (None, "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", LEARNED_RANGE)
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "special_tokens_map.json",
     "added_tokens.json",
@@ -160,6 +162,17 @@ def check_system(components: Mapping[str, str], where: str) -> None:
         raise BadCheckpoint(f"{where}: a pipeline with {denoiser} lacks {', '.join(missing)}")
     if extra := sorted(components.keys() - needed - OPTIONAL.get(denoiser, frozenset())):
         raise BadCheckpoint(f"{where}: can't take {', '.join(extra)}: not supported beside {denoiser}")
+
+
+def check_variance(denoiser: str, config: Config, noise: Config, where: str) -> None:
+    """Raise BadCheckpoint where a scheduler takes a variance from its network (a class and its configuration) and that
+    predicts none."""
+    unet = read_unet_config(denoiser, config)
+    if noise.get("variance_type") == LEARNED_RANGE and not unet.predicts_variance:
+        raise BadCheckpoint(
+            f"{where}: variance_type {LEARNED_RANGE} needs a network of {2 * unet.channels} out_channels, twice its "
+            f"in_channels, got {unet.channels}"
+        )
 
 
 def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:

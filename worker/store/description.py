@@ -7,10 +7,11 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.store.component_rules import RULES, check_fit, check_system
+from worker.store.component_rules import RULES, check_fit, check_system, check_variance
 from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
 from worker.store.inspection import check_structure, files_below, first_problem, image_shape
+from worker.store.json_files import read_json_object
 from worker.store.manifest import (
     NOISE_CONFIG_PATH,
     PIPELINE_INDEX_PATH,
@@ -48,6 +49,8 @@ def describe(folder: Path, model: str, details: Details, created_at: datetime) -
     check_system(index.components, model)
     check_structure(folder, index.components, model)
     check_fit(folder, index.components, model)
+    unet, noise = (read_json_object(folder, path, model) for path in (UNET_CONFIG_PATH, NOISE_CONFIG_PATH))
+    check_variance(index.components["unet"], unet, noise, model)
     height, width, channels = image_shape(folder, model)
     files = {path: hash_file(folder / path) for path in found}
     components = {

@@ -115,14 +115,14 @@ def files_below(folder: Path, where: str) -> list[str]:
 def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
     """(height, width, channels) of the images that a version draws at the size it was made for."""
     config = read_json_object(folder, UNET_CONFIG_PATH, where)
-    size, channels, factor = config.get("sample_size"), config.get("out_channels"), 1
+    size, channels, factor = config.get("sample_size"), config.get("in_channels"), 1
     if (folder / VAE_CONFIG_PATH).is_file():
         vae = read_json_object(folder, VAE_CONFIG_PATH, where)
         known = read_vae_config(vae)
         channels, factor = known.channels, known.factor
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
     if not (isinstance(height, int) and isinstance(width, int) and isinstance(channels, int)):
-        raise BadCheckpoint(f"{where}: {UNET_CONFIG_PATH} lacks sample_size or out_channels: {size!r}, {channels!r}")
+        raise BadCheckpoint(f"{where}: {UNET_CONFIG_PATH} lacks sample_size or in_channels: {size!r}, {channels!r}")
     return factor * height, factor * width, channels
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.store.component_rules import RULES, check_fit, check_system, rule_for
+from worker.store.component_rules import RULES, check_fit, check_system, check_variance, rule_for
 from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
@@ -73,7 +73,8 @@ def import_pipeline(
     components = {part.name: part.class_name for part in parts}
     check_system(components, where)
     check_fit(directory, components, where)
-    unet = next(part for part in parts if part.name == "unet")
+    unet, noise = (next(part for part in parts if part.name == name) for name in ("unet", "scheduler"))
+    check_variance(unet.class_name, unet.config, noise.config, where)
     num_classes = read_unet_config(unet.class_name, unet.config).num_classes
     labels = _labels(num_classes, labels, null_label, where)
 

@@ -46,7 +46,8 @@ class UNetConfig:
     """What the service reads of a U-Net's configuration, with diffusers' defaults filled in.
 
     Attributes:
-        channels: of its input and of its output.
+        channels: of its input, and of what it predicts.
+        predicts_variance: whether its output has as many again, the variance's.
         num_classes: rows of its class embedding.
         text_width: of the hidden states that it reads; None: it reads no text.
         multiple: of which each side of its state must be one.
@@ -55,6 +56,7 @@ class UNetConfig:
     """
 
     channels: int
+    predicts_variance: bool
     num_classes: int
     text_width: int | None
     multiple: int
@@ -66,8 +68,8 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
     """Check the configuration of a U-Net of a class in `SUPPORTED`. Raises BadCheckpoint naming the key."""
     found = {key: (config.get(key, default), values) for key, (default, values) in SUPPORTED[class_name].items()}
     channels = config.get("in_channels", SUPPORTED[class_name]["in_channels"][0])
-    # Twice as many would be a learned variance.
-    found["out_channels"] = (found["out_channels"][0], (channels,))
+    with_variance = 2 * channels if isinstance(channels, int) else channels
+    found["out_channels"] = (found["out_channels"][0], (channels, with_variance))
     check_rules([(key, value, values) for key, (value, values) in found.items()])
     classes = config.get("num_class_embeds") or 0
     if not isinstance(classes, int):
@@ -84,15 +86,16 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
     # A conditional one brings each level back to the size that it had on the way down, odd ones too.
     multiple = 1 if class_name == "UNet2DConditionModel" else 2 ** (len(levels) - 1)
     assert isinstance(channels, int), "one of CHANNELS"
+    predicts_variance = found["out_channels"][0] != channels
     if config.get("addition_embed_type") != "text_time":
-        return UNetConfig(channels, classes, text_width, multiple)
+        return UNetConfig(channels, predicts_variance, classes, text_width, multiple)
     added, time_id = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
     if not (isinstance(added, int) and isinstance(time_id, int)):
         raise BadCheckpoint(
             "need projection_class_embeddings_input_dim and addition_time_embed_dim as whole numbers with text_time, "
             f"got {added!r} and {time_id!r}"
         )
-    return UNetConfig(channels, classes, text_width, multiple, added, time_id)
+    return UNetConfig(channels, predicts_variance, classes, text_width, multiple, added, time_id)
 
 
 def check_rules(rules: Sequence[Rule]) -> None:

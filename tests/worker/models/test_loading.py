@@ -82,7 +82,7 @@ def test_weights_that_the_network_does_not_have_are_refused(checkpoint: Checkpoi
         ({"_class_name": "UNet2DConditionModel", "num_class_embeds": None}, "the checkpoint has no text encoder"),
         ({"class_embed_type": "timestep"}, "need class_embed_type None"),
         ({"time_embedding_type": "fourier"}, "need time_embedding_type positional"),
-        ({"out_channels": 2}, "need out_channels 1, got 2"),
+        ({"out_channels": 3}, "need out_channels 1 or 2, got 3"),
     ],
 )
 def test_networks_that_the_engine_cannot_call_are_refused(

@@ -153,12 +153,13 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ("unet/config.json", {"_class_name": "UNet2DConditionModel"}, "lacks text_encoder, tokenizer"),
         ("unet/config.json", {"time_embedding_type": "fourier"}, "need time_embedding_type positional"),
-        ("unet/config.json", {"out_channels": 6}, "need out_channels 3, got 6"),
+        ("unet/config.json", {"out_channels": 4}, "need out_channels 3 or 6, got 4"),
         ("unet/config.json", {"class_embed_type": "timestep"}, "need class_embed_type None"),
         ("scheduler/scheduler_config.json", {"_class_name": "HeunDiscreteScheduler"}, "got 'HeunDiscreteScheduler'"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow"}, "got 'flow'"),
         ("scheduler/scheduler_config.json", {"beta_schedule": "sigmoid"}, "got 'sigmoid'"),
-        ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "got 'learned_range'"),
+        ("scheduler/scheduler_config.json", {"variance_type": "learned"}, "got 'learned'"),
+        ("scheduler/scheduler_config.json", {"variance_type": "learned_range"}, "needs a network of 6 out_channels"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
     ],
 )

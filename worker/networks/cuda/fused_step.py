@@ -35,8 +35,8 @@ def choose_end_step(device: torch.device) -> EndStep:
 
 
 class FusedEndStep:
-    """Implements `EndStep`. Thresholding takes order statistics of a whole image, and inpainting further tensors of a
-    few rows: steps with either are left to torch's operations, which have the same bits.
+    """Implements `EndStep`. Thresholding takes order statistics of a whole image, inpainting and a learned variance
+    further tensors of a few rows: steps with any of these are left to torch's operations, which have the same bits.
 
     Raises:
         ImportError: there is no Triton.
@@ -48,7 +48,7 @@ class FusedEndStep:
         self._kernels: ModuleType = step_kernel
 
     def __call__(self, end: StepEnd, clip: Clip) -> Stepped:
-        if clip.thresholding or end.kept:
+        if clip.thresholding or end.kept or end.spread:
             return end_step(end, clip)
         N, C, H, W = end.x_t.shape
         values = C * H * W
