@@ -1,11 +1,12 @@
 """A real HTTP server that speaks S3, on this machine, and the environment that leads to it."""
 
 import logging
-import time
 from typing import Self
 
 import httpx
 from moto.server import ThreadedMotoServer
+
+from tests.waiting import wait_until
 
 BUCKET = "pictures"
 
@@ -36,10 +37,7 @@ class S3Server:
         self._server = ThreadedMotoServer("127.0.0.1", self._port, verbose=False)
         self._server.start()
         self._port = int(self._server.get_host_and_port()[1])
-        deadline = time.monotonic() + 30
-        while httpx.put(f"{self.endpoint}/{BUCKET}").status_code >= 500:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        wait_until(lambda: httpx.put(f"{self.endpoint}/{BUCKET}").status_code < 500, "the server to answer")
 
     def stop(self) -> None:
         if self._server is not None:

@@ -18,9 +18,8 @@ import pytest
 import redis
 
 from tests.conftest import ValkeyHandle, live_workers
+from tests.waiting import PATIENCE_S, wait_until
 from worker.contract import WorkerStatus
-
-START_TIMEOUT_S = 120.0
 
 
 @dataclass
@@ -58,23 +57,43 @@ class Stack:
         assert answer.status_code == 202, answer.text
         return str(answer.json()["id"])
 
-    def finished(self, job_id: str, timeout_s: float = 120.0) -> dict[str, Any]:
-        """Poll until the job has succeeded; any other end fails the test with the job's own error.
+    def job(self, job_id: str) -> dict[str, Any]:
+        """The job as it is now.
 
         A 503 is asked again, as clients do: Redis may stall for a moment on a machine that is busy with other tests.
         """
-        deadline = time.monotonic() + timeout_s
-        while True:
-            answer = self.http.get(f"/jobs/{job_id}")
-            if answer.status_code == 503 and time.monotonic() < deadline:
-                time.sleep(float(answer.headers["Retry-After"]))
-                continue
-            job: dict[str, Any] = answer.raise_for_status().json()
-            if job["status"] == "succeeded":
-                return job
-            assert job["status"] in ("queued", "running"), job
-            assert time.monotonic() < deadline, f"not ended within {timeout_s} s: {job}"
-            time.sleep(0.05)
+        while (answer := self.http.get(f"/jobs/{job_id}")).status_code == 503:
+            time.sleep(float(answer.headers["Retry-After"]))
+        job: dict[str, Any] = answer.raise_for_status().json()
+        return job
+
+    def ended(self, job_id: str) -> dict[str, Any]:
+        """The job once it has ended."""
+
+        def end() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            return job if job["status"] in ("succeeded", "failed", "canceled") else None
+
+        return wait_until(end, f"job {job_id} to end")
+
+    def finished(self, job_id: str) -> dict[str, Any]:
+        """The job once it has succeeded; any other end fails the test with the job's own error."""
+        job = self.ended(job_id)
+        assert job["status"] == "succeeded", job
+        return job
+
+    def hashes(self, job_id: str) -> list[str]:
+        """Of the images of a job, once it has succeeded."""
+        return [image["sha256"] for image in self.finished(job_id)["images"]]
+
+    def wait_for_step(self, job_id: str, step: int) -> None:
+        """Until the job has so many steps behind it; it must not have ended by then."""
+
+        def on_its_way() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            return job if job["progress"]["step"] >= step else None
+
+        assert wait_until(on_its_way, f"step {step} of job {job_id}")["status"] == "running"
 
     def images(self, job: dict[str, Any]) -> list[bytes]:
         return [self.http.get(image["url"]).raise_for_status().content for image in job["images"]]
@@ -94,7 +113,7 @@ def child(command: list[str], log: Path, environment: Mapping[str, str]) -> Iter
     finally:
         own.process.terminate()
         try:
-            own.process.wait(60)
+            own.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             own.process.kill()
         code = own.process.wait()
@@ -119,12 +138,13 @@ def running_stack(valkey: ValkeyHandle, folder: Path, **settings: object) -> Ite
         logs = (f"worker-{number}.log" for number in count())
         worker, gateway = start("worker", next(logs)), start("service", "gateway.log")
         http = running.enter_context(httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30))
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not _is_ready(http):
+
+        def is_ready() -> bool:
             for process in (worker, gateway):
                 assert process.process.poll() is None, process.log.read_text()
-            assert time.monotonic() < deadline, worker.log.read_text()
-            time.sleep(0.1)
+            return _is_ready(http)
+
+        wait_until(is_ready, f"a worker and a gateway to serve; logs in {folder}")
         yield Stack(http, valkey.client, worker, lambda: start("worker", next(logs)))
 
 

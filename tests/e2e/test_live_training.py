@@ -1,7 +1,6 @@
 """Training publishes, the running service takes it up: no request fails, and every image is of exactly one version."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import cycle
@@ -12,6 +11,7 @@ import pytest
 
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import Stack, running_stack
+from tests.waiting import PATIENCE_S, wait_until
 from training.configuration import read_configuration
 from training.data.digits import load_digits
 from training.loop import Budget, StepReport, Trainer
@@ -26,7 +26,6 @@ CLIENTS = 4
 PUBLISHED = 5
 STEPS_BETWEEN = 15
 """Training steps from one version to the next."""
-PATIENCE_S = 120.0
 REQUESTS: Sequence[dict[str, Any]] = (
     {"seed": 1, "steps": 6, "batch": 2, "class_label": 3},
     {"seed": 50, "steps": 9, "batch": 1, "class_label": 7, "guidance_scale": 2.0},
@@ -83,18 +82,19 @@ class Load:
             if self.stop.is_set():
                 return
             try:
-                self.answers.append((which, self.stack.finished(self.stack.generate(**REQUESTS[which]), PATIENCE_S)))
+                self.answers.append((which, self.stack.finished(self.stack.generate(**REQUESTS[which]))))
             except BaseException as error:
                 self.failures.append(error)
                 return
 
     def wait_for(self, version: str) -> None:
         """Until an answer was drawn with the version."""
-        deadline = time.monotonic() + PATIENCE_S
-        while not any(job["version"] == version for _, job in list(self.answers)):
+
+        def answered() -> bool:
             assert not self.failures, self.failures[0]
-            assert time.monotonic() < deadline, f"{version} answered nothing within {PATIENCE_S} s"
-            time.sleep(0.05)
+            return any(job["version"] == version for _, job in list(self.answers))
+
+        wait_until(answered, f"an answer of {version}")
 
 
 @dataclass
@@ -149,7 +149,7 @@ def test_no_request_fails_while_five_versions_are_published(live: Live) -> None:
     assert len(live.training.published) == 1 + PUBLISHED
     answered = {job["version"] for _, job in live.load.answers}
     assert answered == set(live.training.published), "every version served"
-    model = _until(lambda: _serves(live.stack, live.training.published[-1]), "the last version to serve")
+    model = wait_until(lambda: _serves(live.stack, live.training.published[-1]), "the last version to serve")
     assert (model["reload_error"], model["load_failures"]) == (None, 0)
 
 
@@ -186,15 +186,15 @@ def test_a_job_whose_worker_is_killed_ends_on_the_version_that_it_was_admitted_t
     stack, store = live.stack, live.training.store
     *_, old, newest = live.training.published
     store.promote(MODEL, old)
-    _until(lambda: _serves(stack, old), "the older version to serve")
+    wait_until(lambda: _serves(stack, old), "the older version to serve")
     long = {"seed": 5, "steps": 400, "batch": 4, "sampler": "ddpm", "class_label": 1}
     interrupted = stack.generate(**long)
-    _until(lambda: stack.http.get(f"/jobs/{interrupted}").json()["version"], "the job to be admitted")
+    wait_until(lambda: stack.http.get(f"/jobs/{interrupted}").json()["version"], "the job to be admitted")
     store.promote(MODEL, newest)
     assert stack.http.get(f"/jobs/{interrupted}").json()["status"] == "running"
     stack.replace_worker()
     later = stack.generate(**REQUESTS[0])
-    job = stack.finished(interrupted, PATIENCE_S)
+    job = stack.finished(interrupted)
     assert job["version"] == old
     assert stack.finished(later)["version"] == newest
     assert hashes(job) == hashes(stack.finished(stack.generate(**long, version=old)))
@@ -207,25 +207,14 @@ def test_a_version_that_is_gone_fails_with_the_reason(live: Live) -> None:
     assert store.prune(MODEL, keep=PUBLISHED) == [gone]
     answer = stack.http.post("/generate", json={**REQUESTS[0], "version": gone})
     if answer.status_code == 202:  # within a second of the removal
-        ended = _until(lambda: _ended(stack, answer.json()["id"]), "the job to end")
+        ended = stack.ended(answer.json()["id"])
         assert ended["status"] == "failed"
         assert ended["error"] == {"code": "model_unavailable", "detail": f"model {MODEL} has no version {gone}"}
-    _until(lambda: stack.http.post("/generate", json={**REQUESTS[0], "version": gone}).status_code == 422, "a refusal")
+    wait_until(
+        lambda: stack.http.post("/generate", json={**REQUESTS[0], "version": gone}).status_code == 422, "a refusal"
+    )
 
 
 def _serves(stack: Stack, version: str) -> dict[str, Any] | None:
     model: dict[str, Any] = stack.http.get(f"/models/{MODEL}").raise_for_status().json()
     return model if model["version"] == version else None
-
-
-def _ended(stack: Stack, job_id: str) -> dict[str, Any] | None:
-    job: dict[str, Any] = stack.http.get(f"/jobs/{job_id}").raise_for_status().json()
-    return job if job["status"] in ("succeeded", "failed", "canceled") else None
-
-
-def _until(condition: Callable[[], Any], what: str) -> Any:
-    deadline = time.monotonic() + PATIENCE_S
-    while not (value := condition()):
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s for {what}"
-        time.sleep(0.05)
-    return value

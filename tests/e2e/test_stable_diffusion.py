@@ -3,14 +3,14 @@
 import io
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from tests.conftest import ValkeyHandle
-from tests.e2e.conftest import Stack, running_stack
+from tests.e2e.conftest import running_stack
+from tests.waiting import wait_until
 from tests.worker.stable_diffusion import SD, import_sd, sd_pipeline
 from tests.worker.text_pipeline import TEXT, publish_text
 from worker.store import ModelStore
@@ -18,18 +18,6 @@ from worker.store import ModelStore
 pytestmark = pytest.mark.slow
 
 CAT = {"model": SD, "prompt": "a cat", "negative_prompt": "dog", "seed": 7, "steps": 200, "batch": 2}
-
-
-def hashes(stack: Stack, job_id: str) -> list[str]:
-    return [image["sha256"] for image in stack.finished(job_id, 240)["images"]]
-
-
-def wait_for_step(stack: Stack, job_id: str, step: int) -> None:
-    deadline = time.monotonic() + 120
-    while (job := stack.http.get(f"/jobs/{job_id}").json())["progress"]["step"] < step:
-        assert time.monotonic() < deadline, job
-        time.sleep(0.02)
-    assert job["status"] == "running"
 
 
 def test_a_prompt_gives_the_same_pixels_alone_in_company_after_kill_9_and_across_a_reload(
@@ -47,22 +35,19 @@ def test_a_prompt_gives_the_same_pixels_alone_in_company_after_kill_9_and_across
         job = stack.finished(first := stack.generate(**CAT))
         with Image.open(io.BytesIO(stack.images(job)[0])) as picture:
             assert (picture.format, picture.size) == ("PNG", (16, 16))
-        alone = hashes(stack, first)
+        alone = stack.hashes(first)
         others = [stack.generate(**{**CAT, "prompt": text, "steps": 20}) for text in ("a dog", "a cat " * 50)]
         others.append(stack.generate(model=TEXT, prompt="dog", seed=1, steps=20, batch=2))
         again = stack.generate(**CAT)
-        wait_for_step(stack, again, 20)
+        stack.wait_for_step(again, 20)
         stack.replace_worker()
         new = import_sd(store, vae_seed=1).version
-        assert hashes(stack, again) == alone
+        assert stack.hashes(again) == alone
         assert len(set(alone)) == 2
         for job_id in others:
             stack.finished(job_id)
-        deadline = time.monotonic() + 120
-        while stack.http.get("/models").json()["models"][0]["version"] == old:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        wait_until(lambda: stack.http.get("/models").json()["models"][0]["version"] != old, "the new version")
         changed = stack.finished(stack.generate(**CAT))
         assert changed["version"] == new
         assert [image["sha256"] for image in changed["images"]] != alone
-        assert hashes(stack, stack.generate(**CAT, version=old)) == alone
+        assert stack.hashes(stack.generate(**CAT, version=old)) == alone

@@ -14,7 +14,8 @@ import pytest
 
 from tests.conftest import ValkeyHandle
 from tests.faults.processes import REPOSITORY, Machines
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 
 pytestmark = [
     pytest.mark.slow,

@@ -8,7 +8,8 @@ import httpx
 import pytest
 
 from tests.faults.processes import Machines
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 from tests.worker.queue.fake_engine import pixels_sha256
 
 pytestmark = pytest.mark.slow

@@ -9,7 +9,8 @@ import redis
 
 from tests.faults.figures import fill
 from tests.faults.processes import Machines
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 from tests.worker.queue.fake_engine import pixels_sha256
 from worker.contract import QUEUE_NAME
 from worker.contract.keys import SUSPENDED_KEY
@@ -20,8 +21,6 @@ WAITING = 10_000
 MOST_LOOKED_AT = 2_600
 """Commands within one script, when most of them look at as many jobs as they may: see `MOST_WALKED`, `LOOKED_AT` and
 the sample of `SUBMIT`. One that walked the whole queue would make at least one for each waiting job."""
-MANY_JOBS_S = 280.0
-"""For a thousand steps of the fake engine, or some hundred jobs, which take a few seconds."""
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +55,7 @@ def test_no_script_walks_ten_thousand_waiting_jobs(machines: Machines) -> None:
     client.config_resetstat()
     client.delete(SUSPENDED_KEY)
     finished = f"rq:finished:{QUEUE_NAME}"
-    wait_until(lambda: client.zcard(finished) >= 500, "the worker to get on", MANY_JOBS_S)
+    wait_until(lambda: client.zcard(finished) >= 500, "the worker to get on")
     assert commands_of_a_script(client) < MOST_LOOKED_AT / 10, "claims are few among the scripts of a job"
     with httpx.Client(base_url=machines.urls[0], timeout=30, trust_env=False) as http:
 
@@ -77,7 +76,7 @@ def test_a_job_of_64_images_and_1000_steps_ends_with_all_of_them(machines: Machi
         answer = http.post("/generate", json={"seed": 7, "steps": 1000, "batch": 64})
         job_id = str(answer.json()["id"])
         jobs = Jobs(machines.valkey)
-        assert jobs.wait([job_id], MANY_JOBS_S) == ["finished"]
+        assert jobs.wait([job_id]) == ["finished"]
         document = http.get(f"/jobs/{job_id}").json()
         assert document["progress"] == {"step": 1000, "steps": 1000}
         assert [image["sha256"] for image in document["images"]] == [pixels_sha256(7 + index) for index in range(64)]

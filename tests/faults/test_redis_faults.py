@@ -10,7 +10,8 @@ import pytest
 
 from tests.conftest import ValkeyHandle
 from tests.faults.processes import Machines
-from tests.worker.queue.conftest import Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs, Workers
 from tests.worker.queue.fake_engine import pixels_sha256
 
 pytestmark = pytest.mark.slow

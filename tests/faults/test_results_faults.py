@@ -22,7 +22,8 @@ from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.s3_server import BUCKET
 from tests.service.servers import RunningGateway
-from tests.worker.queue.conftest import REPOSITORY, Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import REPOSITORY, Jobs, Workers
 from tests.worker.queue.fake_engine import pixels_of
 from worker.results.object_files import ObjectFiles
 from worker.results.objects import open_store

@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import ValkeyHandle, live_workers
 from tests.e2e.conftest import Stack, running_stack
-from tests.worker.queue.conftest import wait_until
+from tests.waiting import wait_until
 from worker.contract import EngineCounters, SamplingRequest, chain_key
 from worker.queue.saved_chains import unpack
 

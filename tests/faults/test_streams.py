@@ -8,7 +8,8 @@ import pytest
 
 from tests.faults.processes import Machines
 from tests.service.event_source import EventSource, events_of, follow
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 
 pytestmark = pytest.mark.slow
 

@@ -9,7 +9,8 @@ import pytest
 
 from tests.faults.processes import Machines
 from tests.service.collector import Collector
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,8 @@ from standardwebhooks import Webhook as Verifier
 from service.webhooks.deliveries import LEASE_S
 from tests.faults.processes import Machines
 from tests.service.webhook_receiver import Receiver, hang, take
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 from tests.worker.queue.fake_engine import FAILS, KILLS_ITS_PROCESS
 from worker.contract.keys import WEBHOOKS_KEY
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import REPOSITORY, Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import REPOSITORY, Jobs, Workers
 from tests.worker.queue.fake_engine import pixels_sha256
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import threading
-import time
 from typing import Self
 
 import numpy as np
@@ -10,6 +9,7 @@ from numpy.typing import NDArray
 
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import DIGITS, VERSION, WEIGHTS, FakeWorker
+from tests.waiting import wait_until
 from worker.contract import QUEUE_NAME, MemoryUse, ModelInfo, VersionInfo
 from worker.engine.messages import Failed, Succeeded
 from worker.queue.claim_terms import ClaimTerms
@@ -115,10 +115,7 @@ class DrawingWorker:
             self.succeed(job)
 
     def _until_told(self, job: HeldJob) -> None:
-        deadline = time.monotonic() + 30
-        while self._held.get(job.job_id) is job:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
+        wait_until(lambda: self._held.get(job.job_id) is not job, "the end to be written")
 
 
 def weights_of(version: str) -> str:

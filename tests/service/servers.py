@@ -2,15 +2,13 @@
 
 import socket
 import threading
-import time
 from typing import Self
 
 from service.__main__ import listen
 from service.app import connect, create_app
 from service.server import GatewayServer
 from service.settings import Settings
-
-START_TIMEOUT_S = 30
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class RunningGateway:
@@ -26,10 +24,7 @@ class RunningGateway:
 
     def __enter__(self) -> Self:
         self._thread.start()
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._server.started:
-            assert time.monotonic() < deadline, "the gateway did not start"
-            time.sleep(0.005)
+        wait_until(lambda: self._server.started, "the gateway to start")
         return self
 
     def stop(self) -> None:
@@ -38,5 +33,5 @@ class RunningGateway:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
-        self._thread.join(START_TIMEOUT_S)
+        self._thread.join(PATIENCE_S)
         self._listener.close()

@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from tests.service.fake_worker import DIGITS, OUT_OF_MEMORY, VERSION, FakeWorker
-from tests.service.stand_ins.journal import PATIENCE_S, eventually
+from tests.waiting import PATIENCE_S, wait_until
 from worker.contract import Guidance, LabelCondition, SamplerName, Takes, TextCondition
 
 
@@ -86,7 +86,7 @@ def test_a_terminal_is_shown_the_progress(url: str, worker: FakeWorker, tmp_path
 def test_ctrl_c_cancels_the_job_that_generate_waits_for(own_http: httpx.Client, worker: FakeWorker) -> None:
     command = [sys.executable, "-m", "service.launcher.cli", "generate", "--url", str(own_http.base_url)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE)
-    eventually(lambda: "reverie_event_streams 1.0" in own_http.get("/metrics").text, "a stream")
+    wait_until(lambda: "reverie_event_streams 1.0" in own_http.get("/metrics").text, "a stream")
     assert worker.queue_length() == 1
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=PATIENCE_S)

@@ -15,7 +15,8 @@ import redis
 
 from service.access.api_key import Scope, new_key
 from service.launcher.up import free_port
-from tests.service.stand_ins.journal import PATIENCE_S, Journal, alive, eventually
+from tests.service.stand_ins.journal import Journal, alive
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class Up:
@@ -37,7 +38,7 @@ class Up:
             )
 
     def ready(self) -> "Up":
-        eventually(lambda: "Ctrl-C ends it" in self.stdout or self.process.poll() is not None, "readiness")
+        wait_until(lambda: "Ctrl-C ends it" in self.stdout or self.process.poll() is not None, "readiness")
         assert self.process.poll() is None, self.stderr
         return self
 
@@ -137,7 +138,7 @@ def test_ctrl_c_ends_gateway_worker_and_valkey_in_this_order_and_keeps_the_data(
 def test_each_gpu_gets_a_worker_of_its_own(start: Start) -> None:
     up = start(REVERIE_WORKERS="auto").ready()
     up.journal.wait_for_start("worker", times=2)
-    eventually(
+    wait_until(
         lambda: {("worker", "cuda:0"), ("worker", "cuda:1")} <= set(up.journal.entries()), "a worker on each device"
     )
     assert "worker 1, worker 2, gateway" in up.stderr
@@ -165,7 +166,7 @@ def test_a_killed_valkey_is_started_again_with_its_data(start: Start) -> None:
         except redis.ConnectionError:
             return False
 
-    eventually(back, "a new Valkey")
+    wait_until(back, "a new Valkey")
     with up.redis as client:
         assert client.get("job") == b"kept"
     assert up.end() == 0
@@ -181,7 +182,7 @@ def test_kill_9_leaves_no_orphan_and_the_next_start_has_the_data(start: Start) -
     up.process.wait()
     again = start(REVERIE_DATA_DIR=str(up.data_dir)).ready()
     for pid in pids:
-        eventually(lambda pid=pid: not alive(pid), f"the end of {pid}")  # type: ignore[misc]  # mypy can't infer a lambda's default
+        wait_until(lambda pid=pid: not alive(pid), f"the end of {pid}")  # type: ignore[misc]  # mypy can't infer a lambda's default
     with up.redis as client:
         assert client.get("job") == b"kept"
     assert again.end() == 0

@@ -13,7 +13,7 @@ import redis
 from service.launcher.command_errors import DataDirError, DataDirInUseError, RedisError
 from service.launcher.data_dir import SOCKET_PATH_MAX_BYTES, DataDir, socket_path
 from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
-from tests.service.stand_ins.journal import eventually
+from tests.waiting import wait_until
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def running(data_dir: DataDir) -> Iterator[tuple[EmbeddedValkey, redis.Redis, su
     service = valkey.service()
     process = subprocess.Popen(service.command, pass_fds=service.pass_fds, stdout=subprocess.DEVNULL)
     try:
-        eventually(service.is_ready, "an answer to PING")
+        wait_until(service.is_ready, "an answer to PING")
         with redis.Redis.from_url(valkey.url) as client:
             yield valkey, client, process
     finally:

@@ -1,19 +1,12 @@
 """What /livez, /readyz, /models and / say."""
 
-from collections.abc import Callable
-
 import httpx
 
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, NAME, VERSION, FakeWorker
+from tests.waiting import wait_until
 from worker.contract import MemoryUse, ModelInfo
 from worker.contract.live_workers import ANNOUNCE
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """For the second that a reading of the catalogue serves; pytest's timeout ends it."""
-    while not condition():
-        pass
 
 
 def test_ready_means_that_a_worker_is_alive_with_a_model_loaded(http: httpx.Client) -> None:
@@ -24,10 +17,10 @@ def test_ready_means_that_a_worker_is_alive_with_a_model_loaded(http: httpx.Clie
 
 def test_not_ready_says_what_is_missing(own_http: httpx.Client, worker: FakeWorker) -> None:
     worker.announce(models=(DIGITS.model_copy(update={"version": None}),))
-    wait_until(lambda: own_http.get("/readyz").status_code == 503)
+    wait_until(lambda: own_http.get("/readyz").status_code == 503, "a new reading")
     assert own_http.get("/readyz").json()["code"] == "no_model"
     worker.die()
-    wait_until(lambda: own_http.get("/readyz").json()["code"] == "no_worker")
+    wait_until(lambda: own_http.get("/readyz").json()["code"] == "no_worker", "a new reading")
     answer = own_http.get("/readyz")
     assert answer.headers["Content-Type"] == "application/problem+json"
     assert "Retry-After" in answer.headers
@@ -57,14 +50,17 @@ def test_one_model_tells_versions_labels_and_size(http: httpx.Client) -> None:
 def test_models_tell_what_memory_each_worker_has_given_them(own_http: httpx.Client, worker: FakeWorker) -> None:
     held = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3, workspace_bytes=2)
     worker.announce(models=(DIGITS.model_copy(update={"memory_bytes": 700}),), memory=held)
-    wait_until(lambda: own_http.get("/models/digits").json()["memory_bytes"] == 700)
+    wait_until(lambda: own_http.get("/models/digits").json()["memory_bytes"] == 700, "a new reading")
     assert own_http.get("/models").json()["memory"] == {NAME: held.model_dump()}
 
 
 def test_a_reload_is_seen_soon(own_http: httpx.Client, worker: FakeWorker) -> None:
     assert own_http.get("/models/digits").json()["reload_error"] is None
     worker.announce(models=(DIGITS.model_copy(update={"reload_error": "hash differs"}),))
-    wait_until(lambda: own_http.get("/models/digits").json()["reload_error"] == "hash differs")
+    wait_until(
+        lambda: own_http.get("/models/digits").json()["reload_error"] == "hash differs",
+        "a new reading",
+    )
 
 
 def test_a_status_that_can_not_be_read_hides_no_other_worker(

@@ -13,7 +13,7 @@ from service.access.api_key import Scope, new_key
 from service.schemas import GenerateRequest
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
-from tests.service.stand_ins.journal import eventually
+from tests.waiting import wait_until
 from worker.contract import ImageFormat, LabelCondition, NoCondition, TextCondition
 
 
@@ -157,9 +157,9 @@ def test_a_client_that_hangs_up_cancels_its_job(http: httpx.Client, worker: Fake
 
     calling = threading.Thread(target=hang_up)
     calling.start()
-    eventually(lambda: worker.queue_length() == 1, "the job")
+    wait_until(lambda: worker.queue_length() == 1, "the job")
     calling.join()
-    eventually(lambda: worker.queue_length() == 0, "its cancellation")
+    wait_until(lambda: worker.queue_length() == 0, "its cancellation")
 
 
 def test_who_would_wait_too_long_is_told_and_the_job_is_canceled(

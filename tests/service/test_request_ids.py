@@ -1,7 +1,6 @@
 """One request can be followed: its id and its trace, from the header to the answer, the job and the worker's log."""
 
 import logging
-import time
 from collections.abc import Callable
 
 import httpx
@@ -13,6 +12,7 @@ from service.app import connect, create_app
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
+from tests.waiting import wait_until
 from worker.contract.keys import REQUEST_ID_FIELD, TRACEPARENT_FIELD, job_key
 
 BODY = {"model": "digits", "steps": 3, "batch": 1}
@@ -76,11 +76,7 @@ def test_an_outage_of_redis_is_told_twice_whatever_the_number_of_requests(
                 assert http.get(f"/jobs/{job_id}").status_code == 503
         finally:
             valkey.start()
-        for _ in range(200):
-            if "is back" in caplog.text:
-                break
-            http.get("/livez")
-            time.sleep(0.05)
+        wait_until(lambda: "is back" in caplog.text, "the gateway to notice")
     logged = [record.getMessage() for record in caplog.records if record.name == "service.redis_outage"]
     assert len(logged) == 2, logged
     assert logged[0].startswith("Redis is away")

@@ -2,7 +2,6 @@
 
 import io
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from service.errors import PROBLEM_MEDIA_TYPE
 from tests.conftest import ValkeyHandle
 from tests.s3_server import BUCKET, S3Server
 from tests.service.fake_worker import FakeWorker
+from tests.waiting import wait_until
 from worker.results.places import open_files
 
 S3 = f"s3://{BUCKET}/reverie"
@@ -87,10 +87,7 @@ def test_while_s3_is_gone_images_and_uploads_are_503_and_everything_else_works(
     assert http.get(f"/jobs/{job_id}").json()["status"] == "succeeded"
     assert http.post("/generate", json={"steps": 3, "batch": 1}).status_code == 202
     s3.reset()
-    deadline = time.monotonic() + 20
-    while upload(http).status_code != 201:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: upload(http).status_code == 201, "the upload to be taken")
 
 
 def test_a_folder_that_can_not_be_written_is_503_and_then_taken_again(

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.launcher.restart_policy import RestartPolicy
-from tests.service.stand_ins.journal import PATIENCE_S, Journal, alive, eventually
+from tests.service.stand_ins.journal import Journal, alive
+from tests.waiting import PATIENCE_S, wait_until
 
 
 class Supervised:
@@ -35,7 +36,7 @@ class Supervised:
                 stderr=subprocess.STDOUT,
             )
         if ready:
-            eventually(lambda: "ready" in self.output, "the supervisor's readiness")
+            wait_until(lambda: "ready" in self.output, "the supervisor's readiness")
 
     @property
     def process(self) -> subprocess.Popen[bytes]:
@@ -55,7 +56,7 @@ class Supervised:
 
     def assert_nothing_left(self) -> None:
         for pid in self.journal.all_pids():
-            eventually(lambda pid=pid: not alive(pid), f"the end of {pid}")  # type: ignore[misc]  # mypy can't infer a lambda's default
+            wait_until(lambda pid=pid: not alive(pid), f"the end of {pid}")  # type: ignore[misc]  # mypy can't infer a lambda's default
 
 
 @pytest.fixture
@@ -114,13 +115,13 @@ def test_a_second_ctrl_c_ends_everything_now(supervised: Supervised) -> None:
     supervised.start(supervised.service("other"), supervised.service("deaf", "ignore-term", stop_grace_s=3600))
     supervised.journal.wait_for_start("deaf")
     supervised.process.send_signal(signal.SIGINT)
-    eventually(lambda: ("deaf", "asked-to-end") in supervised.journal.entries(), "the first Ctrl-C")
+    wait_until(lambda: ("deaf", "asked-to-end") in supervised.journal.entries(), "the first Ctrl-C")
 
     def pressed_again() -> bool:
         supervised.process.send_signal(signal.SIGINT)
         return supervised.process.poll() is not None
 
-    eventually(pressed_again, "the end, by a press that is long enough after the first")
+    wait_until(pressed_again, "the end, by a press that is long enough after the first")
     assert supervised.end() == 130
     supervised.assert_nothing_left()
 
@@ -205,7 +206,7 @@ def test_a_command_that_does_not_exist_is_one_line(supervised: Supervised) -> No
 def test_what_does_one_thing_and_ends_is_not_started_again(supervised: Supervised) -> None:
     supervised.start(supervised.service("steady"), supervised.service("once", "exit=3", restart=False))
     steady = supervised.journal.wait_for_start("steady")
-    eventually(lambda: "once ended with exit code 3" in supervised.output, "the end of what runs once")
+    wait_until(lambda: "once ended with exit code 3" in supervised.output, "the end of what runs once")
     assert "once ended with exit code 3" in supervised.output.splitlines(), "nothing about starting it again"
     os.kill(steady, signal.SIGKILL)
     supervised.journal.wait_for_start("steady", times=2)

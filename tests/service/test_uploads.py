@@ -2,7 +2,6 @@
 
 import hashlib
 import struct
-import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,6 +18,7 @@ from service.errors import PROBLEM_MEDIA_TYPE, PictureRefused
 from service.pictures import read_picture
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
+from tests.waiting import wait_until
 from worker.contract.keys import upload_key
 from worker.results.redis_files import RedisFiles
 from worker.results.uploads import UploadGone, Uploads, picture_sha256
@@ -144,11 +144,10 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [4097, 10_000, 15_000, 2**31 - 1])
 def test_a_decompression_bomb_is_refused_by_what_it_claims_to_be(side: int, http: httpx.Client) -> None:
-    began = time.monotonic()
+    """Were it decoded, it would be refused for the data that it lacks."""
     assert "at most 16777216 pixels" in assert_refused(
         send(http, png_that_claims(side, side)), 422, "picture_too_large"
     )
-    assert time.monotonic() - began < 5
 
 
 def test_the_limits_are_the_settings(worker: FakeWorker, start_gateway: Callable[..., httpx.Client]) -> None:
@@ -256,7 +255,4 @@ def test_while_redis_is_away_an_upload_is_503(
     valkey.kill()
     assert_refused(send(http, file_of(noise())), 503, "redis_unavailable")
     valkey.start()
-    deadline = time.monotonic() + 20
-    while send(http, file_of(noise())).status_code != 201:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: send(http, file_of(noise())).status_code == 201, "the upload to be taken")

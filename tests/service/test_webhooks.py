@@ -25,7 +25,7 @@ from tests.service.webhook_receiver import (
     reset,
     take,
 )
-from tests.worker.queue.conftest import wait_until
+from tests.waiting import wait_until
 from worker.contract.keys import WEBHOOKS_KEY
 
 SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()

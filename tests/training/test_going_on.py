@@ -6,18 +6,17 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.waiting import PATIENCE_S, wait_until
 from training.state import StateFolder
 from worker.store import ModelStore
 from worker.store.manifest import WEIGHTS_PATH
 
 QUICK = ["--width", "8", "--layers", "1", "--threads", "1", "--save-every", "1"]
-PATIENCE_S = 280.0
 
 
 def command(root: Path, *arguments: str) -> list[str]:
@@ -41,13 +40,11 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def wait_for_state(root: Path, step: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
+    def is_there() -> bool:
         state = StateFolder(root / "state").load()
-        if state is not None and state.step >= step:
-            return
-        time.sleep(0.01)
-    raise AssertionError(f"no state at step {step} within {PATIENCE_S} s")
+        return state is not None and state.step >= step
+
+    wait_until(is_there, f"a state at step {step}")
 
 
 def published(root: Path) -> bytes:

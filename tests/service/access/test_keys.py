@@ -1,7 +1,6 @@
 """A gateway that asks for keys: who gets in, what each scope may do, and what a gateway without keys refuses to be."""
 
 import base64
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from service.launcher.up import UpSettings
 from service.settings import Settings
 from tests.service.access.conftest import Keys, bearer
 from tests.service.fake_worker import FakeWorker
+from tests.waiting import wait_until
 from worker.contract.environment import SettingsError
 
 BODY = {"steps": 5, "batch": 1}
@@ -103,10 +103,7 @@ def test_a_file_of_keys_is_read_again_while_it_runs(
 
 
 def wait_for_status(http: httpx.Client, key: str, status: int) -> None:
-    deadline = time.monotonic() + 30
-    while http.get("/models", headers=bearer(key)).status_code != status:
-        assert time.monotonic() < deadline, "the file was not read again"
-        time.sleep(0.05)
+    wait_until(lambda: http.get("/models", headers=bearer(key)).status_code == status, "the file to be read again")
 
 
 def test_a_gateway_without_keys_is_everybodys(http: httpx.Client) -> None:

@@ -11,7 +11,7 @@ from tests.service.access.conftest import Keys
 from tests.service.fake_worker import FakeWorker
 from tests.service.test_webhooks import SECRET
 from tests.service.webhook_receiver import Receiver
-from tests.worker.queue.conftest import wait_until
+from tests.waiting import wait_until
 
 
 def test_each_owner_verifies_by_a_secret_of_its_own(

@@ -12,7 +12,7 @@ from service.client import AsyncClient, Client, JobCanceled, JobFailed, ProblemE
 from service.schemas import Job, JobState
 from tests.service.client.faulty_network import AsyncFaultyTransport, FaultyTransport
 from tests.service.fake_worker import OUT_OF_MEMORY, FakeWorker
-from tests.service.stand_ins.journal import eventually
+from tests.waiting import wait_until
 from worker.contract import SamplerName
 
 AT_ONCE = Retries(first_pause_s=0.01)
@@ -197,7 +197,7 @@ def test_threads_may_share_a_client(url: str, worker: FakeWorker) -> None:
         threads = [threading.Thread(target=draw, args=(seed,)) for seed in range(8)]
         for thread in threads:
             thread.start()
-        eventually(lambda: len(drawn) == 8, "eight pictures")
+        wait_until(lambda: len(drawn) == 8, "eight pictures")
         for thread in threads:
             thread.join()
     assert drawn == {seed: f"pixels of seed {seed}".encode() for seed in range(8)}

@@ -2,21 +2,11 @@
 
 import os
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
+from tests.waiting import wait_until
+
 CHILD = str(Path(__file__).with_name("child.py"))
-PATIENCE_S = 60.0
-"""Only reached by a test that fails; the machine may be slow and shared."""
-
-
-def eventually(condition: Callable[[], bool], what: str) -> None:
-    """Wait until `condition` holds."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"never came: {what}"
-        time.sleep(0.02)
 
 
 def alive(pid: int) -> bool:
@@ -56,7 +46,7 @@ class Journal:
 
     def wait_for_start(self, name: str, times: int = 1) -> int:
         """Wait until `name` has been started so many times; returns the latest process id."""
-        eventually(lambda: len(self.pids(name)) >= times, f"start {times} of {name}")
+        wait_until(lambda: len(self.pids(name)) >= times, f"start {times} of {name}")
         return self.pids(name)[-1]
 
     def _lines(self) -> list[list[str]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.waiting import PATIENCE_S, wait_until
 from tests.worker.engine.harness import Driver, ask, filled_pool, load_float32
 from tests.worker.tiny_models import TINY, publish_tiny
 from worker.engine.engine import Engine
@@ -17,8 +18,6 @@ from worker.engine.messages import EngineRequest, Failed, Succeeded
 from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
 from worker.store.model_store import Checkpoint, ModelStore
-
-PATIENCE_S = 60.0
 
 
 @pytest.fixture
@@ -43,13 +42,6 @@ def running(*loops: Callable[[threading.Event], None], pool: ModelPool) -> Itera
             thread.join(PATIENCE_S)
 
 
-def until(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S:g} s for {what}"
-        time.sleep(0.005)
-
-
 def test_a_new_version_is_noticed_within_two_seconds(store: ModelStore) -> None:
     """From the end of publishing to the begin of loading; the best of three, for the machine may be busy."""
     noticed: dict[str, float] = {}
@@ -61,11 +53,11 @@ def test_a_new_version_is_noticed_within_two_seconds(store: ModelStore) -> None:
     pool = ModelPool(store, load)
     waits = []
     with running(pool.run, pool=pool):
-        until(lambda: noticed, "the first load")
+        wait_until(lambda: noticed, "the first load")
         for step in (2, 3, 4):
             version = publish_tiny(store, weights_seed=step, step=step).version
             published = time.monotonic()
-            until(lambda version=version: version in noticed, "the next load")  # type: ignore[misc]
+            wait_until(lambda version=version: version in noticed, "the next load")  # type: ignore[misc]
             waits.append(noticed[version] - published)
     assert min(waits) < 2.0
 
@@ -89,7 +81,7 @@ def test_there_is_never_more_than_one_load_at_a_time(store: ModelStore) -> None:
     with running(pool.run, pool=pool):
         for name in names:
             pool.acquire(name)
-        until(lambda: len(pool.resident()) == len(names) + 1, "all models")
+        wait_until(lambda: len(pool.resident()) == len(names) + 1, "all models")
     assert most == 1
 
 
@@ -137,8 +129,8 @@ def test_requests_in_flight_and_new_ones_all_succeed_while_versions_come_and_go(
         return version in served
 
     with running(pool.run, engine.run, pool=pool):
-        until(lambda: serves(versions[0]), "the first version")
+        wait_until(lambda: serves(versions[0]), "the first version")
         for step in range(2, 7):
             versions.append(publish_tiny(store, weights_seed=step, step=step).version)
-            until(lambda: serves(versions[-1]), "the next version")
+            wait_until(lambda: serves(versions[-1]), "the next version")
     assert sorted(set(served)) == versions

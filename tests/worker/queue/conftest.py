@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from tests.conftest import ValkeyHandle, live_workers
+from tests.waiting import PATIENCE_S, wait_until
 from tests.worker.queue.fake_engine import MODEL
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, JobError, JobOutcome, SamplingRequest
 from worker.contract.keys import (
@@ -38,17 +38,8 @@ from worker.queue.server_clock import ServerClock
 REPOSITORY = Path(__file__).resolve().parents[3]
 TERMINAL = {"finished", "failed", "canceled", "stopped"}
 SHORT_LEASE_S = 0.2
-PATIENCE_S = 60.0
-"""Far more than anything here takes: a slow machine must not fail a test."""
 COUNTED_S = 10.0
 """A worker with nothing to finish ends in a second or two; one that a test has paused never does."""
-
-
-def wait_until(condition: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {timeout_s:g} s for: {what}"
-        time.sleep(0.02)
 
 
 class Jobs:
@@ -123,11 +114,9 @@ class Jobs:
     def cancel(self, job_id: str) -> None:
         self.fetch(job_id).cancel()
 
-    def wait(self, job_ids: list[str], timeout_s: float = PATIENCE_S) -> list[str]:
+    def wait(self, job_ids: list[str]) -> list[str]:
         """The jobs' terminal statuses."""
-        wait_until(
-            lambda: all(self.status(id_) in TERMINAL for id_ in job_ids), f"{len(job_ids)} job(s) to end", timeout_s
-        )
+        wait_until(lambda: all(self.status(id_) in TERMINAL for id_ in job_ids), f"{len(job_ids)} job(s) to end")
         return [self.status(id_) for id_ in job_ids]
 
     def results(self, job_id: str) -> list[Result]:

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 import redis
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 from tests.worker.queue.fake_engine import FakeCatalogue, FakeEngine
 from worker.engine.messages import Canceled, SavedChain
 from worker.queue.claimer import Claimer

@@ -13,7 +13,8 @@ from service.job_queue import JobQueue, Submitted
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import CLOUDS, DIGITS
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 from worker.contract import JobError, SamplingRequest
 from worker.contract.keys import OWNERS_KEY, SERVED_KEY, TURN_KEY, line_key
 from worker.queue.claim_terms import ClaimTerms

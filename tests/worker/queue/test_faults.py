@@ -4,7 +4,8 @@ import signal
 import time
 
 from tests.conftest import ValkeyHandle, live_workers
-from tests.worker.queue.conftest import Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs, Workers
 from tests.worker.queue.fake_engine import (
     BREAKS_THE_ENGINE,
     FAILS,

@@ -13,7 +13,8 @@ from redis.client import Pipeline
 
 from tests.conftest import ValkeyHandle
 from tests.s3_server import BUCKET, S3Server
-from tests.worker.queue.conftest import Jobs, leases_of, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs, leases_of
 from tests.worker.queue.fake_engine import MODEL, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
 from worker.engine.messages import Failed, Succeeded
 from worker.queue.claim_terms import ClaimTerms

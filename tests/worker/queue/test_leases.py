@@ -7,7 +7,8 @@ import pytest
 import redis
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 from worker.contract import JobError, JobOutcome, ProgressSnapshot, chain_key, progress_key
 from worker.contract.keys import IDEMPOTENCY_FIELD, SUSPENDED_KEY, idempotency_key
 from worker.queue.claim_terms import ClaimTerms

@@ -11,7 +11,8 @@ import httpx
 from service.settings import Settings
 from tests.conftest import ValkeyHandle, live_workers
 from tests.service.servers import RunningGateway
-from tests.worker.queue.conftest import REPOSITORY, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import REPOSITORY, Workers
 from tests.worker.queue.test_retention import retention
 from worker.contract.keys import WORKERS_KEY
 from worker.contract.live_workers import ANNOUNCE, READ_LIVE, WITHDRAW

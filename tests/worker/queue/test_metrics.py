@@ -6,7 +6,8 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.worker.queue.conftest import Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs, Workers
 from tests.worker.queue.fake_engine import FAILS, FAILS_RETRYABLY, KILLS_ITS_PROCESS, MODEL
 from worker.contract.keys import TOTALS_KEY
 from worker.contract.totals import Total, read_totals

@@ -8,7 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs
 from worker.contract import JobError
 from worker.contract.queue_order import LONGEST_PATIENCE_S, LOOKED_AT, PATIENCE
 from worker.queue.claim_terms import ClaimTerms

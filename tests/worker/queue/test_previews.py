@@ -6,7 +6,8 @@ from base64 import b64decode
 from PIL import Image
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs, Workers
 from tests.worker.queue.fake_engine import pixels_of
 from worker.contract import PreviewSnapshot, events_channel
 from worker.contract.keys import preview_asked_key, preview_key

@@ -7,7 +7,8 @@ from rq import Queue, Worker
 from rq.worker.base import BaseWorker
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs, Workers
 from tests.worker.queue.fake_engine import FAILS
 from worker.contract import QUEUE_NAME, JobError, JobOutcome
 

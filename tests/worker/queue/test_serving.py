@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ValkeyHandle, live_workers
-from tests.worker.queue.conftest import PATIENCE_S, Jobs, Workers, wait_until
+from tests.waiting import PATIENCE_S, wait_until
+from tests.worker.queue.conftest import Jobs, Workers
 from tests.worker.queue.fake_engine import MEMORY, VERSION, WEIGHTS_SHA256, pixels_of, pixels_sha256
 from worker.contract import (
     CATALOGUE_KEY,

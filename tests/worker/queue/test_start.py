@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from tests.conftest import ValkeyHandle, live_workers
-from tests.worker.queue.conftest import REPOSITORY, Jobs, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import REPOSITORY, Jobs
 from tests.worker.queue.fake_engine import MODEL
 from tests.worker.tiny_models import publish_tiny
 from worker.contract import SamplerName, WorkerStatus

@@ -10,7 +10,8 @@ from itertools import count
 import pytest
 
 from tests.conftest import ValkeyHandle, live_workers
-from tests.worker.queue.conftest import Jobs, WorkerHandle, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import Jobs, WorkerHandle, Workers
 from tests.worker.queue.fake_engine import STALLS, VERSION, FakeCatalogue, FakeEngine
 from worker.contract import EngineCounters, ProgressSnapshot, WorkerStatus
 from worker.contract.keys import ADMITTED_FIELD, job_key

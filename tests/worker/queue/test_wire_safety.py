@@ -13,7 +13,8 @@ from rq import Callback
 from rq.serializers import JSONSerializer
 
 from tests.conftest import ValkeyHandle
-from tests.worker.queue.conftest import REPOSITORY, Jobs, Workers, wait_until
+from tests.waiting import wait_until
+from tests.worker.queue.conftest import REPOSITORY, Jobs, Workers
 from tests.worker.queue.fake_engine import MODEL
 from worker.contract import FUNCTION_NAME
 
