@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import time
 
 import pytest
 from PIL import Image
@@ -23,6 +24,8 @@ from worker.results.redis_files import RedisFiles
 
 PERMANENT_KEYS = {"rq:queues", "rq:workers", "rq:workers:reverie", "reverie:totals"}
 """What RQ keeps about queues and workers, and the totals; nothing of any job."""
+MOST_BY_THE_CLOCK_PER_S = 16
+"""Round trips of a worker however many jobs it has: ten looks for short ones, four words of progress, and the rest."""
 
 
 @pytest.mark.parametrize("image_format", list(ImageFormat))
@@ -64,11 +67,15 @@ def test_many_jobs_share_one_process_and_its_batches(jobs: Jobs, workers: Worker
 def test_a_busy_worker_shares_its_round_trips_among_its_jobs(
     jobs: Jobs, workers: Workers, valkey: ValkeyHandle
 ) -> None:
-    """Jobs are claimed together, and those that ended together are delivered together."""
+    """Jobs are claimed together, and those that ended together are delivered together.
+
+    What a worker says by the clock is left out: progress, looks for short jobs, heartbeats.
+    """
     count, looks = 300, 0
     for seed in range(count):
         jobs.add(seed, steps=1)
     valkey.client.config_resetstat()
+    began = time.monotonic()
     workers.start(step_ms=2, heartbeat_s=5, lease_s=15, maintenance_s=5, worker_ttl_s=30)
 
     def all_ended() -> bool:
@@ -77,8 +84,9 @@ def test_a_busy_worker_shares_its_round_trips_among_its_jobs(
         return valkey.client.zcard(jobs.queue.finished_job_registry.key) == count
 
     wait_until(all_ended, "all jobs to end")
-    # One claim, one delivery and one message for each job alone would be three times as many.
-    assert valkey.client.info("stats")["total_reads_processed"] - looks < count * 4 / 3
+    by_the_clock = MOST_BY_THE_CLOCK_PER_S * (time.monotonic() - began)
+    # One claim, one delivery and one message for each job alone would be 900.
+    assert valkey.client.info("stats")["total_reads_processed"] - looks - by_the_clock < 1.5 * count
 
 
 def test_no_key_of_a_job_is_left_without_an_expiry(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
