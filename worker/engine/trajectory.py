@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from worker.codecs.codec import Codec
 from worker.conditioning.conditioning import Conditioning
 from worker.diffusion.inpainting import Inpainting
 from worker.diffusion.noise import Shape
@@ -146,9 +147,9 @@ class Trajectory:
         return self.conditioning.rows * self.leg.area
 
     @property
-    def batch_key(self) -> tuple[ChainNetwork, Shape]:
-        """Rows of one batch have the same."""
-        return self.leg.network, self.leg.shape
+    def batch_key(self) -> tuple[ChainNetwork, Shape, Codec]:
+        """Rows of one batch have the same: their previews are made by one codec, too."""
+        return self.leg.network, self.leg.shape, self.model.codec
 
     @property
     def timestep(self) -> float:

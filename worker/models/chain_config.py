@@ -99,8 +99,7 @@ class _Defaults:
 DEFAULTS = {
     "DDPMScheduler": _Defaults(SamplerName.DDPM, clip_sample=True),
     "DDIMScheduler": _Defaults(SamplerName.DDIM, clip_sample=True),
-    # With skip_prk_steps false it would begin with Runge-Kutta steps; that is not offered, and every pipeline with a
-    # text encoder overrides it.
+    # Without its Runge-Kutta steps, which an import refuses.
     "PNDMScheduler": _Defaults(SamplerName.PLMS, clip_sample=False, set_alpha_to_one=False),
     "DPMSolverMultistepScheduler": _Defaults(SamplerName.DPMPP_2M, clip_sample=False, spacing="linspace"),
     "EulerDiscreteScheduler": _Defaults(SamplerName.EULER, clip_sample=False, spacing="linspace"),

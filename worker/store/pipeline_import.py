@@ -7,7 +7,7 @@ scheduler's configuration but without `model_index.json` is taken too, in `unet/
 import json
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from worker.store.component_rules import RULES, check_fit, check_system, check_variance, rule_for
@@ -18,6 +18,9 @@ from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import ZEROS_FLAG, PipelineIndex, read_index, write_index
 from worker.store.unet_config import read_unet_config
 from worker.store.weight_files import WeightFiles, copy_weights, find_weights
+
+WITHOUT_PRK = ("StableDiffusionInpaintPipeline",)
+"""diffusers' classes that set skip_prk_steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +76,7 @@ def import_pipeline(
     components = {part.name: part.class_name for part in parts}
     check_system(components, where)
     check_fit(directory, components, where)
+    parts = [_without_prk(part, index.class_name, where) for part in parts]
     unet, noise = (next(part for part in parts if part.name == name) for name in ("unet", "scheduler"))
     check_variance(unet.class_name, unet.config, noise.config, where)
     num_classes = read_unet_config(unet.class_name, unet.config).num_classes
@@ -130,6 +134,20 @@ def _part(name: str, class_name: str, folder: Path, where: str, variant: str | N
     rule.check(config, where)
     weights = find_weights(folder, rule.weights, str(folder), variant) if rule.weights else None
     return _Part(name, class_name, folder, config, weights)
+
+
+def _without_prk(part: _Part, pipeline: str | None, where: str) -> _Part:
+    """A `PNDMScheduler` draws as PLMS here, which is what it does without its Runge-Kutta steps alone.
+
+    The inpainting pipelines turn them off whatever the file says; what is written then says so too.
+    """
+    if part.config.get("_class_name") != "PNDMScheduler" or part.config.get("skip_prk_steps", False):
+        return part
+    if pipeline in WITHOUT_PRK:
+        return replace(part, config={**part.config, "skip_prk_steps": True})
+    raise BadCheckpoint(
+        f"{where}: the scheduler: need skip_prk_steps true of a PNDMScheduler: its Runge-Kutta steps are not offered"
+    )
 
 
 def _write_part(part: _Part, target: Path) -> None:

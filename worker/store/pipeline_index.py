@@ -27,12 +27,14 @@ class PipelineIndex:
         absent: those that it could have and has not.
         skipped: those that it has and that are not taken, see `SKIPPED`.
         flags: what else it says with yes or no.
+        class_name: diffusers' class of the pipeline; None where it names none.
     """
 
     components: Mapping[str, str]
     absent: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
     flags: Mapping[str, bool] = field(default_factory=dict)
+    class_name: str | None = None
 
 
 def read_index(folder: Path, where: str) -> PipelineIndex:
@@ -42,7 +44,8 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
         BadCheckpoint: it can't be read, or names a component that no supported system has.
     """
     components, absent, skipped, flags = {}, [], [], {}
-    for name, entry in read_json_object(folder, PIPELINE_INDEX_PATH, where).items():
+    index = read_json_object(folder, PIPELINE_INDEX_PATH, where)
+    for name, entry in index.items():
         if isinstance(entry, bool):
             flags[name] = entry
         if name.startswith("_") or not isinstance(entry, list):
@@ -57,7 +60,10 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
                 components[name] = class_name
             case _:
                 raise BadCheckpoint(f"{where}: {PIPELINE_INDEX_PATH}: need [library, class] for {name}, got {entry!r}")
-    return PipelineIndex(components, tuple(absent), tuple(skipped), flags)
+    pipeline = index.get("_class_name")
+    return PipelineIndex(
+        components, tuple(absent), tuple(skipped), flags, pipeline if isinstance(pipeline, str) else None
+    )
 
 
 def latent_pipeline_class(folder: Path) -> str | None:

@@ -1,6 +1,8 @@
 """What is seen of an image on its way, and that looking changes nothing."""
 
+from dataclasses import dataclass, replace
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.worker.engine.harness import CPU, Driver, HandClock, SlowDevice, ask, draw, filled_pool, same_pixels
-from tests.worker.engine.two_legs import Journal, two_leg_model
+from tests.worker.engine.two_legs import Doubling, Journal, two_leg_model
+from tests.worker.tiny_models import publish_tiny
 from worker.contract import SamplerName
 from worker.diffusion.pixels import to_pixels
 from worker.engine import runner
@@ -173,3 +176,41 @@ def test_a_preview_is_small(side: int, expected: int) -> None:
     made = small(flat, PREVIEW_PX)
     assert max(made.shape) == expected <= PREVIEW_PX
     assert torch.allclose(made, torch.tensor(0.25))
+
+
+@dataclass(frozen=True, eq=False)
+class Tinted(Doubling):
+    """All pictures on the way are of one shade."""
+
+    shade: float = 0.0
+
+    def preview(self, x_0: Tensor) -> Tensor:
+        return torch.full_like(x_0, self.shade)
+
+
+def test_models_that_share_a_leg_and_not_the_codec_are_each_previewed_by_their_own(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path)
+    shades = {"dark": -1.0, "light": 1.0}
+    for seed, name in enumerate(shades):
+        publish_tiny(store, name, weights_seed=seed)
+    journal = Journal()
+    shared: list[LoadedModel] = []
+
+    def load(checkpoint: Checkpoint) -> LoadedModel:
+        model = two_leg_model(load_checkpoint(checkpoint, CPU, torch.float32), journal)
+        shared.append(model)
+        return replace(model, later_legs=shared[0].later_legs, codec=Tinted(journal, shade=shades[model.name]))
+
+    driver = Driver(filled_pool(store, load), max_batch=8)
+    driver.engine.watch(shades)
+    driver.submit("dark", ask(model="dark", steps=20, class_label=1))
+    while "enter" not in journal.entries:
+        driver.step()
+        driver.clock.now += 1.0  # type: ignore[attr-defined]
+    driver.submit("light", ask(model="light", steps=2, class_label=1))
+    finish(driver)
+    assert journal.entries.count("enter") == 2
+    for name, shade in shades.items():
+        told = driver.reported(Previewed, name)
+        assert len(told) > 2, "in both legs"
+        assert {int(level) for each in told for level in np.unique(each.images[0][1])} == {int((shade + 1) * 127.5)}

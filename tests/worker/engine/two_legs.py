@@ -82,7 +82,7 @@ def enlarge(inputs: NetworkInput) -> Tensor:
     return inputs.x * 0.5 - inputs.named["small"] * 0.25 + text * 0.01 + inputs.t.view(-1, 1, 1, 1) / 4000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Doubling:
     """A codec that is run image by image."""
 

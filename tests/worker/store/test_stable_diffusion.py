@@ -114,3 +114,16 @@ def test_a_vae_that_cannot_be_served_is_named(
     damage(saved)
     with pytest.raises((BadCheckpoint, PublishFailed), match=reason):
         import_pipeline(ModelStore(tmp_path / "store"), saved, "sd")
+
+
+def test_runge_kutta_steps_are_refused_by_name(tmp_path: Path, saved: Path) -> None:
+    """They are diffusers' default where the file does not say."""
+    scheduler = saved / "scheduler" / "scheduler_config.json"
+    for config in ({"skip_prk_steps": False}, {}):
+        kept = {key: value for key, value in json.loads(scheduler.read_text()).items() if key != "skip_prk_steps"}
+        scheduler.write_text(json.dumps(kept | config))
+        with pytest.raises(BadCheckpoint, match="need skip_prk_steps true of a PNDMScheduler"):
+            import_pipeline(ModelStore(tmp_path / "store"), saved, "sd")
+    edit(saved / "model_index.json", _class_name="StableDiffusionInpaintPipeline")
+    path = import_pipeline(ModelStore(tmp_path / "store"), saved, "sd").path
+    assert json.loads((path / "scheduler" / "scheduler_config.json").read_text())["skip_prk_steps"] is True
