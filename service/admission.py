@@ -62,6 +62,8 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
     if body.guidance_rescale and not _is_guided(body):
         rule = "has no effect without guidance: needs a guidance_scale other than 0 and 1"
         broken.append(FieldProblem("guidance_rescale", rule, body.guidance_rescale))
+    if body.guidance_interval is not None:
+        broken += _broken_interval(body, body.guidance_interval)
     if body.negative_prompt is not None and not _is_prompted(body):
         broken.append(FieldProblem("negative_prompt", "needs a prompt", body.negative_prompt))
     elif body.negative_prompt and body.guidance_scale == 1.0:
@@ -106,7 +108,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         karras=karras_of(body, model),
         init=init_image_of(body, pictures),
         condition=_condition(body, class_label),
-        guidance=Guidance(scale=_guidance_scale(body), rescale=body.guidance_rescale or 0.0),
+        guidance=_guidance(body),
         width=body.width,
         height=body.height,
         area=_area(body, model),
@@ -125,6 +127,21 @@ def _condition(body: GenerateRequest, class_label: int | None) -> Condition:
             clip_skip=body.clip_skip or 0,
         )
     return NoCondition() if class_label is None else LabelCondition(label=class_label)
+
+
+def _guidance(body: GenerateRequest) -> Guidance:
+    interval = None if body.guidance_interval is None else (body.guidance_interval[0], body.guidance_interval[1])
+    return Guidance(scale=_guidance_scale(body), rescale=body.guidance_rescale or 0.0, interval=interval)
+
+
+def _broken_interval(body: GenerateRequest, interval: list[float]) -> list[FieldProblem]:
+    low, high = interval
+    if not low < high:
+        return [FieldProblem("guidance_interval", "need low < high", interval)]
+    if (low, high) != (0, 1) and not _is_guided(body):
+        rule = "has no effect without guidance: needs a guidance_scale other than 0 and 1"
+        return [FieldProblem("guidance_interval", rule, interval)]
+    return []
 
 
 def _guidance_scale(body: GenerateRequest) -> float:

@@ -123,6 +123,13 @@ class GenerateRequest(BaseModel):
         le=1,
         description="How far the contrast of a guided image is drawn back to the unguided one's. Absent: 0.",
     )
+    guidance_interval: list[Annotated[Float, Field(ge=0, le=1)]] | None = Field(
+        default=None,
+        min_length=2,
+        max_length=2,
+        description="[low, high]: guide only the steps whose timestep t is inside, low <= t/T <= high with the model's "
+        "T training timesteps: 1 is pure noise, 0 the image. The other steps cost half. Absent: [0, 1], all steps.",
+    )
     init_image: StrictStr | None = Field(
         default=None,
         description="A picture to begin at in place of noise: the SHA-256 that POST /uploads answered with, or, for a "
@@ -223,6 +230,7 @@ class Job(BaseModel):
     width: int | None = Field(default=None, description="As asked for; null: the model's own.")
     height: int | None = None
     guidance_rescale: float
+    guidance_interval: list[float] | None = Field(default=None, description="Null: every step is guided.")
     init_image: str | None = Field(description="Name of the upload that it begins at, as strength and mask say.")
     strength: float | None
     mask: str | None

@@ -8,6 +8,8 @@ const form = $("request");
 const field = (name) => form.querySelector(`[data-field="${name}"]`);
 const WHOLE = ["seed", "steps", "batch", "width", "height"];
 const REAL = ["guidance_scale", "guidance_rescale", "eta", "strength"];
+/** The ends of one field. */
+const INTERVAL = ["guidance_low", "guidance_high"];
 /** As a choice, so that it can be left open. */
 const YES_OR_NO = ["karras"];
 const TEXT = ["model", "version", "prompt", "negative_prompt", "sampler", "spacing", "format"];
@@ -55,6 +57,8 @@ export function read() {
   const label = form.querySelector("input[name=class_label]:checked, select[name=class_label]");
   if (label && isOffered(label) && label.value !== "") request.class_label = Number(label.value);
   if ($("frames").checked) request.frames = Math.max(1, Math.min(FRAMES, Math.floor(MOST_FRAMES / (request.batch || 1))));
+  const [low, high] = INTERVAL.map((name) => form.elements[name]);
+  if (isOffered(low) && (low.value || high.value)) request.guidance_interval = [Number(low.value), high.value === "" ? 1 : Number(high.value)];
   if (!("prompt" in request)) delete request.negative_prompt;
   if (!("prompt" in request || "class_label" in request)) delete request.guidance_scale;
   for (const [name, value] of added) {
@@ -79,6 +83,8 @@ export function write(request, { isFromStorage = false } = {}) {
     if (!input || (isFromStorage && request[name] === undefined)) continue;
     input.value = request[name] ?? (input.tagName === "SELECT" ? input.options[0]?.value ?? "" : "");
   }
+  if (!isFromStorage || request.guidance_interval)
+    INTERVAL.forEach((name, end) => (form.elements[name].value = request.guidance_interval?.[end] ?? ""));
   const label = request.class_label === undefined ? "" : String(request.class_label);
   const chip = form.querySelector(`input[name=class_label][value="${label}"]`);
   if (chip) chip.checked = true;
@@ -197,7 +203,8 @@ function showApplicable(model) {
   field("eta").hidden = sampler !== "ddim";
   field("karras").hidden = !KARRAS_SAMPLERS.includes(sampler);
   const { prompt, class_label, guidance_scale = Number($("guidance_scale").placeholder) } = read();
-  field("guidance_rescale").hidden = (prompt ?? class_label) === undefined || [0, 1].includes(guidance_scale);
+  const isUnguided = (prompt ?? class_label) === undefined || [0, 1].includes(guidance_scale);
+  for (const name of ["guidance_rescale", "guidance_interval"]) field(name).hidden = isUnguided;
 }
 
 function fillLabels(model) {

@@ -114,7 +114,7 @@ function facts(image) {
     ["Version", job.version, "mono"],
     ["Seed", image.seed],
     ["Steps", `${job.steps}, ${job.sampler}${job.eta ? `, eta ${job.eta}` : ""}${job.karras ? ", Karras' noise levels" : ""}${job.spacing ? `, ${job.spacing}` : ""}`],
-    ["Guidance", job.guidance_scale === 1 ? null : `${job.guidance_scale}${job.guidance_rescale ? `, rescaled by ${job.guidance_rescale}` : ""}`],
+    ["Guidance", job.guidance_scale === 1 ? null : guidanceOf(job)],
     ["Size", `${image.width} × ${image.height}, ${job.format.toUpperCase()}`],
     ["Computed in", job.dtype && `${job.dtype}${job.exact === false ? ", last bits may vary with the batch" : ""}`],
     ["Answered", job.cached && "from the cache: an equal request had drawn it"],
@@ -127,6 +127,11 @@ function facts(image) {
     ...made.filter(([, value]) => value !== null && value !== undefined && value !== "" && value !== false)
       .flatMap(([name, value, className]) => [el("dt", {}, name), el("dd", { className }, String(value))]),
   );
+}
+
+function guidanceOf({ guidance_scale, guidance_rescale, guidance_interval }) {
+  const rescaled = guidance_rescale ? `, rescaled by ${guidance_rescale}` : "";
+  return `${guidance_scale}${rescaled}${guidance_interval ? `, for t/T from ${guidance_interval.join(" to ")}` : ""}`;
 }
 
 function code(request) {

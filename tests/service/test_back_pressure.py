@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import httpx
+import pytest
 
 from tests.service.fake_worker import FakeWorker
 
@@ -87,8 +88,11 @@ def test_two_workers_do_the_waiting_work_in_half_the_time(
     assert [http.post("/generate", json=BODY).status_code for _ in range(4)] == [202, 202, 202, 429]
 
 
-def test_a_guided_image_counts_twice(worker: FakeWorker, start_gateway: Callable[..., httpx.Client]) -> None:
+@pytest.mark.parametrize(("guided", "fits"), [({}, False), ({"guidance_interval": [0.0, 0.45]}, True)])
+def test_a_guided_image_counts_twice_in_the_steps_that_are_guided(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], guided: dict[str, object], fits: bool
+) -> None:
     http = start_gateway(max_queue=50)
-    guided = BODY | {"class_label": "one", "guidance_scale": 3.0}
+    guided = BODY | {"class_label": "one", "guidance_scale": 3.0} | guided
     assert http.post("/generate", json=guided).status_code == 202
-    assert http.post("/generate", json=BODY).status_code == 429
+    assert http.post("/generate", json=BODY).status_code == (202 if fits else 429)

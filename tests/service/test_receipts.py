@@ -50,6 +50,7 @@ BODIES: list[dict[str, Any]] = [
     {"steps": 5, "batch": 1, "seed": 7, "init_image": "a" * 64, "strength": 0.6},
     {"steps": 5, "batch": 1, "seed": 7, "init_image": "a" * 64, "mask": "b" * 64, "paste_back": True},
     {"steps": 5, "batch": 1, "seed": 7, "class_label": 1, "guidance_scale": 2.0, "guidance_rescale": 0.7},
+    {"steps": 5, "batch": 1, "seed": 7, "class_label": 1, "guidance_scale": 2.0, "guidance_interval": [0.2, 0.8]},
     {"steps": 5, "batch": 1, "seed": 7, "model": "clouds", "version": VERSION, "sampler": "ddpm"},
 ]
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
@@ -21,6 +21,7 @@ from worker.contract.names import (
 )
 
 Prompt = Annotated[str, Field(max_length=MAX_PROMPT_CHARACTERS)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class NoCondition(Message):
@@ -67,6 +68,16 @@ class Guidance(Message):
     """w of classifier-free guidance: 1 is the conditional model itself, 0 the unconditional one."""
     rescale: float = Field(default=0.0, ge=0.0, le=1.0)
     """How far the spread of the guided output is drawn back to that of the conditional one; read where both are."""
+    interval: tuple[Share, Share] | None = None
+    """Only steps whose timestep t is inside are guided, low <= t / T <= high with T training timesteps: 1 is noise, 0
+    the image. Kynkäänniemi et al. 2024. None: all steps, which [0, 1] is read as."""
+
+    @field_validator("interval")
+    @classmethod
+    def _is_an_interval(cls, interval: tuple[float, float] | None) -> tuple[float, float] | None:
+        if interval is not None and not interval[0] < interval[1]:
+            raise ValueError(f"need low < high, got {list(interval)}")
+        return None if interval == (0.0, 1.0) else interval
 
 
 class InitImage(Message):
@@ -126,8 +137,12 @@ class SamplingRequest(Message):
     def rows(self) -> int:
         """Network rows of the model's own size that one step of all images costs: a guided image takes two, as w = 0
         and w = 1 need no mixture, and a larger one as many more as it has pixels."""
-        guided = not isinstance(self.condition, NoCondition) and self.guidance.scale not in (0.0, 1.0)
-        return self.batch * (2 if guided else 1) * self.area
+        return self.batch * (2 if self.is_guided else 1) * self.area
+
+    @property
+    def is_guided(self) -> bool:
+        """Whether any of its steps may mix two outputs of the network."""
+        return not isinstance(self.condition, NoCondition) and self.guidance.scale not in (0.0, 1.0)
 
     @model_validator(mode="after")
     def _begins_somewhere(self) -> Self:
@@ -148,6 +163,14 @@ class SamplingRequest(Message):
         return self.steps - self.skipped_steps + (self.sampler == SamplerName.PLMS and self.steps > 1)
 
     @property
+    def guided_calls(self) -> int:
+        """Of those calls, how many are guided. With an interval an estimate: as if timesteps were evenly spaced."""
+        if not self.is_guided or self.guidance.interval is None:
+            return self.calls if self.is_guided else 0
+        low, high = self.guidance.interval
+        return sum(low <= place / self.steps <= high for place in range(self.steps - self.skipped_steps))
+
+    @property
     def row_steps(self) -> int:
         """The request's work: network rows of all its calls."""
-        return self.rows * self.calls
+        return self.batch * self.area * (self.calls + self.guided_calls)

@@ -18,8 +18,8 @@ def plan_sha256(*plans: SamplerPlan) -> str:
     for plan in plans:
         for field in fields(plan):
             value = getattr(plan, field.name)
-            if field.name == "log_spread" and not value:
-                continue  # plans without it are named as they were before there was one
+            if value == ():
+                continue  # says nothing: plans without it are named as they were before there was such a field
             data = value.contiguous().numpy().tobytes() if isinstance(value, Tensor) else repr(value).encode()
             digest.update(f"{field.name} {len(data)}\n".encode() + data)
     return digest.hexdigest()

@@ -37,6 +37,7 @@ class SamplerPlan:
         initial_scale: x_T is so many times standard normal.
         log_spread: of each step, for a network that predicts how much noise it adds, see
             `worker.diffusion.learned_variance`; empty where the noise is that of the coefficients.
+        guides: whether the step is guided in a request that is; empty: each is.
     """
 
     timesteps: tuple[float, ...]
@@ -46,6 +47,7 @@ class SamplerPlan:
     keeps_output: tuple[bool, ...]
     initial_scale: float = 1.0
     log_spread: tuple[float, ...] = ()
+    guides: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         """How often the network is called."""
@@ -60,6 +62,10 @@ class SamplerPlan:
     def reads_history(self, step: int) -> bool:
         """Whether the step reads the x_0 of the one before it."""
         return self.numbers[step][Column.X_0_PREVIOUS] != 0
+
+    def is_guided(self, step: int) -> bool:
+        """Whether the step is guided in a request that is."""
+        return not self.guides or self.guides[step]
 
     @cached_property
     def earlier_outputs(self) -> tuple[int, ...]:
@@ -89,6 +95,7 @@ def plan(
     timestep_scaling: float = 10.0,
     skipped_steps: int = 0,
     learned_variance: bool = False,
+    guidance_interval: tuple[float, float] | None = None,
 ) -> SamplerPlan:
     """Plan a chain of N steps.
 
@@ -108,6 +115,7 @@ def plan(
         original_inference_steps, timestep_scaling: of an LCM's distillation.
         learned_variance: the model predicts the variance of DDPM's steps; no other sampler reads it.
         skipped_steps: of the N, at the begin: the chain starts anew at the next one, from a noised image.
+        guidance_interval: (low, high): only steps with low <= t / T <= high are guided; None: all.
 
     Raises:
         PlanError: a value out of its range.
@@ -123,6 +131,9 @@ def plan(
         raise PlanError(f"need 0 <= skipped_steps < {num_inference_steps}, got {skipped_steps}")
     if skipped_steps and sampler == SamplerName.PLMS:
         raise PlanError("need another sampler than plms to begin at an image: its chain can't be entered in the middle")
+
+    if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
+        raise PlanError(f"need a guidance_interval of 0 <= low < high <= 1, got {guidance_interval}")
 
     N, T = num_inference_steps, schedule.num_train_timesteps
     leading = spacing or Spacing.LEADING
@@ -158,6 +169,7 @@ def plan(
     log_spread: tuple[float, ...] = ()
     if learned_variance and sampler == SamplerName.DDPM:
         log_spread = tuple(sampler_terms.ddpm_log_spread(alpha_bar, alpha_bar_prev).tolist())
+    low, high = guidance_interval or (0.0, 1.0)
     return SamplerPlan(
         timesteps=levels.timesteps,
         alpha_bar=tuple(levels.alpha_bar.tolist()),
@@ -166,6 +178,7 @@ def plan(
         keeps_output=tuple(keeps_output),
         initial_scale=initial_scale,
         log_spread=log_spread,
+        guides=tuple(low <= t / T <= high for t in levels.timesteps) if guidance_interval is not None else (),
     )
 
 

@@ -108,6 +108,8 @@ def admit(
         raise RequestRefused(f"{model.name}: {error}") from error
     except (ConditionRefusedError, SizeRefusedError, PictureMisfit) as error:
         raise RequestRefused(str(error)) from error
+    if request.is_guided and not any(plan.is_guided(step) for plan in plans for step in range(len(plan))):
+        warnings.append("guidance_interval: no step lies inside, so the image is not guided")
     return Admission(request, model, shape, plans, encodings, encoding_of, tuple(dict.fromkeys(warnings)), start)
 
 

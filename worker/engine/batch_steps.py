@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from worker.engine.batcher import Batcher
 from worker.engine.endings import Endings
@@ -16,6 +17,14 @@ from worker.networks.device import end_if_lost
 from worker.networks.memory_errors import out_of_memory
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Begun:
+    """A batch whose step was begun, with what it cost in network rows."""
+
+    rows: Sequence[Trajectory]
+    cost: int
 
 
 class BatchSteps:
@@ -50,7 +59,7 @@ class BatchSteps:
         self._join = join
         self._last_rows: Sequence[Trajectory] = ()
 
-    def begin(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
+    def begin(self, rows: Sequence[Trajectory]) -> list[Begun]:
         """Begin a step of these rows, and return the batches that were begun: all rows in one, or what a failure left.
 
         Raises:
@@ -59,6 +68,7 @@ class BatchSteps:
         if not rows:
             self._last_rows = ()
             return []
+        cost = sum(row.cost for row in rows)
         try:
             result = run_step(rows, self._batcher.max_batch)
             previewed, framed = self._previews.of(result, self._requests), frames_of(result, self._requests)
@@ -81,10 +91,10 @@ class BatchSteps:
                 self._batcher.remove(row)
                 if not (row.finished and row.model.codec.in_step):
                     self._join(self._requests[row.job_id], row)
-        self._batcher.ran(sum(row.cost for row in rows))
-        return [rows]
+        self._batcher.ran(cost)
+        return [Begun(rows, cost)]
 
-    def _begin_each(self, rows: Sequence[Trajectory]) -> list[Sequence[Trajectory]]:
+    def _begin_each(self, rows: Sequence[Trajectory]) -> list[Begun]:
         """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""
         batches = []
         for row in rows:

@@ -178,10 +178,10 @@ class Engine:
         most_ahead = MOST_AHEAD if staged or rows else max(0, len(self._in_flight) - 1)
         completed = list(self._in_flight.completed(most_ahead))
         self._last_step_at = self._clock()
-        costs = [sum(row.cost for row in batch) for batch in batches]
-        for batch, cost in zip(batches, costs, strict=True):
-            self._costs.begun(batch[0].model.name, cost, began)
-            self._count(batch, (self._last_step_at - began) * cost / sum(costs))
+        cost = sum(batch.cost for batch in batches)
+        for batch in batches:
+            self._costs.begun(batch.rows[0].model.name, batch.cost, began)
+            self._count(batch.rows, (self._last_step_at - began) * batch.cost / cost)
         self._costs.ended(sum(work.is_step for work in completed), self._last_step_at)
         for work in completed:
             self._post_process(work)

@@ -80,7 +80,8 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     denoise, most_rows = leg.network.denoiser_of(leg.shape), max(1, max_network_rows // leg.area)
     before = _unchanged_batch(rows)
     numbers = send_numbers(rows, model.device)
-    named = _named(rows) if before is None else before.named
+    network_rows = [row.network_rows for row in rows]
+    named = before.named if before is not None and before.network_rows == network_rows else _named(rows)
     x_t = _states(rows, numbers, leg) if before is None else before.x_t
     history = _history(rows, x_t, before)
     earlier, keeps = _earlier_outputs(rows, x_t), any(row.keeps_output for row in rows)
@@ -108,7 +109,7 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
 
     stepped = use_output(denoise, inputs, most_rows, end)
     pictured = [row for row in rows if row.finishes and row.model.codec.in_step]
-    state = BatchState(stepped.x_t, stepped.x_0, named)
+    state = BatchState(stepped.x_t, stepped.x_0, network_rows, named)
     return StepResult(rows, stepped.finite, stepped.pixels, pictured, state, stepped.outputs)
 
 
@@ -162,6 +163,7 @@ def _earlier_outputs(rows: Sequence[Trajectory], x_t: Tensor) -> tuple[Tensor, .
 
 
 def _named(rows: Sequence[Trajectory]) -> Mapping[str, Tensor]:
-    """The network's named inputs: those of each row's conditioning, one row after the other."""
-    named = [row.conditioning.named for row in rows]
-    return {name: torch.cat([tensors[name] for tensors in named]) for name in named[0]}
+    """The network's named inputs: those of each row's conditioning, one row after the other. Of a guided image whose
+    step is not, the conditional ones, which stand last."""
+    named = [(row.conditioning.named, row.network_rows) for row in rows]
+    return {name: torch.cat([tensors[name][-taken:] for tensors, taken in named]) for name in named[0][0]}

@@ -72,11 +72,11 @@ def send_numbers(rows: Sequence[Trajectory], device: torch.device) -> StepNumber
             noisy.append(place)
         unconditional = image = -1
         output = network_rows - 1
-        if row.conditioning.guided and row.leg.guidance_rescale:
+        if row.guided and row.leg.guidance_rescale:
             w, phi = row.conditioning.guidance_scale, row.leg.guidance_rescale
             output = all_rows + len(rescaled)
             rescaled.append(RescaledRow(network_rows - 1, network_rows - 2, w, phi))
-        elif row.conditioning.guided:
+        elif row.guided:
             guided.append(place)
             unconditional = network_rows - 2
         if row.finishes and row.model.codec.in_step:

@@ -53,11 +53,13 @@ class BatchState:
 
     Attributes:
         x_t, x_0: [N, C, H, W].
-        named: the network's named inputs for these rows.
+        network_rows: that each of these rows took.
+        named: the network's named inputs for them.
     """
 
     x_t: Tensor
     x_0: Tensor
+    network_rows: Sequence[int]
     named: Mapping[str, Tensor]
 
 
@@ -137,14 +139,20 @@ class Trajectory:
         return self.step == len(self.plan) - 1 and self.leg_index == len(self.legs) - 1
 
     @property
+    def guided(self) -> bool:
+        """Whether the next step mixes two of the network's outputs."""
+        return self.conditioning.guided and self.plan.is_guided(self.step)
+
+    @property
     def network_rows(self) -> int:
-        """Of its step: two when it is guided, else one."""
-        return self.conditioning.rows
+        """Of the next step: two when it is guided, else one."""
+        return 2 if self.guided else 1
 
     @property
     def cost(self) -> int:
-        """The place that it takes in a batch: in network rows of the size that the network was prepared for."""
-        return self.conditioning.rows * self.leg.area
+        """The place that its next step takes in a batch: in network rows of the size that the network was prepared
+        for."""
+        return self.network_rows * self.leg.area
 
     @property
     def batch_key(self) -> tuple[ChainNetwork, Shape, Codec]:

@@ -72,6 +72,7 @@ class ChainConfig:
             timestep_scaling=self.timestep_scaling,
             skipped_steps=request.skipped_steps,
             learned_variance=self.learned_variance,
+            guidance_interval=request.guidance.interval,
         )
 
 

@@ -218,7 +218,8 @@ class LoadedModel:
         Raises:
             PlanError: more steps than training timesteps, or what the sampler does not know.
         """
-        key = (request.sampler, request.steps, request.spacing, request.eta, request.karras, request.skipped_steps)
+        chosen = (request.sampler, request.steps, request.spacing, request.eta, request.karras, request.skipped_steps)
+        key = (*chosen, request.guidance.interval)
         known = self._plans.pop(key, None)
         if known is None:
             known = self.chain.plan(request)

@@ -50,6 +50,8 @@ def _values(schema: Mapping[str, Any], root: Mapping[str, Any]) -> "st.SearchStr
             return st.from_regex(schema["pattern"], fullmatch=True)
         case "string":
             return st.text(max_size=min(schema.get("maxLength", 20), 20))
+        case "array" if "prefixItems" in schema:
+            return st.tuples(*(_values(part, root) for part in schema["prefixItems"]))
         case "array":
             return st.lists(_values(schema["items"], root), min_size=schema.get("minItems", 0), max_size=3)
         case "object":

@@ -38,10 +38,11 @@ def ask(
     class_label: int | None = None,
     guidance_scale: float = 1.0,
     guidance_rescale: float = 0.0,
+    guidance_interval: tuple[float, float] | None = None,
     **rest: object,
 ) -> SamplingRequest:
     condition = NoCondition() if class_label is None else LabelCondition(label=class_label)
-    guidance = Guidance(scale=guidance_scale, rescale=guidance_rescale)
+    guidance = Guidance(scale=guidance_scale, rescale=guidance_rescale, interval=guidance_interval)
     fields = {"seed": seed, "steps": steps, "batch": batch, "condition": condition, **rest}
     return SamplingRequest.model_validate({"model": TINY, "guidance": guidance, **fields})
 

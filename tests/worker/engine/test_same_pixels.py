@@ -54,6 +54,7 @@ def requests(draw: st.DrawFn, max_steps: int = 7) -> SamplingRequest:
         class_label=draw(st.sampled_from([None, *range(len(LABELS))])),
         guidance_scale=draw(st.sampled_from([1.0, 1.0, 0.0, 3.5])),
         guidance_rescale=draw(st.sampled_from([0.0, 0.7])),
+        guidance_interval=draw(st.sampled_from([None, None, (0.3, 0.7), (0.0, 0.5)])),
     )
 
 
