@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +13,9 @@ import httpx
 import pytest
 
 from tests.faults.processes import REPOSITORY
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.slow
-
-START_TIMEOUT_S = 150.0
 
 
 def descendants(pid: int) -> list[int]:
@@ -41,10 +39,7 @@ def stack(data_dir: Path, port: int) -> Iterator[httpx.Client]:
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
-            deadline = time.monotonic() + START_TIMEOUT_S
-            while not is_ready(http):
-                assert time.monotonic() < deadline, (data_dir.parent / "stack.log").read_text()[-3000:]
-                time.sleep(0.2)
+            wait_until(lambda: is_ready(http), f"it to serve; its log is {data_dir.parent / 'stack.log'}")
             yield http
     finally:
         everybody = descendants(process.pid)
@@ -71,16 +66,15 @@ def test_accepted_jobs_survive_a_kill_9_of_everything(tmp_path: Path) -> None:
     bodies = [{"seed": seed, "steps": 150, "batch": 1, "sampler": "ddpm"} for seed in range(20)]
     with stack(data_dir, port) as http:
         ids = [http.post("/generate", json=body).json()["id"] for body in bodies]
-        while "running" not in {http.get(f"/jobs/{id_}").json()["status"] for id_ in ids}:
-            time.sleep(0.05)
+        wait_until(
+            lambda: any(http.get(f"/jobs/{id_}").json()["status"] != "queued" for id_ in ids), "the first job to run"
+        )
     with stack(data_dir, port) as http:
-        deadline = time.monotonic() + 120
-        while True:
-            documents = [http.get(f"/jobs/{id_}").json() for id_ in ids]
-            if all(document.get("status") == "succeeded" for document in documents):
-                break
-            assert time.monotonic() < deadline, [document.get("status", document) for document in documents]
-            time.sleep(0.2)
+        wait_until(
+            lambda: all(http.get(f"/jobs/{id_}").json().get("status") == "succeeded" for id_ in ids),
+            "all jobs to succeed",
+        )
+        documents = [http.get(f"/jobs/{id_}").json() for id_ in ids]
         assert all(http.get(image["url"]).status_code == 200 for d in documents for image in d["images"])
         twice = http.post(
             "/generate", json=bodies[0], headers={"Prefer": "wait=60", "Cache-Control": "no-cache"}

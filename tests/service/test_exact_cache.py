@@ -1,7 +1,6 @@
 """The exact cache: an equal request is answered with what was drawn before, and two in flight are drawn once."""
 
 import io
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ from PIL import Image
 from tests.conftest import ValkeyHandle
 from tests.service.drawing_worker import DrawingWorker, pixels_of, sha256_of
 from tests.service.fake_worker import DIGITS, VERSION, FakeWorker
+from tests.waiting import wait_until
 from worker.contract.keys import TOTALS_KEY
 
 NEXT = "000013000-00000000"
@@ -212,8 +212,7 @@ def test_after_a_reload_a_request_gets_the_version_that_is_current_now(
     assert by_name["cached"]
     assert hashes(by_name) == hashes(job_of(http, before))
     drawing.go_live(VERSION)
-    time.sleep(1.1)
-    assert hashes(post(http)) == hashes(by_name)
+    wait_until(lambda: hashes(post(http)) == hashes(by_name), "the workers to be read again")
 
 
 def test_nobody_follows_a_job_that_runs_on_the_version_before(http: httpx.Client, drawing: DrawingWorker) -> None:
@@ -271,8 +270,7 @@ def test_two_workers_that_compute_in_different_ways_share_no_pixels(
     post(http)
     drawing.draw_all()
     FakeWorker(valkey.client).announce(models=(DIGITS.model_copy(update={"dtype": "float32"}),), name="another")
-    time.sleep(1.1)
-    assert post(http)["status"] == "queued"
+    wait_until(lambda: post(http)["status"] == "queued", "the workers to be read again")
 
 
 def test_what_is_cached_expires_with_its_files_and_a_hit_keeps_it_on(

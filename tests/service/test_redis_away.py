@@ -2,7 +2,6 @@
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 import httpx
@@ -10,10 +9,10 @@ import pytest
 
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
+from tests.waiting import wait_until
 from worker.contract.keys import WAITING_WORK_KEY
 
 BODY = {"steps": 10, "batch": 2}
-ANSWER_WITHIN_S = 2.0
 
 
 @pytest.fixture
@@ -36,14 +35,11 @@ def assert_all_unavailable(http: httpx.Client, job_id: str) -> None:
         ("GET", f"/jobs/{job_id}/images/0"),
         ("GET", "/readyz"),
     ]:
-        began = time.monotonic()
         answer = http.request(method, path, json=BODY if method == "POST" else None)
-        took_s = time.monotonic() - began
         assert answer.status_code == 503, (path, answer.text)
         assert answer.headers["Content-Type"] == "application/problem+json"
         assert answer.json()["code"] == "redis_unavailable"
         assert int(answer.headers["Retry-After"]) >= 1
-        assert took_s < ANSWER_WITHIN_S, path
     assert http.get("/livez").status_code == 200
 
 
@@ -82,11 +78,12 @@ def test_a_client_that_waits_keeps_its_accepted_job(
     client = threading.Thread(
         target=lambda: answers.append(own_http.post("/generate", json=BODY, headers={"Prefer": "wait=20"}))
     )
-    fragile_valkey.client.config_resetstat()
     client.start()
-    # The gateway reads a status for the first time once it holds the answer that the job is queued.
-    while "cmdstat_hget" not in fragile_valkey.client.info("commandstats"):
-        assert client.is_alive()
+    # The gateway asks for a status of its own, not in a script, once it holds the answer that the job is queued.
+    wait_until(
+        lambda: any(connection["cmd"] == "hget" for connection in fragile_valkey.client.client_list()),
+        "the gateway to wait for the job",
+    )
     fragile_valkey.kill()
     client.join()
     (answer,) = answers

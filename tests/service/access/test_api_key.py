@@ -1,7 +1,6 @@
 """What a key is, what is kept of it, and that its file is read again."""
 
 import hashlib
-import statistics
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -142,19 +141,18 @@ def test_a_refusal_takes_as_long_for_a_known_prefix_as_for_an_unknown_one() -> N
     key, kept = new_key("a", Scope.READ)
     ring = KeyRing(kept.line())
 
-    def median_s(guess: str) -> float:
-        times = []
-        for _ in range(3000):
-            began = time.perf_counter()
-            ring.find(guess)
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
+    def once_s(guess: str) -> float:
+        began = time.perf_counter()
+        ring.find(guess)
+        return time.perf_counter() - began
 
     wrong_secret = key[:13] + "A" * 43
     wrong_end = key[:-1] + ("A" if key[-1] != "A" else "B")
     unknown = f"rvr_{(int(kept.prefix, 16) ^ 1):08x}_{'A' * 43}"
-    medians = [median_s(guess) for guess in (wrong_secret, wrong_end, unknown)]
-    assert max(medians) < 2 * min(medians), medians
+    guesses = (wrong_secret, wrong_end, unknown)
+    # In turns, and the least of each: what others do on the machine meets all three alike.
+    least = [min(times) for times in zip(*([once_s(guess) for guess in guesses] for _ in range(3000)), strict=True)]
+    assert max(least) < 2 * min(least), least
 
 
 def test_an_api_key_shows_no_secret() -> None:

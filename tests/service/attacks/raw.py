@@ -1,13 +1,14 @@
 """A client without manners: it sends the bytes that it is given and reads until the other side is done."""
 
 import socket
-import time
 from dataclasses import dataclass
 
 import httpx
 
-PATIENCE_S = 30.0
+from tests.waiting import PATIENCE_S
+
 QUIET_S = 0.7
+"""What comes later than this after an answer is no part of it."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +25,17 @@ def connect(gateway: httpx.Client) -> socket.socket:
     return connection
 
 
-def send(gateway: httpx.Client, request: bytes) -> bytes:
-    """All that comes back until the gateway closes, or has been quiet for a while after it said something."""
+def send(gateway: httpx.Client, request: bytes, at_least: int = 1) -> bytes:
+    """All that comes back until the gateway closes, or has been quiet for a while after so many answers."""
     with connect(gateway) as connection:
         connection.sendall(request)
-        return receive(connection)
+        return receive(connection, at_least)
 
 
-def receive(connection: socket.socket) -> bytes:
+def receive(connection: socket.socket, at_least: int = 1) -> bytes:
     received = b""
     while True:
+        connection.settimeout(QUIET_S if _whole_answers(received) >= at_least else PATIENCE_S)
         try:
             data = connection.recv(65536)
         except (ConnectionResetError, TimeoutError):
@@ -41,7 +43,18 @@ def receive(connection: socket.socket) -> bytes:
         if not data:
             return received
         received += data
-        connection.settimeout(QUIET_S)
+
+
+def _whole_answers(received: bytes) -> int:
+    whole = 0
+    while received:
+        head, blank, rest = received.partition(b"\r\n\r\n")
+        _, _, length = head.lower().partition(b"content-length:")
+        size = int(length.partition(b"\r\n")[0] or 0)
+        if not blank or len(rest) < size:
+            break
+        whole, received = whole + 1, rest[size:]
+    return whole
 
 
 def answers(received: bytes) -> list[Answer]:
@@ -60,13 +73,12 @@ def answers(received: bytes) -> list[Answer]:
     return found
 
 
-def drip(connection: socket.socket, first: bytes, then: bytes, every_s: float) -> tuple[float, bytes]:
-    """Send slowly until the other side has enough: after how many seconds, and what it said."""
-    began = time.monotonic()
+def drip(connection: socket.socket, first: bytes, then: bytes, every_s: float) -> bytes:
+    """Send slowly, and as long as the other side lets us; what it said when it had enough."""
     connection.sendall(first)
     connection.settimeout(every_s)
     received = b""
-    while time.monotonic() - began < PATIENCE_S:
+    while True:
         try:
             data = connection.recv(65536)
         except TimeoutError:
@@ -80,4 +92,4 @@ def drip(connection: socket.socket, first: bytes, then: bytes, every_s: float) -
         if not data:
             break
         received += data
-    return time.monotonic() - began, received
+    return received

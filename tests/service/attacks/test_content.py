@@ -93,7 +93,6 @@ def test_no_number_is_too_large_to_be_refused(http: httpx.Client, worker: FakeWo
     fits = field in ("eta", "guidance_scale") and (number == "1e-400" or (number.startswith("0.") and field == "eta"))
     assert answer.status_code in (400, 422) or fits, answer.text
     assert len(answer.content) < 4000
-    assert time_of(lambda: send_json(http, json.dumps(body).replace('"NUMBER"', number))) < 2
 
 
 @pytest.mark.parametrize("bracket", ["[", '{"a":', '[{"a":'], ids=["lists", "objects", "both"])

@@ -1,7 +1,6 @@
 """Attacks on keys: guesses, and what a refusal gives away."""
 
 import logging
-import statistics
 import time
 
 import httpx
@@ -29,16 +28,15 @@ def test_guesses_are_all_refused_alike_and_do_not_fill_the_log(
 
 
 def test_a_refusal_takes_no_longer_the_nearer_the_guess(keyed: httpx.Client, keys: Keys) -> None:
-    def median_s(key: str) -> float:
-        times = []
-        for _ in range(60):
-            began = time.perf_counter()
-            assert keyed.get("/models", headers=bearer(key)).status_code == 401
-            times.append(time.perf_counter() - began)
-        return statistics.median(times)
+    def once_s(key: str) -> float:
+        began = time.perf_counter()
+        assert keyed.get("/models", headers=bearer(key)).status_code == 401
+        return time.perf_counter() - began
 
     last = "A" if keys.admin[-1] != "A" else "B"
-    near, far = median_s(keys.admin[:-1] + last), median_s(f"rvr_00000000_{0:043d}")
+    guesses = keys.admin[:-1] + last, f"rvr_00000000_{0:043d}"
+    # In turns, and the least of each: what others do on the machine meets both alike.
+    near, far = (min(times) for times in zip(*(map(once_s, guesses) for _ in range(60)), strict=True))
     assert near < 3 * far
     assert far < 3 * near
 

@@ -1,7 +1,6 @@
 """Results of the device reach the host some steps later; no report depends on how many."""
 
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import repeat
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.waiting import PATIENCE_S
 from tests.worker.engine.harness import (
     CPU,
     Driver,
@@ -246,22 +246,29 @@ def test_states_are_saved_when_they_arrive_and_not_of_images_that_only_wait_for_
 
 
 def test_an_idle_engine_hands_out_what_is_under_way_at_once(tiny_store: ModelStore) -> None:
-    """Twenty requests, one after the other; were each to wait for an idle engine's next look, they would take 10 s."""
-    pool = filled_pool(tiny_store)
-    engine = Engine(pool, 4, read_back=SlowDevice(repeat(2)))
+    """Requests one after the other: while one is under way, the engine never waits for messages as an idle one does."""
+    device, under_way_at_waits = SlowDevice(repeat(2)), []
+
+    class WatchedEngine(Engine):
+        def take_messages(self, wait_s: float = 0.0) -> None:
+            if wait_s:
+                under_way_at_waits.append(device.under_way)
+            super().take_messages(wait_s)
+
+    engine = WatchedEngine(filled_pool(tiny_store), 4, read_back=device)
     stop = threading.Event()
     thread = threading.Thread(target=engine.run, args=(stop,))
     thread.start()
-    began = time.monotonic()
     try:
         for number in range(20):
             engine.submit(EngineRequest(str(number), ask(steps=1)))
-            while not isinstance(engine.outbox.get(timeout=60), Succeeded):
+            while not isinstance(engine.outbox.get(timeout=PATIENCE_S), Succeeded):
                 pass
     finally:
         stop.set()
-        thread.join(60)
-    assert time.monotonic() - began < 8
+        thread.join(PATIENCE_S)
+    assert under_way_at_waits, "it was idle between two requests"
+    assert not any(under_way_at_waits)
 
 
 def test_what_is_on_the_host_has_arrived() -> None:

@@ -46,12 +46,9 @@ def test_a_paused_worker_that_comes_back_too_late_publishes_nothing(jobs: Jobs, 
 
 
 def test_sigterm_ends_an_idle_worker_at_once(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
-    worker = workers.start()
-    started = time.monotonic()
+    worker = workers.start(grace_s=3600)
     worker.send(signal.SIGTERM)
-    assert worker.wait() == 0
-    # Idle exit takes 1 s at most here; the bound leaves room for a slow machine, and is far below any grace.
-    assert time.monotonic() - started < 5
+    assert worker.wait() == 0, "it waits for its grace to end"
     assert live_workers(valkey.client) == []
     assert valkey.client.smembers("rq:workers") == set()
 
@@ -264,16 +261,14 @@ def test_a_job_that_overruns_its_time_fails(jobs: Jobs, workers: Workers) -> Non
 
 
 def test_the_time_that_a_job_is_set_aside_does_not_count_against_its_limit(jobs: Jobs, workers: Workers) -> None:
-    """One place, and short jobs that pass: the long one runs for 1.5 s, and waits for longer between its steps."""
+    """One place, and short jobs that pass: the long one runs for 1.5 s, and waits for 3 s between its steps."""
     workers.start(step_ms=50, max_batch=1)
     long = jobs.add(1, steps=30, timeout_s=2)
     wait_until(lambda: jobs.status(long) == "started", "the long job to run")
-    began, short = time.monotonic(), []
-    while time.monotonic() < began + 3:
-        short.append(jobs.add(2, steps=4))
-        time.sleep(0.2)
+    short = [jobs.add(2, steps=4) for _ in range(15)]
+    assert jobs.wait(short) == ["finished"] * 15
     assert jobs.status(long) == "started", "the short ones did not keep it waiting"
-    assert jobs.wait([long, *short]) == ["finished"] * (1 + len(short))
+    assert jobs.wait([long]) == ["finished"]
 
 
 def test_a_job_taken_off_the_queue_by_a_worker_that_died_before_the_claim_is_found(
