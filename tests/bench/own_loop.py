@@ -97,12 +97,12 @@ def _draw_all(engine: Engine, requests: Sequence[SamplingRequest], on_step: Call
         engine.submit(EngineRequest(f"job-{number}", request))
     left = len(requests)
     while left:
-        steps = engine.counters().steps
+        steps = engine.steps
         step_began = time.perf_counter()
         engine.take_messages()
         engine.step()
         took_s = time.perf_counter() - step_began
-        if on_step is not None and engine.counters().steps > steps:
+        if on_step is not None and engine.steps > steps:
             on_step(took_s)
         left -= count_succeeded(engine)
     return time.perf_counter() - began

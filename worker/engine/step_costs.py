@@ -57,8 +57,10 @@ class StepCosts:
         self._ended_at = at
         row_s = took_s / sum(step.rows for step in ended)
         for step in ended:
-            self._sizes.setdefault(step.model, _Sizes()).add(step.rows, row_s)
-        self._row_step_s = {model: sizes.fullest_s for model, sizes in self._sizes.items()}
+            sizes = self._sizes.setdefault(step.model, _Sizes())
+            sizes.add(step.rows, row_s)
+            # Its own entry alone, and replaced: another thread may be reading.
+            self._row_step_s = {**self._row_step_s, step.model: sizes.fullest_s}
 
     def row_step_s(self) -> Mapping[str, float]:
         """Seconds per row and step, by model; a model that has not run yet is missing."""

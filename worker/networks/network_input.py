@@ -27,7 +27,7 @@ class NetworkInput:
     named: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.x)
+        return self.x.shape[0]
 
     def __getitem__(self, rows: slice | Sequence[int] | Tensor) -> "NetworkInput":
         """Some of the rows; a slice is a view."""
