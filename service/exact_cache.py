@@ -49,6 +49,7 @@ def _drawings(request: SamplingRequest, worker: WorkerStatus) -> list[Drawing | 
             version=version.version,
             weights_sha256=version.weights_sha256,
             device=device_kind(worker.device),
+            arithmetic=worker.arithmetic,
             dtype=model.dtype,
             form=model.form,
         )

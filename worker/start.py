@@ -127,6 +127,7 @@ def open_receipts(settings: WorkerSettings) -> ReceiptWriter:
 def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis", receipts: ReceiptWriter) -> int:
     # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
     from worker.engine.engine import Engine
+    from worker.engine.provenance import arithmetic_of
     from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
     from worker.networks.batch_form import ExactMode
@@ -193,6 +194,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
         pool,
         open_results(settings, client),
         device=str(device),
+        arithmetic=arithmetic_of(device),
         dtype="tf32" if tf32 else "auto" if dtype is None else dtype_name(dtype),
         background=[
             Background("models", pool.run, pool.wake),

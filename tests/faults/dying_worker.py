@@ -58,7 +58,11 @@ def main() -> None:
     client = DyingRedis.from_url(settings.redis_url, socket_timeout=timeout_s, retry=Retry(NoBackoff(), 0))
     engine = FakeEngine(settings.max_batch, 0.002)
     files = open_files(settings.results, client)
-    os._exit(WorkerProcess(settings, client, engine, FakeCatalogue(), files, device="cpu", dtype="float32").run())
+    os._exit(
+        WorkerProcess(
+            settings, client, engine, FakeCatalogue(), files, device="cpu", arithmetic="fake", dtype="float32"
+        ).run()
+    )
 
 
 if __name__ == "__main__":

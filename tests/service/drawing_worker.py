@@ -35,7 +35,7 @@ def sha256_of(seed: int, version: str = VERSION) -> str:
 class DrawingWorker:
     """Its `model` is what it serves; `publish` announces another one, as a hot reload does."""
 
-    def __init__(self, valkey: ValkeyHandle, device: str = "cpu", lease_s: float = 60) -> None:
+    def __init__(self, valkey: ValkeyHandle, device: str = "cpu", arithmetic: str = "", lease_s: float = 60) -> None:
         self.model = DIGITS
         self.drawn = 0
         self._announcer = FakeWorker(valkey.client)
@@ -50,7 +50,7 @@ class DrawingWorker:
             max_job_images=64,
             server_clock=ServerClock(),
         )
-        drawn = DrawnRequests(self, device)
+        drawn = DrawnRequests(self, device, arithmetic)
         self._finisher = Finisher(self.leases, RedisFiles(valkey.client), self._held, RedisHealth(), drawn=drawn)
         self._thread = threading.Thread(target=self._finisher.run, daemon=True)
 

@@ -12,6 +12,7 @@ from tests.conftest import ValkeyHandle
 from tests.service.drawing_worker import DrawingWorker, pixels_of, sha256_of
 from tests.service.fake_worker import DIGITS, VERSION, FakeWorker
 from tests.waiting import wait_until
+from worker.contract import ModelInfo
 from worker.contract.keys import TOTALS_KEY
 
 NEXT = "000013000-00000000"
@@ -250,14 +251,16 @@ def test_where_pixels_are_not_exact_nothing_is_taken_from_the_cache(
     assert [job_of(http, one)["cached"] for one in jobs] == [False, False]
 
 
-@pytest.mark.parametrize("change", [{"dtype": "float32"}, {"form": "direct"}, {"device": "cuda:0"}])
-def test_what_another_dtype_form_or_device_drew_is_not_taken(
+@pytest.mark.parametrize(
+    "change", [{"dtype": "float32"}, {"form": "direct"}, {"device": "cuda:0"}, {"arithmetic": "of another processor"}]
+)
+def test_what_another_dtype_form_device_or_processor_drew_is_not_taken(
     change: dict[str, str], valkey: ValkeyHandle, start_gateway: Callable[..., httpx.Client]
 ) -> None:
     http = start_gateway()
-    device = change.get("device", "cpu")
-    with DrawingWorker(valkey, device) as worker:
-        worker.model = DIGITS.model_copy(update=change) if "device" not in change else DIGITS
+    with DrawingWorker(valkey, change.get("device", "cpu"), change.get("arithmetic", "")) as worker:
+        of_model = {name: value for name, value in change.items() if name in ModelInfo.model_fields}
+        worker.model = DIGITS.model_copy(update=of_model)
         FakeWorker(valkey.client).announce()
         post(http)
         worker.draw_all()

@@ -25,6 +25,8 @@ class Drawing(Message):
     weights_sha256: str
     device: str
     """Its kind: `cpu`, `cuda`."""
+    arithmetic: str
+    """See `WorkerStatus`."""
     dtype: str
     form: str | None
     """How a batch runs, see `ModelInfo`."""

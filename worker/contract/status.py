@@ -162,6 +162,8 @@ class WorkerStatus(Message):
     worker: str
     started_at: datetime
     device: str
+    arithmetic: str = ""
+    """What else decides how sums round there: the processor, and the libraries with their versions."""
     dtype: str
     max_batch: int
     """Rows of one batch now; fewer than configured for a while after memory ran out."""

@@ -31,6 +31,12 @@ def provenance_of(admission: Admission) -> Provenance:
     )
 
 
+def arithmetic_of(device: torch.device) -> str:
+    """Equal where equal requests of one dtype and form round alike; see `WorkerStatus`."""
+    versions = ", ".join(f"{name} {version}" for name, version in _versions(device.type).items())
+    return f"{processor_name(device)}, {versions}"
+
+
 @cache
 def _versions(device_type: str) -> dict[str, str]:
     found = {name: version(name) for name in LIBRARIES}

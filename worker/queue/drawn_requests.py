@@ -7,9 +7,10 @@ from worker.queue.status import Catalogue
 
 
 class DrawnRequests:
-    def __init__(self, catalogue: Catalogue, device: str) -> None:
+    def __init__(self, catalogue: Catalogue, device: str, arithmetic: str) -> None:
         self._catalogue = catalogue
         self._device = device_kind(device)
+        self._arithmetic = arithmetic
 
     def digest(self, request: SamplingRequest, event: Succeeded) -> str | None:
         """What the images can be found by; None where they depend on more than the request."""
@@ -20,6 +21,7 @@ class DrawnRequests:
             version=event.version,
             weights_sha256=event.weights_sha256,
             device=self._device,
+            arithmetic=self._arithmetic,
             dtype=event.dtype,
             form=form,
         )

@@ -51,6 +51,7 @@ class StatusPublisher:
         worker: str,
         started_at: datetime,
         device: str,
+        arithmetic: str,
         dtype: str,
         default_model: str | None,
         ttl_s: int,
@@ -64,6 +65,7 @@ class StatusPublisher:
         self._worker = worker
         self._started_at = started_at
         self._device = device
+        self._arithmetic = arithmetic
         self._dtype = dtype
         self._default_model = default_model
         self._ttl_s = ttl_s
@@ -101,6 +103,7 @@ class StatusPublisher:
             worker=self._worker,
             started_at=self._started_at,
             device=self._device,
+            arithmetic=self._arithmetic,
             dtype=self._dtype,
             max_batch=max_batch,
             default_model=default,

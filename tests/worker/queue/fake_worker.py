@@ -22,7 +22,10 @@ def main() -> None:
     files = open_files(settings.results, client)
     os._exit(
         WorkerProcess(
-            settings, client, engine, FakeCatalogue(models=models), files, device="cpu", dtype="float32"
+            *(settings, client, engine, FakeCatalogue(models=models), files),
+            device="cpu",
+            arithmetic="fake",
+            dtype="float32",
         ).run()
     )
 

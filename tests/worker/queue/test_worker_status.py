@@ -33,6 +33,7 @@ def test_the_published_batch_size_follows_one_that_was_halved_and_grows_back(
         worker="w",
         started_at=datetime.now(UTC),
         device="cpu",
+        arithmetic="fake",
         dtype="float32",
         default_model=None,
         ttl_s=60,
