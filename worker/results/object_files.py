@@ -5,6 +5,7 @@ first of them and no file counts without it. Redis's clock alone says what has e
 """
 
 import logging
+import os
 import re
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -119,12 +120,21 @@ class ObjectFiles:
             return 0
         deleted = 0
         folder = Path(self._store.prefix)
-        for path in (path for root in ROOTS for path in (folder / root).rglob("*#*")):
-            is_ours = UNFINISHED.fullmatch(path.relative_to(folder).as_posix())
-            if is_ours and self._is_old(path.stat().st_mtime):
-                path.unlink(missing_ok=True)
-                deleted += 1
+        # os.walk and not Path.rglob, which raises when a folder goes with its last file just now.
+        for inside, _, names in (found for root in ROOTS for found in os.walk(folder / root)):
+            for path in (Path(inside, name) for name in names if "#" in name):
+                if UNFINISHED.fullmatch(path.relative_to(folder).as_posix()) and self._is_old(_written_at(path)):
+                    path.unlink(missing_ok=True)
+                    deleted += 1
         return deleted
+
+
+def _written_at(path: Path) -> float:
+    """Never, for one that is whole by now and has its own name."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return float("inf")
 
 
 def kept_keys(files: Iterable[File]) -> dict[str, int]:

@@ -140,6 +140,15 @@ def test_what_a_killed_process_was_just_writing_into_a_folder_is_swept(tmp_path:
     assert [path.name for path in folder.rglob("*#*")] == ["notes#1"]
 
 
+def test_a_file_that_is_whole_before_the_sweep_has_looked_at_it_is_left(tmp_path: Path, valkey: ValkeyHandle) -> None:
+    folder = tmp_path / "kept"
+    store = open_store(f"file://{folder}")
+    gone = folder / f"{NAMES[0]}#1"
+    gone.parent.mkdir(parents=True)
+    gone.symlink_to(tmp_path / "renamed a moment ago")
+    assert ObjectFiles(store, valkey.client, now=lambda: time.time() + 601).sweep() == 0
+
+
 class Rule(EnvironmentSettings):
     results: ResultsAddress = "redis://"
 
