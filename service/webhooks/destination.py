@@ -119,7 +119,10 @@ class Destinations:
 
 async def resolve_with_system(host: str, port: int) -> Sequence[str]:
     loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    try:
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    except UnicodeError as error:  # a label that is empty or longer than 63 characters
+        raise OSError(f"{host} is no name of a host") from error
     return [str(address[0]) for *_, address in found]
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook as Verifier
 
 from service.settings import Settings
-from service.webhooks.destination import AllowedHost, Destinations, Refused, is_public
+from service.webhooks.destination import AllowedHost, Destinations, Refused, is_public, resolve_with_system
 from service.webhooks.sender import Sender
 from service.webhooks.signing import SigningSecret
 from tests.service.webhook_receiver import Receiver
@@ -162,3 +162,12 @@ def test_no_error_about_the_secret_shows_it() -> None:
     with pytest.raises(SettingsError) as raised:
         Settings.read({"REVERIE_REDIS_URL": "redis://h/0", "REVERIE_WEBHOOK_SECRET": wrong})
     assert wrong not in str(raised.value)
+
+
+@pytest.mark.parametrize("label", ["a" * 64, "a..b", ""])
+def test_what_can_be_no_hosts_name_is_an_attempt_that_failed(label: str) -> None:
+    """It passes for a subdomain of an allowed one, and its jobs must not be told for ever."""
+    destinations = Destinations([AllowedHost.parse("*.example.com")], resolve_with_system)
+    answer = asyncio.run(Sender(destinations).send(f"https://{label}.example.com/", b"{}", {}, 0))
+    assert answer.status is None
+    assert "no name of a host" in (answer.error or "") or "refused" in (answer.error or "")
