@@ -26,7 +26,8 @@ LOOK_S = 1.0
 """How often it is seen whether the client still waits."""
 
 DESCRIPTION = """
-For clients of the OpenAI images API. The answer comes when the images are there; a client that hangs up cancels them.
+For clients of the OpenAI images API. The answer comes when the images are there; a client that hangs up cancels them,
+unless it sent an `Idempotency-Key`, with which it may come back for them.
 Fields of `POST /generate` that this API does not know (`seed`, `steps`, `guidance_scale`, …) may stand beside its own:
 the `openai` package sends them as `extra_body`.
 """
@@ -45,13 +46,13 @@ async def create_openai_images(
     caller: CallerDep,
     request: Request,
     idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, description="The same key gives the same images.")
+        str | None, Header(min_length=1, max_length=255, description="The same key gives the same images, also later.")
     ] = None,
 ) -> ImagesResponse:
     reading = await gateway.catalogue.read()
     ours = generate_request(body, reading.require_models(), reading.default_model)
     submitted = await accept(ours, gateway, caller, request, idempotency_key)
-    job = await _ended(gateway, caller, request, submitted)
+    job = await _ended(gateway, caller, request, submitted, comes_back=idempotency_key is not None)
     if job.status is not JobState.SUCCEEDED:
         raise GenerationFailed(job.error.code if job.error else job.status.value, _reason(job))
     if body.response_format == "b64_json":
@@ -87,17 +88,23 @@ def _model(model: ModelInfo) -> OpenAIModel:
     return OpenAIModel(id=model.name, created=int(served.created_at.timestamp()) if served else 0)
 
 
-async def _ended(gateway: Gateway, caller: Caller, request: Request, job: Job) -> Job:
-    """The job at its end. Cancels it when the client has gone, or would not be answered in time."""
+async def _ended(gateway: Gateway, caller: Caller, request: Request, job: Job, *, comes_back: bool) -> Job:
+    """The job at its end. Cancels it when the client has gone, or would not be answered in time.
+
+    Args:
+        comes_back: the client can ask for this job again, so it goes on.
+    """
     began, away_since = time.monotonic(), None
     while not job.status.is_terminal:
         late = time.monotonic() - began >= gateway.settings.openai_wait_s
         try:
             if late or await request.is_disconnected():
-                await gateway.queue.cancel(job.id)
-            if late:
-                waited = f"{gateway.settings.openai_wait_s:g} s"
-                raise NotDoneInTime(f"job {job.id} has not ended within {waited} and is canceled")
+                if not comes_back:
+                    await gateway.queue.cancel(job.id)
+                if late or comes_back:
+                    then = "goes on: ask again with the same Idempotency-Key" if comes_back else "is canceled"
+                    waited = f"{gateway.settings.openai_wait_s:g} s"
+                    raise NotDoneInTime(f"job {job.id} has not ended within {waited} and {then}")
             await wait_for_end(gateway, job.id, min(LOOK_S, gateway.settings.openai_wait_s))
             job = await require_job(gateway, caller, job.id)
             away_since = None

@@ -162,6 +162,28 @@ def test_a_client_that_hangs_up_cancels_its_job(http: httpx.Client, worker: Fake
     wait_until(lambda: worker.queue_length() == 0, "its cancellation")
 
 
+def test_who_hung_up_may_come_back_with_the_same_key(
+    start_gateway: Callable[..., httpx.Client], worker: FakeWorker
+) -> None:
+    """As a client does that tries again: what it hung up on goes on for it."""
+    http = start_gateway(openai_wait_s=2)
+    url, headers = f"{http.base_url}/v1/images/generations", {"Idempotency-Key": "mine"}
+
+    def ask(timeout_s: float) -> httpx.Response:
+        return httpx.post(url, json={"prompt": "one"}, headers=headers, timeout=timeout_s, trust_env=False)
+
+    with pytest.raises(httpx.ReadTimeout):
+        ask(0.3)
+    late = ask(60)
+    assert (late.status_code, late.json()["error"]["code"]) == (504, "not_done_in_time")
+    assert "ask again with the same Idempotency-Key" in late.json()["error"]["message"]
+    assert worker.queue_length() == 1
+    with worker.serving():
+        answer = ask(60)
+    assert answer.status_code == 200
+    assert len(worker.drawn) == 1
+
+
 def test_who_would_wait_too_long_is_told_and_the_job_is_canceled(
     start_gateway: Callable[..., httpx.Client], worker: FakeWorker
 ) -> None:
