@@ -1,7 +1,7 @@
 """Which requests may become jobs: the rules that need the catalogue, the settings or two fields at once."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from service.catalogue import Reading
@@ -226,6 +226,6 @@ def _label_index(label: int | str | None, model: ModelInfo) -> int | None:
     raise InvalidRequest(FieldProblem("class_label", f"unknown; known: {_listed(model.labels)}", label))
 
 
-def _listed(names: object) -> str:
-    known = [str(name) for name in names]  # type: ignore[attr-defined]
+def _listed(names: Iterable[str]) -> str:
+    known = list(names)
     return ", ".join(known[:LISTED]) + (f" and {len(known) - LISTED} more" if len(known) > LISTED else "") or "none"

@@ -70,15 +70,15 @@ class JobReads:
         try:
             async with redis_deadline(self._timeout_s):
                 (seconds, microseconds), *found = await self._script([self._queue], [job_id for job_id, _ in asked])
-        except Exception as error:  # whatever it is, it is theirs who asked
+            read_at = datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
+            for (_, answer), job in zip(asked, found, strict=True):
+                if not answer.done():  # else its request was canceled
+                    _settle(answer, job, read_at)
+        # Whatever it is, a defect too: nobody looks at this task, and who asked would wait for ever.
+        except Exception as error:
             for _, answer in asked:
                 if not answer.done():
                     answer.set_exception(error)
-            return
-        read_at = datetime.fromtimestamp(int(seconds) + int(microseconds) / 1e6, UTC)
-        for (_, answer), job in zip(asked, found, strict=True):
-            if not answer.done():  # else its request was canceled
-                _settle(answer, job, read_at)
 
 
 def _settle(answer: asyncio.Future[RawJob], job: Any, read_at: datetime) -> None:

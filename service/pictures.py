@@ -54,9 +54,9 @@ def _decoded(data: bytes, max_pixels: int) -> Image.Image:
         raise _too_many_pixels(f"more than {MOST_PIXELS}", max_pixels) from None
     except MemoryError:
         raise _too_many_pixels("more than there is memory for", max_pixels) from None
+    except PictureRefused:
+        raise
     except Exception as error:  # decoders raise whatever the bytes provoke
-        if isinstance(error, PictureRefused):
-            raise
         raise PictureRefused("picture_corrupted", f"the picture can't be decoded: {str(error)[:200]}") from None
     return plain
 

@@ -40,7 +40,7 @@ def openai_status(status: int) -> int:
 
 
 class OpenAIErrors:
-    """ASGI middleware, outermost: rewrites the problem documents below /v1."""
+    """ASGI middleware around all that refuses: rewrites the problem documents below /v1."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -70,8 +70,8 @@ class OpenAIErrors:
 
         try:
             await self._app(scope, receive, rewriting)
+        # Any defect, and it is raised on: the server logs it, and would answer with a problem document of its own.
         except Exception:
-            # The server logs it, and would answer with a problem document of its own.
             if not begun:
                 failed = {"type": "http.response.start", "status": 500, "headers": []}
                 await _send_error(failed, {"status": 500, "code": "internal", "detail": UNEXPECTED_DETAIL}, send)

@@ -4,7 +4,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from itertools import islice
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import pytest
 from redis.asyncio import Redis
@@ -15,11 +15,12 @@ from rq.serializers import JSONSerializer
 
 from service.app import MAX_CONNECTIONS, connect
 from service.job_queue import RETRIES, Idempotency, JobQueue, Submitted
-from service.job_reads import MOST_AT_ONCE
+from service.job_reads import MOST_AT_ONCE, JobReads
 from service.job_record import LABEL_META, JobRecord, UnreadableJob
 from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
+from tests.waiting import PATIENCE_S
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, TextCondition
 from worker.contract.keys import WAITING_WORK_KEY, job_key, results_key
 
@@ -145,6 +146,22 @@ def test_jobs_that_are_read_together_are_each_read_by_themselves(valkey: ValkeyH
     assert [answer.request.seed for answer in answers if isinstance(answer, JobRecord)] == [0, *range(5, len(ids))]
     # Each script is sent again once, by its text.
     assert after - before <= len(ids) + len(ids) / MOST_AT_ONCE + 6
+
+
+def test_an_answer_that_can_not_be_read_is_raised_where_it_is_waited_for() -> None:
+    class WithoutTheJob:
+        def register_script(self, text: str) -> Callable[..., Awaitable[list[list[bytes]]]]:
+            async def run(keys: list[str], args: list[str]) -> list[list[bytes]]:
+                return [[b"1", b"0"]]  # the time alone
+
+            return run
+
+    async def read() -> None:
+        reads = JobReads(cast(Redis, WithoutTheJob()), "queue", timeout_s=60)
+        await asyncio.wait_for(reads.read("1" * 32), PATIENCE_S)
+
+    with pytest.raises(ValueError, match="shorter"):
+        asyncio.run(read())
 
 
 @pytest.mark.parametrize("label", [None, "drei 三"])
