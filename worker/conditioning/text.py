@@ -1,6 +1,6 @@
 """Prompts: hidden states of text encoders, of the prompt and of what guidance leads away from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -39,9 +39,11 @@ class Text:
     Args:
         model: its name, for messages.
         readers: the states that they make of a text are concatenated along their width.
-        states_name: of the network's input that takes the hidden states.
+        states_name: of the network's input that takes the hidden states, or what `project` makes of them.
         pooled_name: of the input that takes the last reader's text as a whole; None: the network has none.
         penultimate: see `Asked`.
+        project: what the network's layers that read the text alone make of [tokens, width] of one; equal keys mean
+            equal states. None: the network reads the states.
         zero_if_absent: zeros stand for a negative prompt that is not given, else the empty text.
     """
 
@@ -51,6 +53,7 @@ class Text:
     pooled_name: str | None = None
     penultimate: bool = False
     zero_if_absent: bool = False
+    project: Callable[[Hashable, Tensor], Tensor] | None = None
 
     def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
         match condition:
@@ -76,7 +79,11 @@ class Text:
             made = known | dict(zip(missing, results, strict=True))
             encoded = [[made[place, text] for text in texts] for place, texts in enumerate(asked)]
             blank = [row.text is None for row in rows]
-            named = {self.states_name: _zeroed(torch.cat([_states(each) for each in encoded], dim=-1), blank)}
+            states = _zeroed(torch.cat([_states(each) for each in encoded], dim=-1), blank)
+            if self.project is not None:
+                keys = zip(blank, *asked, strict=True)
+                states = torch.stack([self.project(key, one) for key, one in zip(keys, states, strict=True)])
+            named = {self.states_name: states}
             if self.pooled_name is not None:
                 named[self.pooled_name] = _zeroed(_pooled(encoded[-1]), blank)
             return (Conditioning(len(rows), named, guidance.scale),)

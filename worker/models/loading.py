@@ -39,6 +39,13 @@ from worker.networks.network_input import InputSpec
 from worker.networks.padded import PadBatch, PaddedDenoiser, padded
 from worker.networks.registry import ARCHITECTURES
 from worker.networks.shared_choices import LocalChoices, SharedChoices
+from worker.networks.text_projections import (
+    TEXT_PROJECTIONS,
+    TextProjector,
+    projections_of,
+    split_text,
+    without_text,
+)
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_EMBEDS, TEXT_STATES, TIME_IDS
 from worker.store.component_rules import TEXT_PARTS
@@ -89,6 +96,8 @@ def load_checkpoint(
         raise UnsupportedModel(f"{where}: need 1, 3 or 4 channels, got {manifest.channels}")
     readers = open_readers(checkpoint, device)
     inputs = _input_spec(architecture, config, shape, readers, where)
+    if device.type == "cpu" and networks is None:  # a GPU's recording of each size would hold a copy for all its rows
+        inputs = without_text(architecture, config, inputs, TEXT_STATES)
     factor = autoencoding.vae.factor if autoencoding.vae else 1
     num_classes = inputs.values_of(CLASS_LABELS)
     _check_classes(num_classes, manifest, where)
@@ -98,6 +107,8 @@ def load_checkpoint(
         network = open_diffusers(architecture.model_class(), checkpoint.path / "unet", dtype, where)
         if dtype is not torch.float16:  # whose range large weights leave: seen by what the network says
             check_finite(network, where)
+        if inputs.has(TEXT_PROJECTIONS):
+            split_text(network, readers[0].tokenizer.length)
         return network
 
     def source_in(dtype: torch.dtype) -> NetworkSource:
@@ -125,6 +136,8 @@ def load_checkpoint(
         number_format = "float32" if execution.dtype == "tf32" else execution.dtype
         codec = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads)
         shared = _shared_bytes(manifest, readers, codec)
+        projections = projections_of(network)
+        projector = None if projections is None else TextProjector(projections)
         model = LoadedModel(
             name=checkpoint.model,
             version=checkpoint.version,
@@ -133,7 +146,7 @@ def load_checkpoint(
             chain=chain,
             shape=shape,
             codec=codec,
-            conditioner=_conditioner(num_classes, readers, inputs, checkpoint, device),
+            conditioner=_conditioner(num_classes, readers, inputs, checkpoint, device, projector),
             named_of_size=partial(_time_ids, factor, device) if inputs.has(TIME_IDS) else lambda shape: {},
             decoded_shape=(manifest.channels, manifest.height, manifest.width),
             components={name: component.sha256 for name, component in manifest.components.items()},
@@ -144,7 +157,7 @@ def load_checkpoint(
             execution=execution,
             warm_up=warm_up,
             end_step=choose_end_step(device),
-            weight_bytes=bytes_of(network) + sum(shared.values()),
+            weight_bytes=bytes_of(network) + sum(shared.values()) + (projector.most_bytes if projector else 0),
             shared_bytes=shared,
             sizes=Sizes(
                 multiple=size_multiple(checkpoint.path, where),
@@ -219,14 +232,28 @@ def _read_json(path: Path, where: str) -> dict[str, Any]:
 
 
 def _conditioner(
-    num_classes: int, readers: Sequence[TextReader], inputs: InputSpec, checkpoint: Checkpoint, device: torch.device
+    num_classes: int,
+    readers: Sequence[TextReader],
+    inputs: InputSpec,
+    checkpoint: Checkpoint,
+    device: torch.device,
+    projector: TextProjector | None,
 ) -> Conditioner:
     model, manifest = checkpoint.model, checkpoint.manifest
+    states_name = TEXT_STATES if projector is None else TEXT_PROJECTIONS
     if readers and inputs.has(TEXT_EMBEDS):  # Stable Diffusion XL
         zeros = read_index(checkpoint.path, model).flags.get(ZEROS_FLAG, True)
-        return Text(model, tuple(readers), TEXT_STATES, TEXT_EMBEDS, penultimate=True, zero_if_absent=zeros)
+        return Text(
+            model,
+            tuple(readers),
+            states_name,
+            TEXT_EMBEDS,
+            penultimate=True,
+            zero_if_absent=zeros,
+            project=projector,
+        )
     if readers:
-        return Text(model, tuple(readers), TEXT_STATES)
+        return Text(model, tuple(readers), states_name, project=projector)
     if num_classes == 0:
         return Unconditional(model)
     return Labels(model, CLASS_LABELS, len(manifest.labels) or num_classes, manifest.null_label, device)

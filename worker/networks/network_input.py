@@ -10,6 +10,8 @@ from worker.diffusion.noise import Shape, standard_normal
 
 PROBE_STREAM = 2**32 - 1
 """Of the random numbers that floating-point inputs are probed with; no image draws from it."""
+MOST_DRAWN = 2**18
+"""Of those for one row of an input; a larger one repeats them, as keys and values of a text have millions."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -110,5 +112,7 @@ def _probe_values(declared: NamedInput, place: int, numbers: Tensor) -> Tensor:
     if declared.values is not None:
         grid = numbers[:, None] + torch.arange(count, device=numbers.device)
         return (grid % declared.values).reshape(rows, *declared.shape).to(declared.dtype)
-    noise = standard_normal(numbers, PROBE_STREAM, torch.full_like(numbers, place), (1, 1, count))
+    drawn = (1, 1, min(count, MOST_DRAWN))
+    noise = standard_normal(numbers, PROBE_STREAM, torch.full_like(numbers, place), drawn).flatten(1)
+    noise = noise.repeat(1, -(-count // MOST_DRAWN))[:, :count]
     return noise.reshape(rows, *declared.shape).to(declared.dtype)

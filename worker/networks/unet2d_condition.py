@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from worker.diffusion.noise import Shape
 from worker.networks.architecture import TextShape, check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
+from worker.networks.text_projections import TEXT_PROJECTIONS, projections_of
 from worker.store.errors import BadCheckpoint
 from worker.store.unet_config import read_unet_config
 
@@ -24,15 +25,20 @@ TIME_ID_COUNT = 6
 
 @dataclass(frozen=True, eq=False)
 class UNet2DConditionDenoiser:
-    """float32 at the border, the U-Net's own number format inside."""
+    """float32 at the border, the U-Net's own number format inside.
+
+    Args:
+        text_name: of the input that holds its text, in the form in which it reads it.
+    """
 
     unet: nn.Module
     dtype: torch.dtype
     memory_format: torch.memory_format = torch.channels_last
+    text_name: str = TEXT_STATES
 
     def __call__(self, inputs: NetworkInput) -> Tensor:
         x = inputs.x.to(self.dtype).contiguous(memory_format=self.memory_format)
-        text = inputs.named[TEXT_STATES].to(self.dtype)
+        text = inputs.named[self.text_name].to(self.dtype)
         added = {TEXT_EMBEDS, TIME_IDS} & inputs.named.keys()
         extra = {"added_cond_kwargs": {name: inputs.named[name] for name in added}} if added else {}
         (output,) = self.unet(x, inputs.t, encoder_hidden_states=text, return_dict=False, **extra)
@@ -72,4 +78,5 @@ class UNet2DCondition:
     def denoiser(
         self, network: nn.Module, dtype: torch.dtype, memory_format: torch.memory_format = torch.channels_last
     ) -> UNet2DConditionDenoiser:
-        return UNet2DConditionDenoiser(network, dtype, memory_format)
+        text_name = TEXT_STATES if projections_of(network) is None else TEXT_PROJECTIONS
+        return UNet2DConditionDenoiser(network, dtype, memory_format, text_name)
