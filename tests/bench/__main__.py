@@ -1,6 +1,7 @@
 """`make bench`, that is `python -m tests.bench [PART ...] [--quick]`: prints a table, writes JSON.
 
-Parts: engine, serving, http, overhead, previews, memory, reload, training, scale; all of them when none is named.
+Parts: engine, prompts, serving, http, gateway, overhead, previews, memory, reload, training, scale; all of them when
+none is named.
 """
 
 import argparse
@@ -17,7 +18,19 @@ from tests.bench.machine import describe
 from tests.bench.session import Session
 from worker.networks.device import choose_device
 
-PARTS = ("engine", "serving", "http", "gateway", "overhead", "previews", "memory", "reload", "training", "scale")
+PARTS = (
+    "engine",
+    "prompts",
+    "serving",
+    "http",
+    "gateway",
+    "overhead",
+    "previews",
+    "memory",
+    "reload",
+    "training",
+    "scale",
+)
 
 
 def main(arguments: list[str]) -> int:

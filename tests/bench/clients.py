@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 
 from tests.bench.samples import percentile
-from tests.bench.trace import TimedRequest
+from tests.bench.trace import GUIDANCE_SCALE, TimedRequest, prompt_of
 
 WAIT_S = 60
 """Longest that a gateway answers later for `Prefer: wait`."""
@@ -23,11 +23,14 @@ class WrongAnswer(Exception):
     """A server failed a request, or answered with something else than was asked for."""
 
 
-def to_reverie(model: str) -> Send:
+def to_reverie(model: str, *, by_prompt: bool = False) -> Send:
     """POST /generate with `Prefer: wait`, look again where that was not enough, fetch the images."""
 
     async def send(client: httpx.AsyncClient, request: TimedRequest) -> list[bytes]:
-        body = {"model": model, "seed": request.seed, "steps": request.steps, "batch": request.images}
+        body: dict[str, object] = {"model": model, "seed": request.seed}
+        body |= {"steps": request.steps, "batch": request.images}
+        if by_prompt:
+            body |= {"prompt": prompt_of(request.seed), "guidance_scale": GUIDANCE_SCALE}
         # What is measured is drawing.
         headers = {"Prefer": f"wait={WAIT_S}", "Cache-Control": "no-cache"}
         answer = await client.post("/generate", json=body, headers=headers)

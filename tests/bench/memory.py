@@ -18,17 +18,7 @@ STEPS = 3
 
 def run(session: Session) -> list[Figure]:
     model, batch = session.large_model, session.max_batch
-    trace = [TimedRequest(0.0, STEPS, batch, seed=0)]
-    with reverie(session.store(model).root, session.folder, batch, str(session.device)) as server:
-        replay(server.url, trace, to_reverie(model))
-        own = memory_mib(worker_pid(server))
-    port = free_port()
-    form = PipelineForm(session.dtype_name, channels_last=True)
-    arguments = [str(session.checkpoint(model).path), str(port), str(session.device), *form.arguments()]
-    command = [sys.executable, "-m", "tests.bench.peers.locked_pipeline", *arguments]
-    with serving(command, port, "/health", session.folder / "memory-peer.log") as server:
-        replay(server.url, trace, to_peer)
-        peer = memory_mib(server.process.pid)
+    own, peer = peaks_mib(session, model, batch, batch)
     figures = [
         Figure(PART, f"worker, peak, batch {batch}", "MiB", [own]),
         Figure(PART, f"FastAPI + DDIMPipeline, peak, batch {batch}", "MiB", [peer]),
@@ -40,3 +30,20 @@ def run(session: Session) -> list[Figure]:
         peak = torch.cuda.max_memory_allocated(session.device) / 2**20
         figures.append(Figure(PART, f"engine, peak on the GPU, batch {batch}", "MiB", [peak]))
     return figures
+
+
+def peaks_mib(
+    session: Session, model: str, images: int, max_batch: int, *, by_prompt: bool = False
+) -> tuple[float, float]:
+    """Of the worker, and of a server around the pipeline, after one request for so many images."""
+    trace = [TimedRequest(0.0, STEPS, images, seed=0)]
+    with reverie(session.store(model).root, session.folder, max_batch, str(session.device)) as server:
+        replay(server.url, trace, to_reverie(model, by_prompt=by_prompt))
+        own = memory_mib(worker_pid(server))
+    port = free_port()
+    form = PipelineForm(session.dtype_name, channels_last=True)
+    arguments = [str(session.checkpoint(model).path), str(port), str(session.device), *form.arguments()]
+    command = [sys.executable, "-m", "tests.bench.peers.locked_pipeline", *arguments]
+    with serving(command, port, "/health", session.folder / "memory-peer.log") as server:
+        replay(server.url, trace, to_peer)
+        return own, memory_mib(server.process.pid)

@@ -5,6 +5,7 @@ import functools
 import torch
 from diffusers import UNet2DModel
 
+from tests.bench import text_networks
 from training.configuration import TrainingConfiguration
 from training.network import Denoiser
 from training.publishing import golden_output, write_pipeline
@@ -15,12 +16,16 @@ CIFAR_10 = "cifar10"
 CIFAR_10_PARAMETERS = 35_746_307
 QUARTER = "quarter"
 DIGITS = "digits"
+PROMPTS, PROMPTS_QUICK = "prompts", "prompts-quick"
+"""Of Stable Diffusion's architecture."""
 
 SHAPES = {CIFAR_10: (3, 32, 32), QUARTER: (3, 32, 32), DIGITS: (1, 8, 8)}
 TITLES = {
     CIFAR_10: "CIFAR-10 configuration (35.7 M)",
     QUARTER: "CIFAR-10 configuration at a quarter of its width (2.2 M)",
     DIGITS: "digits 8x8 (1.1 M)",
+    PROMPTS: "Stable Diffusion 1, U-Net 64/128/256/256 wide (38 M), 256x256, w 7.5",
+    PROMPTS_QUICK: "Stable Diffusion 1, U-Net 8/16/16/16 wide, 64x64, w 7.5",
 }
 
 
@@ -63,6 +68,8 @@ def build(model: str, weights_seed: int = 0) -> UNet2DModel:
 
 def publish(store: ModelStore, model: str, weights_seed: int = 0, *, make_current: bool = True) -> Checkpoint:
     """Publish `model` as training does, golden output included; its step is the seed plus 1."""
+    if model in (PROMPTS, PROMPTS_QUICK):
+        return text_networks.publish(store, model, text_networks.SMALL if model == PROMPTS else text_networks.TINY)
     denoiser, configuration = Denoiser(build(model, weights_seed)), TrainingConfiguration()
     return store.publish(
         model,

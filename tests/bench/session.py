@@ -64,6 +64,11 @@ class Session:
         return [networks.DIGITS] if self.quick else [networks.QUARTER, networks.CIFAR_10]
 
     @property
+    def text_model(self) -> str:
+        """That draws by a prompt."""
+        return networks.PROMPTS_QUICK if self.quick else networks.PROMPTS
+
+    @property
     def large_model(self) -> str:
         return networks.DIGITS if self.quick else networks.CIFAR_10
 

@@ -6,7 +6,7 @@ import pytest
 
 from tests.bench.figures import Bar
 from tests.bench.samples import alternate, percentile, ratios
-from tests.bench.trace import LONG_IMAGES, LONG_STEPS, mean_work, poisson_trace, total_work
+from tests.bench.trace import USUAL, poisson_trace, total_work
 
 
 def test_a_percentile_is_one_of_the_values_and_not_below_its_share_of_them() -> None:
@@ -43,13 +43,13 @@ def test_a_seed_gives_one_trace_with_one_long_request_in_five() -> None:
     assert trace != poisson_trace(500, 2.0, seed=2)
     long = [request for request in trace if request.is_long]
     assert len(long) == 100
-    assert all((request.steps, request.images) == (LONG_STEPS, LONG_IMAGES) for request in long)
+    assert all((request.steps, request.images) == (USUAL.long_steps, USUAL.long_images) for request in long)
 
 
 def test_a_trace_arrives_at_the_rate_and_with_the_work_that_it_is_made_for() -> None:
     trace = poisson_trace(5000, 2.0, seed=3)
     assert trace[-1].at_s / len(trace) == pytest.approx(0.5, rel=0.05)
-    assert total_work(trace) / len(trace) == pytest.approx(mean_work(), rel=0.02)
+    assert total_work(trace) / len(trace) == pytest.approx(USUAL.mean_work, rel=0.02)
     assert all(earlier.at_s <= later.at_s for earlier, later in pairwise(trace))
 
 

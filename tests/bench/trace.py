@@ -5,11 +5,40 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SHORT_SHARE = 0.8
-SHORT_STEPS = (10, 15, 20, 25)
-"""Round numbers, as people choose them; they also let a server that groups by step count find company."""
-SHORT_IMAGES = (1, 2)
-LONG_STEPS = 100
-LONG_IMAGES = 4
+GUIDANCE_SCALE = 7.5
+"""Of all that is drawn by a prompt."""
+SEEDS_APART = 1000
+"""Between two requests."""
+
+
+def prompt_of(seed: int) -> str:
+    """Another one for each request."""
+    return f"a cat and a dog by the sea, number {seed // SEEDS_APART}"
+
+
+@dataclass(frozen=True, slots=True)
+class Mix:
+    """What short and long requests ask for.
+
+    Attributes:
+        short_steps: round numbers, as people choose them; they also let a server that groups by step count find
+            company.
+    """
+
+    short_steps: tuple[int, ...] = (10, 15, 20, 25)
+    short_images: tuple[int, ...] = (1, 2)
+    long_steps: int = 100
+    long_images: int = 4
+
+    @property
+    def mean_work(self) -> float:
+        """Expected image-steps of one request."""
+        steps, images = self.short_steps, self.short_images
+        short = sum(steps) / len(steps) * sum(images) / len(images)
+        return SHORT_SHARE * short + (1 - SHORT_SHARE) * self.long_steps * self.long_images
+
+
+USUAL = Mix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,24 +49,15 @@ class TimedRequest:
     steps: int
     images: int
     seed: int
+    is_long: bool = False
 
     @property
     def work(self) -> int:
         """Image-steps."""
         return self.steps * self.images
 
-    @property
-    def is_long(self) -> bool:
-        return self.steps == LONG_STEPS
 
-
-def mean_work() -> float:
-    """Expected image-steps of one request."""
-    short = sum(SHORT_STEPS) / len(SHORT_STEPS) * sum(SHORT_IMAGES) / len(SHORT_IMAGES)
-    return SHORT_SHARE * short + (1 - SHORT_SHARE) * LONG_STEPS * LONG_IMAGES
-
-
-def poisson_trace(count: int, requests_per_s: float, seed: int) -> list[TimedRequest]:
+def poisson_trace(count: int, requests_per_s: float, seed: int, mix: Mix = USUAL) -> list[TimedRequest]:
     """`count` requests with exponential gaps. One of five is long, so that every trace of 5n requests has the same mix;
     which of the five is drawn."""
     if count < 1:
@@ -51,10 +71,11 @@ def poisson_trace(count: int, requests_per_s: float, seed: int) -> list[TimedReq
         if number % every == 0:
             long_number = number + draw.randrange(every)
         at_s += draw.expovariate(requests_per_s)
+        own_seed = SEEDS_APART * number
         if number == long_number:
-            requests.append(TimedRequest(at_s, LONG_STEPS, LONG_IMAGES, seed=1000 * number))
+            requests.append(TimedRequest(at_s, mix.long_steps, mix.long_images, own_seed, is_long=True))
         else:
-            requests.append(TimedRequest(at_s, draw.choice(SHORT_STEPS), draw.choice(SHORT_IMAGES), seed=1000 * number))
+            requests.append(TimedRequest(at_s, draw.choice(mix.short_steps), draw.choice(mix.short_images), own_seed))
     return requests
 
 

@@ -1,7 +1,6 @@
 """A pipeline in a process of its own, where torch is set up and its threads wait as for its users."""
 
 import os
-import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,7 +11,7 @@ import torch
 
 from tests.bench.peers.forms import PipelineForm
 from tests.bench.peers.openmp import OPENMP_AS_IT_COMES
-from tests.bench.peers.pipeline import Pipeline
+from tests.bench.peers.pipeline import Drawn, Pipeline
 
 _pipeline: Pipeline  # of the process apart
 
@@ -42,6 +41,10 @@ class PipelineApart:
 
     def image_steps_per_s(self, batch: int, steps: int) -> float:
         """Speed of one chain of so many images and steps."""
+        return batch * steps / self.drawn(batch, steps).total_s
+
+    def drawn(self, batch: int, steps: int) -> Drawn:
+        """What one chain of so many images and steps takes."""
         return self._process.submit(_measure, batch, steps).result()
 
 
@@ -50,7 +53,5 @@ def _open(folder: Path, device: str, form: PipelineForm) -> None:
     _pipeline = Pipeline(folder, torch.device(device), form)
 
 
-def _measure(batch: int, steps: int) -> float:
-    began = time.perf_counter()
-    _pipeline.draw(range(batch), steps)  # its images are on the host then
-    return batch * steps / (time.perf_counter() - began)
+def _measure(batch: int, steps: int) -> Drawn:
+    return _pipeline.measured(range(batch), steps)

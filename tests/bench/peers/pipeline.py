@@ -1,18 +1,22 @@
-"""diffusers' DDIMPipeline over a published version, and what the peers' servers answer."""
+"""diffusers' pipeline over a published version, and what the peers' servers answer."""
 
 import base64
 import io
-from collections.abc import Sequence
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDIMPipeline
+from diffusers import DDIMPipeline, StableDiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 from diffusers.utils.torch_utils import randn_tensor
 from pydantic import BaseModel
 
 from tests.bench.peers.forms import PipelineForm
+from tests.bench.trace import GUIDANCE_SCALE, prompt_of
 
 COMPILED_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 """Images of a compiled call; fewer are filled up, for each size is compiled by itself."""
@@ -32,18 +36,37 @@ class Answer(BaseModel):
     images: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What images took from the request to their pixels, and what of that was before and after the chain."""
+
+    total_s: float
+    encode_s: float = 0.0
+    decode_s: float = 0.0
+
+    @property
+    def steps_s(self) -> float:
+        return self.total_s - self.encode_s - self.decode_s
+
+
 class Pipeline:
-    """The pipeline as its users open it, without its progress bar."""
+    """The pipeline as its users open it, without its progress bar: one for prompts where the version takes them."""
 
     def __init__(self, folder: Path, device: torch.device, form: PipelineForm) -> None:
         self._form = form
         self._warmed_up = 0
         diffusers_logging.set_verbosity_error()
         diffusers_logging.disable_progress_bar()
-        self._pipeline = DDIMPipeline.from_pretrained(
-            str(folder), use_safetensors=True, torch_dtype=form.torch_dtype
-        ).to(device)
+        kind = json.loads((folder / "model_index.json").read_text())["_class_name"]
+        self._takes_prompts = kind == "StableDiffusionPipeline"
+        opened: Any = StableDiffusionPipeline if self._takes_prompts else DDIMPipeline
+        self._pipeline = opened.from_pretrained(str(folder), use_safetensors=True, torch_dtype=form.torch_dtype)
+        self._pipeline.to(device)
         self._pipeline.set_progress_bar_config(disable=True)
+        self._spent_s = {"encode_prompt": 0.0, "decode": 0.0}
+        if self._takes_prompts:
+            self._count_time_of(self._pipeline, "encode_prompt")
+            self._count_time_of(self._pipeline.vae, "decode")
         self.unet: Any = self._pipeline.unet
         if form.channels_last:
             self.unet.to(memory_format=torch.channels_last)
@@ -52,6 +75,24 @@ class Pipeline:
                 torch._inductor.config.freezing = True
             torch._dynamo.config.recompile_limit = 2 * len(COMPILED_SIZES)
             self.unet.compile(dynamic=False, mode=form.compiler_mode)
+
+    def _count_time_of(self, owner: Any, name: str) -> None:
+        call: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*given: Any, **named: Any) -> Any:
+            began = time.perf_counter()
+            made = call(*given, **named)
+            self._spent_s[name] += time.perf_counter() - began
+            return made
+
+        setattr(owner, name, timed)
+
+    def measured(self, seeds: Sequence[int], steps: int) -> Drawn:
+        """Seconds until the images are on the host; on a GPU those of encoder and decoder are not told apart."""
+        before, began = dict(self._spent_s), time.perf_counter()
+        self.draw(seeds, steps)
+        taken = {name: spent - before[name] for name, spent in self._spent_s.items()}
+        return Drawn(time.perf_counter() - began, taken["encode_prompt"], taken["decode"])
 
     def warm_up(self, most: int) -> None:
         """Compile for batches of up to `most` images; more are drawn in parts from now on."""
@@ -77,6 +118,10 @@ class Pipeline:
     def _draw(self, seeds: Sequence[int], steps: int) -> list[Any]:
         pipeline = self._pipeline
         generators = [torch.Generator(pipeline.device).manual_seed(seed) for seed in seeds]
+        if self._takes_prompts:
+            prompts = [prompt_of(seed) for seed in seeds]
+            named = {"num_inference_steps": steps, "guidance_scale": GUIDANCE_SCALE, "generator": generators}
+            return list(pipeline(prompts, **named).images)
         if pipeline.dtype is not torch.bfloat16:
             return list(pipeline(batch_size=len(seeds), generator=generators, num_inference_steps=steps).images)
         # DDIMPipeline.__call__ line by line but for `.float()`: it hands bfloat16 to numpy, which has no such type.
