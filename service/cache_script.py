@@ -1,4 +1,4 @@
-"""The part of the script `SUBMIT` that answers a request with what an equal one drew, or has it follow that one."""
+"""The part of the script of a submit that answers a request with what an equal one drew, or has it follow that one."""
 
 # After LUA_FOLLOWERS. `cache` holds what `service.exact_cache.Lookup` says, and the key of the finished registry, the
 # seconds that an ended job is kept, the most followers of one job. `write_job(status)` writes the hash.

@@ -1,5 +1,7 @@
 """The Lua scripts that change the queue: each decides and acts in one step, so that no retry queues a job twice."""
 
+from collections.abc import Sequence
+
 from service.cache_script import LUA_CACHE
 from worker.contract.drawn import LUA_FOLLOWERS
 from worker.contract.keys import LUA_NAMES
@@ -28,16 +30,16 @@ local function time_text()
 end
 """
 
+# Before it: what `submit_script` writes there.
 # KEYS: queue
-# ARGV: job id, its owner or '', model, its work, most work, most seconds of work or '', most jobs, as JSON the
-# seconds per row-step by model and for all others (or false), the charge and where to look for what equal requests
-# drew, digest of the idempotency key or '', fingerprint of the request, for how many seconds a record is kept while its
-# job has not ended, then the pairs of the hash
+# ARGV: job id, its owner or '', model, its work, as JSON the seconds per row-step by model and for all others (or
+# false), as JSON the charge and where to look for what equal requests drew or '', digest of the idempotency key or '',
+# fingerprint of the request, then the pairs of the hash that differ from job to job
 # Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued, and where there is a charge:
 # the seconds of a worker that its owner may ask for, those until it may ask for all, and those until this job fits};
 # outcome is queued, known, mismatch, full, limited; cached: the job has ended with what an equal one drew; following:
 # it ends with another that draws the same; unconfirmed: one of these two, if the version is still the one.
-SUBMIT = (
+_SUBMIT = (
     LUA_TOTALS
     + LUA_LINES
     + LUA_ENQUEUE
@@ -47,9 +49,8 @@ SUBMIT = (
     + """
 local queue_key = KEYS[1]
 local job_id, owner, model, work = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
-local max_work, max_s, max_jobs = tonumber(ARGV[5]), tonumber(ARGV[6]), tonumber(ARGV[7])
-local costs = cjson.decode(ARGV[8])
-local digest, fingerprint, record_s, first_pair = ARGV[9], ARGV[10], ARGV[11], 12
+local costs, optional = cjson.decode(ARGV[5]), ARGV[6] ~= '' and cjson.decode(ARGV[6]) or {}
+local digest, fingerprint, first_pair = ARGV[7], ARGV[8], 9
 local hash_key = job_key(job_id)
 
 local function seconds_of(row_steps, of_model)
@@ -57,7 +58,7 @@ local function seconds_of(row_steps, of_model)
 end
 
 -- A bucket as one number: the moment at which it is whole again. What a job costs moves that on.
-local charge, NOW, whole_at = costs.charge, tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000, 0
+local charge, NOW, whole_at = optional.charge, tonumber(TIME[1]) + tonumber(TIME[2]) / 1000000, 0
 local charge_s = charge and charge.seconds * charge.window_s / charge.limit_s
 if charge then whole_at = math.max(NOW, tonumber(redis.call('GET', allowance_key(owner)) or '') or 0) end
 
@@ -88,14 +89,15 @@ local jobs = redis.call('LLEN', queue_key)
 local own_status = redis.call('HGET', hash_key, 'status')
 if own_status == 'finished' or own_status == 'deferred' then return answer('known', job_id, jobs, 0, 0, '') end
 
+local now_text = time_text()
 local function write_job(status)
-    redis.call('HSET', hash_key, unpack(ARGV, first_pair))
+    redis.call('HSET', hash_key, unpack(EVERY_HASH))
     redis.call('HSET', hash_key, MODEL_FIELD, model, WORK_FIELD, work, 'status', status,
-        'created_at', time_text(), 'enqueued_at', time_text(),
-        QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])))
+        'created_at', now_text, 'enqueued_at', now_text,
+        QUEUED_AT_FIELD, TIME[1] .. '.' .. string.format('%06d', tonumber(TIME[2])), unpack(ARGV, first_pair))
     if owner ~= '' then redis.call('HSET', hash_key, OWNER_FIELD, owner) end
     if digest ~= '' then
-        local kept_s = status == 'finished' and costs.cache.ttl_s or record_s
+        local kept_s = status == 'finished' and optional.cache.ttl_s or RECORD_S
         redis.call('SET', idempotency_key(digest), fingerprint .. ':' .. job_id, 'EX', kept_s)
         redis.call('HSET', hash_key, IDEMPOTENCY_FIELD, digest)
     end
@@ -103,20 +105,20 @@ local function write_job(status)
 end
 
 -- What costs no worker anything is refused for no want of room.
-local cache = costs.cache
+local cache = optional.cache
 if cache and not own_status then
     local before = drawn_before(cache)
     local leader = not before and who_draws(cache)
     if (before or leader) and not cache.confirmed then return answer('unconfirmed', job_id, jobs, 0, 0, '') end
     if before then
         write_job('finished')
-        answer_with(before, cache, job_id, NOW, time_text())
-        return answer('cached', job_id, jobs, 0, 0, time_text())
+        answer_with(before, cache, job_id, NOW, now_text)
+        return answer('cached', job_id, jobs, 0, 0, now_text)
     end
     if leader then
         write_job('deferred')
         follow(job_id, leader)
-        return answer('following', job_id, jobs, 0, 0, time_text())
+        return answer('following', job_id, jobs, 0, 0, now_text)
     end
 end
 
@@ -141,7 +143,7 @@ end
 
 local waiting, waiting_s = count_waiting()
 if own_status then
-    local queued_at = redis.call('HGET', hash_key, 'created_at') or time_text()
+    local queued_at = redis.call('HGET', hash_key, 'created_at') or now_text
     return answer('queued', job_id, jobs, waiting, waiting_s, queued_at)
 end
 
@@ -149,7 +151,7 @@ end
 local its_s = seconds_of(work, model)
 local may_be_full = jobs > 0
 if owner ~= '' then may_be_full = redis.call('EXISTS', line_key(owner)) == 1 end
-if may_be_full and (jobs >= max_jobs or waiting + work > max_work or max_s and waiting_s + its_s > max_s) then
+if may_be_full and (jobs >= MAX_JOBS or waiting + work > MAX_WORK or MAX_S and waiting_s + its_s > MAX_S) then
     return answer('full', job_id, jobs, waiting, waiting_s, '')
 end
 
@@ -161,7 +163,7 @@ end
 
 write_job('queued')
 if cache then
-    redis.call('SET', cache.drawing, job_id, 'EX', record_s)
+    redis.call('SET', cache.drawing, job_id, 'EX', RECORD_S)
     redis.call('HSET', hash_key, DRAWING_FIELD, cache.drawing)
 end
 redis.call('RPUSH', queue_key, job_id)
@@ -173,9 +175,39 @@ if charge then
     whole_at = whole_at + charge_s
     redis.call('SET', allowance_key(owner), string.format('%.6f', whole_at), 'EX', math.ceil(whole_at - NOW) + 1)
 end
-return answer('queued', job_id, jobs, waiting, waiting_s, time_text())
+return answer('queued', job_id, jobs, waiting, waiting_s, now_text)
 """
 )
+
+
+def submit_script(
+    every_hash: Sequence[bytes | str], *, max_work: int, max_s: float | None, max_jobs: int, record_s: int
+) -> str:
+    """The script that queues a job. What is the same for all jobs of a gateway stands in its text: sent with each of
+    them it would be more than all the rest.
+
+    Args:
+        every_hash: pairs of every job's hash.
+        max_work: most work that may wait.
+        max_s: most seconds of work; None for any.
+        max_jobs: most jobs.
+        record_s: seconds for which an Idempotency-Key is remembered while its job has not ended.
+    """
+    constants = {
+        "EVERY_HASH": "{" + ", ".join(_lua_string(text) for text in every_hash) + "}",
+        "MAX_WORK": max_work,
+        "MAX_S": "nil" if max_s is None else max_s,
+        "MAX_JOBS": max_jobs,
+        "RECORD_S": record_s,
+    }
+    return "".join(f"local {name} = {value}\n" for name, value in constants.items()) + _SUBMIT
+
+
+def _lua_string(text: bytes | str) -> str:
+    """As a literal, whatever is in it."""
+    data = text.encode() if isinstance(text, str) else text
+    return "'" + "".join(chr(byte) if chr(byte).isalnum() and byte < 128 else f"\\{byte:03d}" for byte in data) + "'"
+
 
 # KEYS: queue, started registry, canceled registry
 # ARGV: job id, seconds to keep it

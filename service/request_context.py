@@ -1,8 +1,8 @@
 """ASGI middleware around every request: its id, its trace, its log line, and what the metrics count of it."""
 
 import logging
+import secrets
 import time
-import uuid
 from collections.abc import Callable
 
 import structlog
@@ -42,7 +42,7 @@ class RequestContext:
         # Read once, by hand: this is on the way of every request.
         headers = {name: value.decode("latin-1") for name, value in scope["headers"] if name in _READ}
         origin = JobOrigin(
-            valid_request_id(headers.get(b"x-request-id")) or uuid.uuid4().hex,
+            valid_request_id(headers.get(b"x-request-id")) or secrets.token_hex(16),
             valid_traceparent(headers.get(b"traceparent")),
         )
         own_header = (b"x-request-id", str(origin.request_id).encode("ascii"))

@@ -1,9 +1,9 @@
 """Who sent a request, and what of the jobs it may see."""
 
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import cast
 
-from fastapi import Depends, Request
+from fastapi import Request
 
 from service.access.api_key import CostLimit, Scope
 
@@ -26,9 +26,5 @@ ANYBODY = Caller(None, Scope.ADMIN)
 """Every sender while keys are off."""
 
 
-async def caller_of(request: Request) -> Caller:
-    # async: see `service.gateway.gateway_of`.
+def caller_of(request: Request) -> Caller:
     return cast(Caller, request.scope["reverie.caller"])
-
-
-CallerDep = Annotated[Caller, Depends(caller_of)]

@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.access.caller import CallerDep
+from service.access.caller import caller_of
 from service.errors import Unavailable, problem_responses
 from service.event_stream import ERROR_NAME, EVENT_NAMES, EventStream, event_id
-from service.gateway import GatewayDep
+from service.gateway import gateway_of
 from service.job_lookup import require_job
 
 router = APIRouter(tags=["jobs"])
@@ -89,13 +89,13 @@ STREAM: dict[str, Any] = {
 )
 async def follow_job(
     job_id: str,
-    gateway: GatewayDep,
-    caller: CallerDep,
+    request: Request,
     preview: Annotated[
         Literal["0", "1"], Query(description="`1`: `progress` events carry `previews` of the images.")
     ] = "0",
     last_event_id: Annotated[str | None, Header(description="The `id` of the last event that you have seen.")] = None,
 ) -> Response:
+    gateway, caller = gateway_of(request), caller_of(request)
     job = await require_job(gateway, caller, job_id)
     if job.status.is_terminal and last_event_id == event_id(job):
         return Response(status_code=204, headers={"Cache-Control": "no-store"})

@@ -3,7 +3,7 @@
 import logging
 import math
 import re
-import uuid
+import secrets
 from http import HTTPStatus
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from rq.job import JobStatus
 
 from service.access.allowance import Charge, attach
-from service.access.caller import Caller, CallerDep
+from service.access.caller import Caller, caller_of
 from service.admission import Admitted, admit
 from service.catalogue import Reading
 from service.errors import (
@@ -25,7 +25,7 @@ from service.errors import (
     problem_responses,
 )
 from service.exact_cache import lookup
-from service.gateway import Gateway, GatewayDep
+from service.gateway import Gateway, gateway_of
 from service.init_images import named_pictures
 from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, Submitted, fingerprint
@@ -71,9 +71,7 @@ JOB_HEADERS = {
 )
 async def generate(
     body: GenerateRequest,
-    gateway: GatewayDep,
     request: Request,
-    caller: CallerDep,
     prefer: Annotated[
         str | None, Header(description=f"`wait=N`: answer when the job has ended, or after N <= {LONGEST_WAIT_S} s.")
     ] = None,
@@ -90,6 +88,7 @@ async def generate(
         ),
     ] = None,
 ) -> Response:
+    gateway, caller = gateway_of(request), caller_of(request)
     anew = NO_CACHE.search(cache_control or "") is not None
     job = await accept(body, gateway, caller, request, idempotency_key, anew=anew)
     headers = {"Location": job_url(job.id)}
@@ -143,7 +142,7 @@ async def _submit(
     idempotency = None
     if idempotency_key:
         idempotency = Idempotency(idempotency_key, fingerprint(body.model_dump(mode="json")), caller.owner)
-    new_job = gateway.queue.new_job(uuid.uuid4().hex, admitted.request, admitted.label)
+    new_job = gateway.queue.new_job(secrets.token_hex(16), admitted.request, admitted.label)
     origin = origin_of(http_request)
     span = gateway.spans.begin("submit", origin.traceparent, {"reverie.job_id": new_job.id})
     origin = JobOrigin(origin.request_id, span.traceparent)

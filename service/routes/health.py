@@ -1,9 +1,9 @@
 """GET /livez and /readyz: is this process alive, and can a request be served."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from service.errors import Unavailable, problem_responses
-from service.gateway import GatewayDep
+from service.gateway import gateway_of
 from service.redis_deadline import redis_deadline
 from service.schemas import Alive, Ready
 
@@ -21,7 +21,8 @@ async def livez() -> Alive:
     description="Redis answers, a worker is alive and a model is loaded; else 503 says which is missing.",
     responses=problem_responses(),
 )
-async def readyz(gateway: GatewayDep, response: Response) -> Ready:
+async def readyz(request: Request, response: Response) -> Ready:
+    gateway = gateway_of(request)
     async with redis_deadline(gateway.settings.redis_timeout_s):
         await gateway.redis.ping()
     live = (await gateway.catalogue.read()).live

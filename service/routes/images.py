@@ -2,12 +2,12 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.access.caller import CallerDep
+from service.access.caller import caller_of
 from service.caching import freshness, matches
 from service.errors import ImageExpired, NotFound, problem_responses
-from service.gateway import GatewayDep
+from service.gateway import gateway_of
 from service.job_lookup import require_outcome, require_record
 from worker.contract import ImageFormat
 
@@ -39,13 +39,13 @@ BYTES: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 async def get_image(
     job_id: str,
     index: int,
-    gateway: GatewayDep,
-    caller: CallerDep,
+    request: Request,
     redirect: Annotated[
         bool, Query(description="Answer with the place of the image where others can read there (S3), else as always.")
     ] = False,
     if_none_match: Annotated[str | None, Header(description="ETags that you have.")] = None,
 ) -> Response:
+    gateway, caller = gateway_of(request), caller_of(request)
     record = await require_record(gateway, caller, job_id)
     batch = record.request.batch
     if not 0 <= index < batch:

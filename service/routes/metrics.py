@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 from redis.exceptions import RedisError
 
 from service.errors import problem_responses
-from service.gateway import GatewayDep
+from service.gateway import gateway_of
 from service.metrics import InRedis, exposition, in_redis
 from worker.contract.redis_errors import may_pass
 
@@ -23,7 +23,8 @@ TEXT: dict[str, Any] = {"text/plain": {"schema": {"type": "string"}}}
     response_class=Response,
     responses={200: {"description": "In Prometheus's text format.", "content": TEXT}, **problem_responses()},
 )
-async def metrics(gateway: GatewayDep) -> Response:
+async def metrics(request: Request) -> Response:
+    gateway = gateway_of(request)
     shared: InRedis | None = None
     try:
         shared = await in_redis(gateway)

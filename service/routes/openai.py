@@ -7,9 +7,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Request
 from redis.exceptions import RedisError
 
-from service.access.caller import Caller, CallerDep
+from service.access.caller import Caller, caller_of
 from service.errors import GenerationFailed, ImageExpired, NotDoneInTime, NotFound
-from service.gateway import Gateway, GatewayDep
+from service.gateway import Gateway, gateway_of
 from service.job_lookup import require_job, require_record, wait_for_end
 from service.job_view import image_url, job_url, outcome_of
 from service.openai.documents import ImageData, ImagesRequest, ImagesResponse, OpenAIModel, OpenAIModelList
@@ -42,13 +42,12 @@ the `openai` package sends them as `extra_body`.
 )
 async def create_openai_images(
     body: ImagesRequest,
-    gateway: GatewayDep,
-    caller: CallerDep,
     request: Request,
     idempotency_key: Annotated[
         str | None, Header(min_length=1, max_length=255, description="The same key gives the same images, also later.")
     ] = None,
 ) -> ImagesResponse:
+    gateway, caller = gateway_of(request), caller_of(request)
     reading = await gateway.catalogue.read()
     ours = generate_request(body, reading.require_models(), reading.default_model)
     submitted = await accept(ours, gateway, caller, request, idempotency_key)
@@ -70,13 +69,15 @@ async def create_openai_images(
 
 
 @router.get("/models", summary="List the models, as the OpenAI API does", responses=error_responses())
-async def list_openai_models(gateway: GatewayDep) -> OpenAIModelList:
+async def list_openai_models(request: Request) -> OpenAIModelList:
+    gateway = gateway_of(request)
     models = (await gateway.catalogue.read()).models
     return OpenAIModelList(data=[_model(model) for model in models.values()])
 
 
 @router.get("/models/{name}", summary="Look at one model, as the OpenAI API does", responses=error_responses(404))
-async def get_openai_model(name: str, gateway: GatewayDep) -> OpenAIModel:
+async def get_openai_model(name: str, request: Request) -> OpenAIModel:
+    gateway = gateway_of(request)
     models = (await gateway.catalogue.read()).models
     if name not in models:
         raise NotFound(f"no model {name[:64]}; known: {', '.join(models) or 'none'}")

@@ -1,10 +1,10 @@
 """GET /jobs/{id}/receipt: all that is needed to draw the same pixels again, and their hashes."""
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
-from service.access.caller import CallerDep
+from service.access.caller import caller_of
 from service.errors import NoReceipt, problem_responses
-from service.gateway import GatewayDep
+from service.gateway import gateway_of
 from service.job_lookup import require_record
 from service.job_view import STATES, outcome_of
 from worker.contract.receipts import Receipt
@@ -27,7 +27,8 @@ itself. Every PNG and WebP carries the receipt of its own image.
     response_class=Response,
     responses={200: {"model": Receipt, "description": "The receipt."}, **problem_responses(404, 409)},
 )
-async def get_receipt(job_id: str, gateway: GatewayDep, caller: CallerDep) -> Response:
+async def get_receipt(job_id: str, request: Request) -> Response:
+    gateway, caller = gateway_of(request), caller_of(request)
     record = await require_record(gateway, caller, job_id)
     outcome = outcome_of(record)
     if outcome is None:

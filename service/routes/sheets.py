@@ -3,12 +3,12 @@
 import hashlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 
-from service.access.caller import CallerDep
+from service.access.caller import caller_of
 from service.caching import freshness, matches
 from service.errors import FieldProblem, ImageExpired, InvalidRequest, NotFound, problem_responses
-from service.gateway import Gateway, GatewayDep
+from service.gateway import Gateway, gateway_of
 from service.job_lookup import require_outcome, require_record
 from service.sheets import AnimationFormat
 from worker.contract import ImageFormat
@@ -37,11 +37,11 @@ def _answers(what: str, media_types: list[str]) -> dict[int | str, dict[str, Any
 )
 async def get_grid(
     job_id: str,
-    gateway: GatewayDep,
-    caller: CallerDep,
+    http_request: Request,
     image_format: Annotated[ImageFormat, Query(alias="format")] = ImageFormat.PNG,
     if_none_match: Have = None,
 ) -> Response:
+    gateway, caller = gateway_of(http_request), caller_of(http_request)
     outcome = require_outcome(await require_record(gateway, caller, job_id))
     etag = _etag([image.sha256 for image in outcome.images], f"grid-{image_format}")
     kept = await _files(gateway, job_id, [image.file for image in outcome.images])
@@ -62,13 +62,13 @@ async def get_grid(
 )
 async def get_animation(
     job_id: str,
-    gateway: GatewayDep,
-    caller: CallerDep,
+    http_request: Request,
     image: Annotated[int | None, Query(description="One of its images alone; absent: all, side by side.")] = None,
     animation_format: Annotated[AnimationFormat | None, Query(alias="format")] = None,
     accept: Annotated[str, Header()] = "",
     if_none_match: Have = None,
 ) -> Response:
+    gateway, caller = gateway_of(http_request), caller_of(http_request)
     record = await require_record(gateway, caller, job_id)
     request = record.request
     if not request.frames:

@@ -9,9 +9,9 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 
-from service.access.caller import CallerDep
+from service.access.caller import caller_of
 from service.errors import FieldProblem, InvalidRequest, problem_responses
-from service.gateway import GatewayDep
+from service.gateway import gateway_of
 from service.schemas import UploadedPicture
 from worker.contract import UPLOAD_NAME_PATTERN
 
@@ -42,7 +42,8 @@ FORM: dict[str, Any] = {
         }
     },
 )
-async def upload(request: Request, gateway: GatewayDep, caller: CallerDep, response: Response) -> UploadedPicture:
+async def upload(request: Request, response: Response) -> UploadedPicture:
+    gateway, caller = gateway_of(request), caller_of(request)
     data = await (_file_of_form(request) if _is_form(request) else request.body())
     kept = await gateway.uploads.keep(caller, data)
     response.headers["Location"] = f"/uploads/{kept.sha256}"
@@ -61,9 +62,8 @@ async def upload(request: Request, gateway: GatewayDep, caller: CallerDep, respo
         **problem_responses(404, 422),
     },
 )
-async def get_upload(
-    sha256: Annotated[str, Path(pattern=UPLOAD_NAME_PATTERN)], gateway: GatewayDep, caller: CallerDep
-) -> Response:
+async def get_upload(sha256: Annotated[str, Path(pattern=UPLOAD_NAME_PATTERN)], request: Request) -> Response:
+    gateway, caller = gateway_of(request), caller_of(request)
     kept = await gateway.uploads.read(caller, sha256)
     freshness = f"private, max-age={max(kept.ttl_ms, 0) // 1000}, immutable"
     return Response(kept.data, media_type="image/png", headers={"ETag": f'"{sha256}"', "Cache-Control": freshness})

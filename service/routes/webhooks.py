@@ -2,12 +2,12 @@
 
 from datetime import datetime
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, Field
 
-from service.access.caller import CallerDep
+from service.access.caller import caller_of
 from service.errors import NotFound, problem_responses
-from service.gateway import GatewayDep
+from service.gateway import gateway_of
 from service.job_lookup import require_record
 from service.webhooks.courier import message_id
 from service.webhooks.deliveries import Attempt
@@ -34,7 +34,8 @@ class WebhookSecret(BaseModel):
     summary="See how its webhook went",
     responses=problem_responses(404),
 )
-async def get_webhook_log(job_id: str, gateway: GatewayDep, caller: CallerDep, response: Response) -> WebhookLog:
+async def get_webhook_log(job_id: str, request: Request, response: Response) -> WebhookLog:
+    gateway, caller = gateway_of(request), caller_of(request)
     await require_record(gateway, caller, job_id)
     delivery = await gateway.deliveries.read(job_id)
     if delivery is None:
@@ -56,7 +57,8 @@ async def get_webhook_log(job_id: str, gateway: GatewayDep, caller: CallerDep, r
     description="With API keys each owner has a secret of its own. While keys are off the operator gives it out.",
     responses=problem_responses(404),
 )
-async def get_webhook_secret(gateway: GatewayDep, caller: CallerDep, response: Response) -> WebhookSecret:
+async def get_webhook_secret(request: Request, response: Response) -> WebhookSecret:
+    gateway, caller = gateway_of(request), caller_of(request)
     secret = gateway.settings.webhook_signing_secret
     if secret is None or caller.owner is None:
         raise NotFound("there is no secret of yours: webhooks or keys are off")
