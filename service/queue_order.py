@@ -10,7 +10,7 @@ from service.catalogue import Reading
 from service.job_queue import JobQueue
 from service.service_order import Place, in_order
 from service.waiting_job import Served, Waiting
-from worker.contract import WorkerStatus
+from worker.contract import SamplingRequest, WorkerStatus
 from worker.contract.queue_order import LOOKED_AT, due_at
 
 MOST_WALKED = 2048
@@ -66,6 +66,12 @@ def turns(
             found[job.id] = Turn(position, ahead_s if known else None)
             ahead_s += job.row_steps * row_step_s_of(row_step_s, job.model)
     return found
+
+
+def first_turn(request: SamplingRequest, reading: Reading) -> Turn:
+    """The turn of a job that found nothing waiting."""
+    alone = Waiting("", request.model, request.row_steps, queued_at=None, put_back=False)
+    return turns([alone], reading.live, reading.row_step_s)[alone.id]
 
 
 def mean_costs(workers: Sequence[WorkerStatus]) -> dict[str, float]:

@@ -32,13 +32,15 @@ end
 
 # Before it: what `submit_script` writes there.
 # KEYS: queue
-# ARGV: job id, its owner or '', model, its work, as JSON the seconds per row-step by model and for all others (or
-# false), as JSON the charge and where to look for what equal requests drew or '', digest of the idempotency key or '',
-# fingerprint of the request, then the pairs of the hash that differ from job to job
-# Returns {outcome, job id, jobs ahead, their work, their seconds, when it was queued, and where there is a charge:
-# the seconds of a worker that its owner may ask for, those until it may ask for all, and those until this job fits};
-# outcome is queued, known, mismatch, full, limited; cached: the job has ended with what an equal one drew; following:
-# it ends with another that draws the same; unconfirmed: one of these two, if the version is still the one.
+# ARGV: for each job how many arguments follow, then: job id, its owner or '', model, its work, as JSON the seconds per
+# row-step by model and for all others (or false), as JSON the charge and where to look for what equal requests drew or
+# '', digest of the idempotency key or '', fingerprint of the request, then the pairs of the hash that differ from job
+# to job
+# Returns for each job the error's text, or {outcome, job id, jobs ahead, their work, their seconds, when it was queued,
+# and where there is a charge: the seconds of a worker that its owner may ask for, those until it may ask for all, and
+# those until this job fits}; outcome is queued, known, mismatch, full, limited; cached: the job has ended with what an
+# equal one drew; following: it ends with another that draws the same; unconfirmed: one of these two, if the version is
+# still the one.
 _SUBMIT = (
     LUA_TOTALS
     + LUA_LINES
@@ -48,6 +50,8 @@ _SUBMIT = (
     + _SERVER_TIME
     + """
 local queue_key = KEYS[1]
+
+local function submit(ARGV)
 local job_id, owner, model, work = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local costs, optional = cjson.decode(ARGV[5]), ARGV[6] ~= '' and cjson.decode(ARGV[6]) or {}
 local digest, fingerprint, first_pair = ARGV[7], ARGV[8], 9
@@ -176,6 +180,17 @@ if charge then
     redis.call('SET', allowance_key(owner), string.format('%.6f', whole_at), 'EX', math.ceil(whole_at - NOW) + 1)
 end
 return answer('queued', job_id, jobs, waiting, waiting_s, now_text)
+end
+
+-- Several jobs in one call, as a client takes far longer over each call; what is wrong with one concerns no other.
+local answers, first = {}, 1
+while first < #ARGV do
+    local last = first + tonumber(ARGV[first])
+    local whole, found = pcall(submit, {unpack(ARGV, first + 1, last)})
+    answers[#answers + 1] = whole and found or type(found) == 'table' and found.err or tostring(found)
+    first = last + 1
+end
+return answers
 """
 )
 

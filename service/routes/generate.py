@@ -2,13 +2,11 @@
 
 import logging
 import math
-import re
 import secrets
 from http import HTTPStatus
-from typing import Annotated
 
 import structlog
-from fastapi import APIRouter, Header, Request, Response
+from fastapi import APIRouter, Request, Response
 from redis.exceptions import RedisError
 from rq.job import JobStatus
 
@@ -31,8 +29,16 @@ from service.job_lookup import require_job, wait_for_end
 from service.job_queue import Idempotency, Submitted, fingerprint
 from service.job_record import JobRecord
 from service.job_view import job_document, job_response, job_url
-from service.queue_order import Turn, mean_costs, row_step_s_of
+from service.queue_order import Turn, first_turn, mean_costs, row_step_s_of
 from service.request_context import origin_of
+from service.request_headers import (
+    CACHE_CONTROL,
+    IDEMPOTENCY_KEY,
+    PREFER,
+    idempotency_key_of,
+    wait_s_of,
+    wants_fresh_draw,
+)
 from service.schemas import GenerateRequest, Job
 from service.webhooks.destination import Refused
 from worker.contract import SamplingRequest
@@ -43,14 +49,10 @@ from worker.contract.webhook_queue import Webhook
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["jobs"])
 
-LONGEST_WAIT_S = 60
 POLL_AGAIN_S = 1
 """Retry-After of a 202."""
 SPEED_UNKNOWN_RETRY_S = 10
 LONGEST_RETRY_S = 600
-
-NO_CACHE = re.compile(r"(?:^|,)\s*no-cache\s*(?=$|,)", re.IGNORECASE)
-WAIT = re.compile(r"(?:^|[,;])\s*wait\s*=\s*\"?(\d{1,9})\"?\s*(?=$|[,;])", re.IGNORECASE)
 
 JOB_HEADERS = {
     "Location": {"description": "The job.", "schema": {"type": "string"}},
@@ -68,35 +70,17 @@ JOB_HEADERS = {
         202: {"description": "Accepted: the job is queued and will end.", "headers": JOB_HEADERS},
         **problem_responses(400, 413, 415, 422, 429),
     },
+    openapi_extra={"parameters": [PREFER, CACHE_CONTROL, IDEMPOTENCY_KEY]},
 )
-async def generate(
-    body: GenerateRequest,
-    request: Request,
-    prefer: Annotated[
-        str | None, Header(description=f"`wait=N`: answer when the job has ended, or after N <= {LONGEST_WAIT_S} s.")
-    ] = None,
-    cache_control: Annotated[
-        str | None,
-        Header(description="`no-cache`: draw anew, even if an equal request with this seed was drawn before."),
-    ] = None,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=255,
-            description="The same key with the same body gives the same job, with another body 422.",
-        ),
-    ] = None,
-) -> Response:
+async def generate(body: GenerateRequest, request: Request) -> Response:
     gateway, caller = gateway_of(request), caller_of(request)
-    anew = NO_CACHE.search(cache_control or "") is not None
-    job = await accept(body, gateway, caller, request, idempotency_key, anew=anew)
+    job = await accept(body, gateway, caller, request, idempotency_key_of(request), anew=wants_fresh_draw(request))
     headers = {"Location": job_url(job.id)}
-    wait = WAIT.search(prefer or "")
-    if wait:
-        headers["Preference-Applied"] = f"wait={min(int(wait[1]), LONGEST_WAIT_S)}"
+    wait_s = wait_s_of(request)
+    if wait_s is not None:
+        headers["Preference-Applied"] = f"wait={wait_s}"
         try:
-            await wait_for_end(gateway, job.id, min(int(wait[1]), LONGEST_WAIT_S))
+            await wait_for_end(gateway, job.id, wait_s)
             job = await require_job(gateway, caller, job.id)
         except RedisError as error:
             if not may_pass(error):
@@ -202,7 +186,7 @@ async def _submit(
         read_at=submitted.queued_at,
     )
     try:
-        turn = await gateway.order.turn(new_job.id, place, reading)
+        turn = await gateway.order.turn(new_job.id, place, reading) if place else first_turn(admitted.request, reading)
     except RedisError as error:
         if not may_pass(error):
             raise

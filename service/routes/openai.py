@@ -2,9 +2,8 @@
 
 import base64
 import time
-from typing import Annotated
 
-from fastapi import APIRouter, Header, Request
+from fastapi import APIRouter, Request
 from redis.exceptions import RedisError
 
 from service.access.caller import Caller, caller_of
@@ -15,6 +14,7 @@ from service.job_view import image_url, job_url, outcome_of
 from service.openai.documents import ImageData, ImagesRequest, ImagesResponse, OpenAIModel, OpenAIModelList
 from service.openai.error_form import error_responses
 from service.openai.translation import generate_request
+from service.request_headers import IDEMPOTENCY_KEY, idempotency_key_of
 from service.routes.generate import accept
 from service.schemas import Job, JobState
 from worker.contract import ModelInfo
@@ -39,17 +39,16 @@ the `openai` package sends them as `extra_body`.
     description=DESCRIPTION,
     responses=error_responses(400, 404, 410, 413, 415, 429, 504),
     response_model_exclude_none=True,
+    openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
 )
 async def create_openai_images(
     body: ImagesRequest,
     request: Request,
-    idempotency_key: Annotated[
-        str | None, Header(min_length=1, max_length=255, description="The same key gives the same images, also later.")
-    ] = None,
 ) -> ImagesResponse:
     gateway, caller = gateway_of(request), caller_of(request)
     reading = await gateway.catalogue.read()
     ours = generate_request(body, reading.require_models(), reading.default_model)
+    idempotency_key = idempotency_key_of(request)
     submitted = await accept(ours, gateway, caller, request, idempotency_key)
     job = await _ended(gateway, caller, request, submitted, comes_back=idempotency_key is not None)
     if job.status is not JobState.SUCCEEDED:
