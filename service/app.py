@@ -14,8 +14,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import ConnectionError as RedisConnectionError
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Route
 
 from service import errors
+from service.access.api_key import ApiKey, KeysError
 from service.access.guard import AccessGuard, is_public
 from service.access.key_ring import KeyRing
 from service.body_guard import BodyGuard, BodyRule
@@ -43,8 +45,9 @@ from service.sheets import Sheets
 from service.uploads import Uploads
 from service.webhooks.courier import Courier
 from service.webhooks.deliveries import Deliveries
-from service.webhooks.destination import Destinations, Resolver
+from service.webhooks.destination import Destinations, Refused, Resolver
 from service.webhooks.sender import Sender
+from worker.contract.environment import PREFIX, SettingsError
 from worker.contract.no_pickle import disable_pickle
 from worker.contract.spans import spans_for
 from worker.results.places import open_async_files
@@ -98,7 +101,7 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
     destinations = Destinations(settings.allowed_webhook_hosts, resolve)
     deliveries = Deliveries(redis, settings.redis_timeout_s)
     secret = settings.webhook_signing_secret
-    courier = None if secret is None else Courier(queue, deliveries, Sender(destinations), secret)
+    courier = None if secret is None else Courier(queue, deliveries, Sender(destinations, settings.webhook_ca), secret)
     outage = RedisOutage(redis, settings.redis_timeout_s)
     metrics = HttpMetrics()
     gateway = Gateway(
@@ -145,13 +148,16 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
         # The function's name: what a generated client calls the operation.
         generate_unique_id_function=lambda route: route.name,
     )
+    for route in app.routes:
+        if isinstance(route, Route) and route.methods is not None and "GET" in route.methods:
+            route.methods.add("HEAD")  # of the documentation and its document; the server sends no body to it
     app.state.gateway = gateway
     app.add_middleware(
         BodyGuard,
         rule=BodyRule(("application/json",), settings.max_body_bytes),
         of_paths={"/uploads": BodyRule(PICTURE_TYPES, settings.max_upload_bytes + FORM_BYTES)},
     )
-    keys = KeyRing(settings.api_keys.get_secret_value()) if settings.api_keys else None
+    keys = _key_ring(settings, destinations)
     app.add_middleware(AccessGuard, keys=keys, limit=settings.key_limit)
     origins = settings.cors_origins
     app.add_middleware(RequestGuard, local_only=keys is None and not settings.allow_anonymous, origins=origins)
@@ -164,6 +170,27 @@ def create_app(settings: Settings, redis: Redis, resolve: Resolver | None = None
         app.include_router(part.router)
     _describe_exactly(app, settings)
     return app
+
+
+def _key_ring(settings: Settings, destinations: Destinations) -> KeyRing | None:
+    """
+    Raises:
+        SettingsError: a key's webhook may not be told.
+    """
+    if settings.api_keys is None:
+        return None
+
+    def check(key: ApiKey) -> None:
+        try:
+            if key.webhook is not None:
+                destinations.parse(key.webhook.url)
+        except Refused as error:
+            raise KeysError(f"the webhook of API key rvr_{key.prefix}: {error}") from None
+
+    try:
+        return KeyRing(settings.api_keys.get_secret_value(), check)
+    except KeysError as error:
+        raise SettingsError(f"{PREFIX}API_KEYS: {error}") from None
 
 
 def _describe_exactly(app: FastAPI, settings: Settings) -> None:

@@ -101,6 +101,10 @@ class Unauthorized(GatewayError):
         super().__init__(detail, headers={"WWW-Authenticate": challenge})
 
 
+def unknown_key() -> Unauthorized:
+    return Unauthorized("this API key is unknown or has expired", 'Bearer error="invalid_token"')
+
+
 class Forbidden(GatewayError):
     status = HTTPStatus.FORBIDDEN
     code = "forbidden"

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from service.access.caller import Caller
-from service.errors import GatewayError, NotFound, problem_document, redis_unavailable
+from service.errors import GatewayError, NotFound, problem_document, redis_unavailable, unknown_key
 from service.gateway import Gateway
 from service.job_events import Watch
 from service.job_lookup import require_job
@@ -66,7 +66,8 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-store", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._gateway.events.watch(self._job.id, previews=self._previews) as watch:
+        is_allowed = self._caller.is_still_valid
+        with self._gateway.events.watch(self._job.id, is_allowed, previews=self._previews) as watch:
             gone = asyncio.create_task(_disconnected(receive))
             # A separate task: `send` may hang when the client is gone or does not read.
             sending = asyncio.create_task(self._send(watch, send, gone))
@@ -102,6 +103,9 @@ class EventStream(Response):
             now = time.monotonic()
             # `gone`: up to Python 3.11 the Redis client loses a cancellation now and then.
             if events.ending or gone.done() or now - began >= settings.stream_s:
+                return
+            if not watch.is_allowed():
+                await _body(send, _error(unknown_key()))
                 return
             if now - sent >= settings.stream_heartbeat_s:
                 await _body(send, ":\n\n")

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from redis.asyncio import Redis
@@ -28,8 +28,10 @@ READS_AT_ONCE = 8
 class Watch:
     """One stream's interest in one job."""
 
-    def __init__(self, *, previews: bool = False) -> None:
+    def __init__(self, is_allowed: Callable[[], bool], *, previews: bool = False) -> None:
         self._news = asyncio.Event()
+        self.is_allowed = is_allowed
+        """Whether whoever watches may still; asked at each poll, and one who may not is woken."""
         self.previews = previews
         """Whether it wants to see what the images become."""
         self.behind = False
@@ -85,8 +87,10 @@ class JobEvents:
         return 0.0 if self._away_since is None else time.monotonic() - self._away_since
 
     @contextmanager
-    def watch(self, job_id: str, *, previews: bool = False) -> Iterator[Watch]:
-        watch = Watch(previews=previews)
+    def watch(
+        self, job_id: str, is_allowed: Callable[[], bool] = lambda: True, *, previews: bool = False
+    ) -> Iterator[Watch]:
+        watch = Watch(is_allowed, previews=previews)
         self._watches.setdefault(job_id, set()).add(watch)
         for name, work in (("listen", self._listen), ("look", self._look)):
             if name not in self._tasks or self._tasks[name].done():
@@ -122,6 +126,9 @@ class JobEvents:
         """Poll as long as there is a watch."""
         while self._watches:
             job_ids = list(self._watches)
+            for watch in [watch for watches in self._watches.values() for watch in watches]:
+                if not watch.is_allowed():
+                    watch.wake()
             try:
                 seen = dict(zip(job_ids, await self._queue.look(job_ids), strict=True))
                 await self._previews.ask(

@@ -151,7 +151,9 @@ class GenerateRequest(BaseModel):
         description="With mask: put the picture's own pixels where it is dark, once the image is drawn. Absent: false.",
     )
     format: ImageFormat = ImageFormat.PNG
-    webhook: WebhookRequest | None = Field(default=None, description="Absent: nobody is told.")
+    webhook: WebhookRequest | None = Field(
+        default=None, description="Absent: the one of your API key, if it has one; null: nobody is told."
+    )
     frames: StrictInt = Field(
         default=0,
         ge=0,

@@ -2,6 +2,7 @@
 
 import ipaddress
 import re
+from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
@@ -87,6 +88,8 @@ class Settings(LogSettings, TraceSettings):
     """Where webhooks may go, by commas; see `service.webhooks.destination.AllowedHost`. Empty: webhooks are off."""
     webhook_secret: SecretStr | None = None
     """Signs webhooks; see `service.webhooks.signing`."""
+    webhook_ca: Path | None = None
+    """PEM file of authorities whose certificates a webhook's receiver may show, beside the system's."""
     stream_heartbeat_s: float = Field(default=15, gt=0)
     """An idle event stream sends a comment this often, so that proxies don't close it."""
     stream_s: float = Field(default=3600, gt=0)

@@ -1,8 +1,9 @@
 """What is left of a limit, and how an answer says so (draft-ietf-httpapi-ratelimit-headers).
 
 The limit is a bucket that holds `worker_s` seconds of a worker and fills evenly within `window_s`. A job takes out
-what it is measured to cost, in the same script that queues it: what is not queued, or was queued before under its
-Idempotency-Key, costs nothing. A full bucket lets any job through, however large, and is in debt afterwards.
+what it is measured to cost, or a fixed price while nothing is measured, in the same script that queues it: what is not
+queued, or was queued before under its Idempotency-Key, costs nothing. A full bucket lets any job through, however
+large, and is in debt afterwards.
 """
 
 import math
@@ -15,6 +16,8 @@ from starlette.types import Scope
 from service.access.api_key import CostLimit
 
 POLICY = "worker-seconds"
+UNMEASURED_ROW_STEP_S = 0.05
+"""Charged for each image-step while no worker has told what any model costs: its first jobs must not be free."""
 _SCOPE_KEY = "reverie.allowance"
 
 

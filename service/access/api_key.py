@@ -4,6 +4,8 @@ A key is `rvr_<prefix>_<secret>`. Its prefix names it; of the secret only a SHA-
 random bits: there is nothing to guess that a slow hash would protect. A line reads
 
     rvr_3f2a9c1b sha256=… name=alice scope=generate expires=2027-01-01T00:00:00+00:00 limit=600/3600
+
+and may end with `webhook=https://hooks.example.com/done events=succeeded,failed`.
 """
 
 import hashlib
@@ -15,8 +17,11 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Self
 
+from worker.contract.webhook_queue import Webhook, WebhookEvent
+
 KEY_PATTERN = re.compile(r"rvr_([0-9a-f]{8})_[A-Za-z0-9_-]{43}")
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+WEBHOOK_PATTERN = re.compile(r"https?://[^\s#;]{1,2040}")
 DIGEST_FIELD = "sha256="
 
 
@@ -69,6 +74,8 @@ class ApiKey:
     scope: Scope
     expires_at: datetime | None = None
     limit: CostLimit | None = None
+    webhook: Webhook | None = None
+    """Told of the ends of its jobs, where a request says nothing of one."""
 
     def line(self) -> str:
         parts = [f"rvr_{self.prefix}", DIGEST_FIELD + self.digest.hex(), f"name={self.name}", f"scope={self.scope}"]
@@ -76,11 +83,17 @@ class ApiKey:
             parts.append(f"expires={self.expires_at.isoformat()}")
         if self.limit is not None:
             parts.append(f"limit={self.limit}")
+        if self.webhook is not None:
+            parts += [f"webhook={self.webhook.url}", f"events={','.join(self.webhook.events)}"]
         return " ".join(parts)
 
 
 def new_key(
-    name: str | None, scope: Scope, expires_at: datetime | None = None, limit: CostLimit | None = None
+    name: str | None,
+    scope: Scope,
+    expires_at: datetime | None = None,
+    limit: CostLimit | None = None,
+    webhook: Webhook | None = None,
 ) -> tuple[str, ApiKey]:
     """A key for its user, and what is kept of it. Without a name it is the only one of its own."""
     prefix = secrets.token_hex(4)
@@ -88,7 +101,7 @@ def new_key(
     if not NAME_PATTERN.fullmatch(name):
         raise KeysError("a name has 1 to 64 letters, digits and ._@- and begins with a letter or digit")
     key = f"rvr_{prefix}_{secrets.token_urlsafe(32)}"
-    return key, ApiKey(prefix, digest_of(key), name, scope, expires_at, limit)
+    return key, ApiKey(prefix, digest_of(key), name, scope, expires_at, limit, webhook)
 
 
 def digest_of(key: str) -> bytes:
@@ -132,8 +145,11 @@ def _parse_line(words: list[str]) -> ApiKey:
     if scope not in set(Scope):
         raise ValueError(f"a scope is one of {', '.join(Scope)}")
     expires, limit = fields.pop("expires", None), fields.pop("limit", None)
+    url, events = fields.pop("webhook", None), fields.pop("events", None)
     if fields:
-        raise ValueError("it has an unknown field; known: sha256, name, scope, expires, limit")
+        raise ValueError("it has an unknown field; known: sha256, name, scope, expires, limit, webhook, events")
+    if events is not None and url is None:
+        raise ValueError("events= goes with webhook=")
     return ApiKey(
         prefix=prefix[1],
         digest=bytes.fromhex(digest),
@@ -141,7 +157,23 @@ def _parse_line(words: list[str]) -> ApiKey:
         scope=Scope(scope),
         expires_at=parse_moment(expires) if expires else None,
         limit=CostLimit.parse(limit) if limit else None,
+        webhook=parse_webhook(url, events) if url else None,
     )
+
+
+def parse_webhook(url: str, events: str | None = None) -> Webhook:
+    """
+    Args:
+        events: by commas; None for all.
+    """
+    if not WEBHOOK_PATTERN.fullmatch(url):
+        raise ValueError(
+            "a webhook is an address like https://hooks.example.com/done, where # and ; are written %23, %3B"
+        )
+    names = events.split(",") if events is not None else list(WebhookEvent)
+    if not set(names) <= set(WebhookEvent) or len(set(names)) != len(names):
+        raise ValueError(f"a webhook's events are some of {', '.join(WebhookEvent)}, each once, by commas")
+    return Webhook(url=url, events=tuple(WebhookEvent(name) for name in names))
 
 
 def _fields(words: Iterable[str]) -> dict[str, str]:

@@ -4,6 +4,7 @@ import logging
 import re
 import time
 from collections.abc import Callable
+from functools import partial
 from urllib.parse import unquote
 
 from starlette.datastructures import MutableHeaders
@@ -15,7 +16,7 @@ from service.access.api_key import CostLimit
 from service.access.api_key import Scope as KeyScope
 from service.access.caller import ANYBODY, Caller
 from service.access.key_ring import KeyRing
-from service.errors import Forbidden, GatewayError, KeyInUrl, Unauthorized, on_gateway_error
+from service.errors import Forbidden, GatewayError, KeyInUrl, Unauthorized, on_gateway_error, unknown_key
 
 log = logging.getLogger(__name__)
 
@@ -96,11 +97,17 @@ class AccessGuard:
         known = self._keys.find(key.strip())
         if known is None:
             self._log_refusal(request)
-            raise Unauthorized("this API key is unknown or has expired", 'Bearer error="invalid_token"')
+            raise unknown_key()
         needed = scope_for(request.method, path)
         if not known.scope.includes(needed):
             raise Forbidden(f"this needs a key of scope {needed.value}, yours has {known.scope.value}", needed.value)
-        return Caller(known.name, known.scope, known.limit or self._limit)
+        return Caller(
+            known.name,
+            known.scope,
+            known.limit or self._limit,
+            known.webhook,
+            is_still_valid=partial(self._keys.still_holds, known),
+        )
 
     def _log_refusal(self, request: Request) -> None:
         now = self._clock()

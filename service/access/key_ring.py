@@ -22,6 +22,9 @@ class KeyRing:
 
     A file that is broken or gone when it is read again changes nothing but the log: its keys stay as they were.
 
+    Args:
+        check: raises KeysError for a key that can't be used here.
+
     Raises:
         KeysError: the lines or the file can't be read at the start.
     """
@@ -29,9 +32,11 @@ class KeyRing:
     def __init__(
         self,
         source: str,
+        check: Callable[[ApiKey], None] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
+        self._check = check
         self._clock = clock
         self._now = now
         if KEY_PATTERN.search(source):
@@ -39,7 +44,7 @@ class KeyRing:
         self._path = None if DIGEST_FIELD in source else Path(source).expanduser()
         self._looked_at = clock()
         self._seen: object = None
-        self._keys: Mapping[str, ApiKey] = parse_keys(source) if self._path is None else self._read(self._path)
+        self._keys: Mapping[str, ApiKey] = self._checked(source) if self._path is None else self._read(self._path)
         if not self._keys:
             log.warning("there is no API key: every request is refused until one is added")
 
@@ -50,9 +55,16 @@ class KeyRing:
         known = self._keys.get(parsed[1]) if parsed else None
         # Always one hash and one comparison, in constant time: the time that a refusal takes reveals nothing.
         matches = hmac.compare_digest(digest_of(key), known.digest if known else NOBODYS_DIGEST)
-        if known is None or not matches:
-            return None
-        return known if known.expires_at is None or self._now() < known.expires_at else None
+        return known if known is not None and matches and self._is_unexpired(known) else None
+
+    def still_holds(self, key: ApiKey) -> bool:
+        """Whether a key that was found is still there, the same name's, and has not expired."""
+        self._look()
+        known = self._keys.get(key.prefix)
+        return known is not None and (known.digest, known.name) == (key.digest, key.name) and self._is_unexpired(known)
+
+    def _is_unexpired(self, key: ApiKey) -> bool:
+        return key.expires_at is None or self._now() < key.expires_at
 
     def _look(self) -> None:
         if self._path is None or self._clock() - self._looked_at < LOOK_S:
@@ -75,7 +87,13 @@ class KeyRing:
         except (OSError, UnicodeDecodeError) as error:
             reason = error.strerror if isinstance(error, OSError) else "it is no text"
             raise KeysError(f"the file of API keys can't be read: {reason}") from None
-        return parse_keys(text)
+        return self._checked(text)
+
+    def _checked(self, text: str) -> Mapping[str, ApiKey]:
+        keys = parse_keys(text)
+        for key in keys.values():
+            self._check(key)
+        return keys
 
 
 def _identity(path: Path) -> object:

@@ -7,7 +7,16 @@ import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from service.access.api_key import DIGEST_FIELD, CostLimit, KeysError, Scope, new_key, parse_keys, parse_moment
+from service.access.api_key import (
+    DIGEST_FIELD,
+    CostLimit,
+    KeysError,
+    Scope,
+    new_key,
+    parse_keys,
+    parse_moment,
+    parse_webhook,
+)
 from service.launcher.command_errors import KeyFileError
 
 
@@ -31,6 +40,10 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     new.add_argument("--expires", metavar="WHEN", help="a day like 2027-01-01, or in so many days, like 90d")
     new.add_argument("--limit", metavar="S/WINDOW", help="seconds of a worker in so many seconds, like 600/3600")
+    new.add_argument(
+        "--webhook", metavar="URL", help="told of the ends of its jobs, where a request says nothing of it"
+    )
+    new.add_argument("--webhook-events", metavar="E,…", help="some of succeeded, failed, canceled (default: all)")
     new.add_argument("--file", type=Path, help="where the line goes (default: the file of REVERIE_API_KEYS)")
     new.set_defaults(run=run)
 
@@ -40,7 +53,10 @@ def run(options: argparse.Namespace) -> int:
     try:
         expires_at = _expiry(options.expires) if options.expires else None
         limit = CostLimit.parse(options.limit) if options.limit else None
-        key, kept = new_key(options.name, options.scope, expires_at, limit)
+        if options.webhook_events and not options.webhook:
+            raise ValueError("--webhook-events goes with --webhook")
+        webhook = parse_webhook(options.webhook, options.webhook_events) if options.webhook else None
+        key, kept = new_key(options.name, options.scope, expires_at, limit, webhook)
         if file is not None:
             append(file, kept.line())
     except ValueError as error:

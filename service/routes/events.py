@@ -35,7 +35,8 @@ it has been open for very long.
 With `preview=1`, a `progress` event comes also for new `previews` of the job: by image, a small WebP of what the last
 step predicts, three a second at most. Nobody computes them while nobody asks.
 
-`error` has the code `redis_unavailable`, then connect again, or `not_found`: the job has expired. An `EventSource`
+`error` has the code `redis_unavailable`, then connect again, or `not_found`: the job has expired, or `unauthorized`:
+the key that opened the stream has been withdrawn or has expired. An `EventSource`
 takes a status other than 200 for final: after a 503 its page must open a new one.
 """
 

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from redis.exceptions import RedisError
 from rq.job import JobStatus
 
-from service.access.allowance import Charge, attach
+from service.access.allowance import UNMEASURED_ROW_STEP_S, Charge, attach
 from service.access.caller import Caller, caller_of
 from service.admission import Admitted, admit
 from service.catalogue import Reading
@@ -142,7 +142,7 @@ async def _submit(
             origin,
             caller.owner,
             _charge(caller, admitted.request, reading),
-            _webhook(gateway, body),
+            _webhook(gateway, caller, body),
             lookup(admitted.request, caller.owner, reading.live, just_read=just_read) if may_be_known else None,
         )
         if submitted.outcome != "unconfirmed":
@@ -198,7 +198,8 @@ async def _submit(
 def _charge(caller: Caller, request: SamplingRequest, reading: Reading) -> Charge | None:
     if caller.limit is None:
         return None
-    return Charge(caller.limit, request.row_steps * row_step_s_of(mean_costs(reading.live), request.model))
+    measured = row_step_s_of(mean_costs(reading.live), request.model)
+    return Charge(caller.limit, request.row_steps * (measured or UNMEASURED_ROW_STEP_S))
 
 
 def _limit_reached(submitted: Submitted, request: SamplingRequest) -> LimitReached:
@@ -211,9 +212,9 @@ def _limit_reached(submitted: Submitted, request: SamplingRequest) -> LimitReach
     )
 
 
-def _webhook(gateway: Gateway, body: GenerateRequest) -> Webhook | None:
+def _webhook(gateway: Gateway, caller: Caller, body: GenerateRequest) -> Webhook | None:
     if body.webhook is None:
-        return None
+        return None if "webhook" in body.model_fields_set else caller.webhook
     try:
         gateway.destinations.parse(body.webhook.url)
     except Refused as error:

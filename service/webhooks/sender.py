@@ -4,10 +4,12 @@ import asyncio
 import ssl
 from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 
 import httpx
 
 from service.webhooks.destination import Destination, Destinations, Refused
+from worker.contract.environment import PREFIX, SettingsError
 
 ATTEMPT_S = 10.0
 """Longest attempt, from resolving the name to the head of the answer."""
@@ -32,10 +34,25 @@ class Answer:
 
 
 class Sender:
-    def __init__(self, destinations: Destinations, attempt_s: float = ATTEMPT_S) -> None:
+    """
+    Args:
+        authorities: a PEM file of authorities that are trusted beside the system's.
+
+    Raises:
+        SettingsError: that file can't be used.
+    """
+
+    def __init__(
+        self, destinations: Destinations, authorities: Path | None = None, attempt_s: float = ATTEMPT_S
+    ) -> None:
         self._destinations = destinations
         self._attempt_s = attempt_s
         self._tls = ssl.create_default_context()
+        try:
+            if authorities is not None:
+                self._tls.load_verify_locations(authorities)
+        except OSError as error:  # of which errors of TLS are some
+            raise SettingsError(f"{PREFIX}WEBHOOK_CA={authorities}: {error.strerror or error}") from None
 
     async def send(self, url: str, body: bytes, headers: dict[str, str], attempt: int) -> Answer:
         """Never raises for what the other side does; `attempt` chooses among several addresses in turn."""

@@ -1,6 +1,7 @@
 """A client's server that is told of ends: a real one, that fails in every way that it is asked to."""
 
 import socket
+import ssl
 import struct
 import threading
 import time
@@ -76,14 +77,16 @@ class Receiver:
     """
     Args:
         behaviours: of the first requests in turn; the last one stays.
+        tls: None to speak plain HTTP.
     """
 
-    def __init__(self, *behaviours: Behaviour) -> None:
+    def __init__(self, *behaviours: Behaviour, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._behaviours = list(behaviours) or [take]
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = int(self._socket.getsockname()[1])
         self.host = f"127.0.0.1:{self.port}"
-        self.url = f"http://{self.host}/hook?token=t"
+        self.url = f"{'http' if tls is None else 'https'}://{self.host}/hook?token=t"
         self.received: list[Received] = []
         self._thread = threading.Thread(target=self._serve, daemon=True)
 
@@ -100,7 +103,14 @@ class Receiver:
                 connection, _ = self._socket.accept()
             except OSError:
                 return
-            threading.Thread(target=self._handle, args=[connection], daemon=True).start()
+            threading.Thread(target=self._shake_hands, args=[connection], daemon=True).start()
+
+    def _shake_hands(self, connection: socket.socket) -> None:
+        connection.settimeout(20)
+        try:
+            self._handle(connection if self._tls is None else self._tls.wrap_socket(connection, server_side=True))
+        except ssl.SSLError:
+            connection.close()  # the other side does not like the certificate
 
     def _handle(self, connection: socket.socket) -> None:
         with connection:

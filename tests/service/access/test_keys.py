@@ -2,6 +2,8 @@
 
 import base64
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -100,6 +102,29 @@ def test_a_file_of_keys_is_read_again_while_it_runs(
     wait_for_status(http, new, 200)
     assert http.get("/models", headers=bearer(old)).status_code == 401
     assert http.get(f"/jobs/{job['id']}", headers=bearer(new)).status_code == 200, "a replaced key keeps its jobs"
+
+
+@pytest.mark.parametrize("how", ["withdrawn", "expired"])
+def test_an_open_stream_ends_with_its_key(
+    how: str, tmp_path: Path, worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    file = tmp_path / "keys"
+    (key, kept), (other, others) = new_key("alice", Scope.GENERATE), new_key("alice", Scope.READ)
+    file.write_text(f"{kept.line()}\n{others.line()}")
+    http = start_gateway(api_keys=str(file), stream_s=600)
+    job = http.post("/generate", json=BODY, headers=bearer(key)).json()
+    with (
+        http.stream("GET", job["links"]["events"], headers=bearer(other)) as stays,
+        http.stream("GET", job["links"]["events"], headers=bearer(key)) as stream,
+    ):
+        lines, staying = stream.iter_lines(), stays.iter_lines()
+        assert any(line == "event: queued" for line in lines), "it waits"
+        ended = replace(kept, expires_at=datetime(2020, 1, 1, tzinfo=UTC))
+        file.write_text(others.line() + (f"\n{ended.line()}" if how == "expired" else ""))
+        last = list(lines)  # to its end, by far sooner than the client's patience and the stream's longest
+        assert "event: error" in last
+        assert '"code": "unauthorized"' in last[-2]
+        assert any(line == "event: queued" for line in staying), "the other key's stream goes on"
 
 
 def wait_for_status(http: httpx.Client, key: str, status: int) -> None:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx
 import pytest
 
+from service.access.allowance import UNMEASURED_ROW_STEP_S
 from service.access.api_key import CostLimit
 from tests.service.access.conftest import Keys, bearer
 from tests.service.fake_worker import FakeWorker
@@ -54,6 +55,17 @@ def test_a_name_may_ask_for_so_many_seconds_of_a_worker(
     others = http.post("/generate", json=BODY, headers=bearer(keys.bob))
     assert others.status_code == 202
     assert "RateLimit" not in http.post("/generate", json=BODY, headers=bearer(keys.admin)).headers
+
+
+def test_the_first_jobs_have_a_price_while_no_model_is_measured(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    keys = Keys.make(LIMIT)
+    http = start_gateway(api_keys=keys.lines)
+    steps = int(1.5 / UNMEASURED_ROW_STEP_S)
+    first = http.post("/generate", json={"steps": steps, "batch": 1}, headers=bearer(keys.alice))
+    assert (first.status_code, left(first)[0]) == (202, 0)
+    assert http.post("/generate", json={"steps": steps, "batch": 1}, headers=bearer(keys.alice)).status_code == 429
 
 
 def test_what_is_not_queued_costs_nothing(limited: Callable[..., tuple[httpx.Client, Keys]]) -> None:
@@ -107,8 +119,7 @@ def test_keys_without_a_limit_of_their_own_have_the_gateways(
     http = start_gateway(api_keys=keys.lines, key_limit="5/60")
     answer = http.post("/generate", json=BODY, headers=bearer(keys.alice))
     assert answer.headers["RateLimit-Policy"].startswith('"worker-seconds";q=5;w=60;')
-    # Until a worker has measured what a step costs, nothing is known to be charged.
-    assert left(answer) == (5, 0)
+    assert left(answer) == (4, 3), "a quarter of a second, as nothing is measured"
 
 
 def test_the_form_of_the_openai_api_has_the_same_limits(limited: Callable[..., tuple[httpx.Client, Keys]]) -> None:
