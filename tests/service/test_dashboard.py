@@ -6,8 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import pytest
 import yaml  # type: ignore[import-untyped]
 
+from service.access.api_key import Scope, new_key
 from tests.docker.compose_files import services
 from tests.service.fake_worker import FakeWorker
 from worker.contract import EngineCounters
@@ -41,3 +43,17 @@ def test_the_scrape_configuration_reaches_what_compose_starts() -> None:
     assert compose["gateway"]["ports"][0].endswith(":8000")
     (found,) = worker["dns_sd_configs"]
     assert compose[found["names"][0]]["environment"]["REVERIE_METRICS_PORT"] == found["port"]
+
+
+@pytest.mark.parametrize("with_keys", [True, False])
+def test_the_scrape_configuration_sends_the_key_that_the_gateway_needs(
+    with_keys: bool, worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    gateway = yaml.safe_load((DOCKER / "prometheus.yml").read_text())["scrape_configs"][0]
+    assert gateway["authorization"] == {"credentials_file": "/etc/prometheus/reverie_key"}
+    key, kept = new_key("prometheus", Scope.ADMIN)
+    http = start_gateway(api_keys=kept.line()) if with_keys else start_gateway()
+    # As Prometheus sends it; of a file that is empty while keys are off.
+    scraped = http.get("/metrics", headers={"Authorization": f"Bearer {key if with_keys else ''}".strip()})
+    assert scraped.status_code == 200
+    assert "reverie_redis_up 1" in scraped.text
