@@ -166,7 +166,7 @@ class JobQueue:
         """A job ready to be submitted; nothing is written yet."""
         # As RQ's serializer would write it. A request is written by far faster as a whole than as a part of a document.
         call = f'["{FUNCTION_NAME}", null, [{request.model_dump_json()}], {{}}]'.encode()
-        pairs = [
+        pairs: list[bytes | str] = [
             *("data", call if len(call) <= MOST_UNCOMPRESSED else zlib.compress(call)),
             *("description", f"{request.model} x{request.batch}, {request.steps} steps"),
         ]
