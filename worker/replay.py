@@ -6,9 +6,13 @@ Reads the receipt from standard input and writes to standard output that of what
 import argparse
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 
 from worker.contract import ImageFormat, SamplingRequest
@@ -16,6 +20,7 @@ from worker.contract.receipts import Computation, Receipt, ReceiptImage, parsed,
 from worker.outputs.image_files import encode
 from worker.outputs.picture_text import PictureText
 from worker.outputs.receipt_writer import ReceiptWriter
+from worker.results.uploads import picture_sha256
 
 if TYPE_CHECKING:
     from worker.engine.messages import Succeeded
@@ -34,6 +39,7 @@ def main() -> int:
     parser.add_argument("--store", type=Path, help="directory of checkpoints; absent: the bundled models")
     parser.add_argument("--device", help="absent: of the receipt's type")
     parser.add_argument("--dtype", help="absent: the receipt's")
+    parser.add_argument("--pictures", type=Path, help="folder of those that the request names, as <hash>.png")
     parser.add_argument("--out", type=Path, help="where the images go; absent: they are not kept")
     options = parser.parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(message)s")
@@ -41,7 +47,7 @@ def main() -> int:
         receipt = Receipt.model_validate(parsed(sys.stdin.buffer.read()), extra="ignore")
         request = _request_of(receipt)
         pool = _pool(options.store, receipt.computation, request, options.device, options.dtype)
-        print(_write(_draw(pool, request), request.format, options.out))
+        print(_write(_draw(pool, request, _pictures_of(request, options.pictures)), request.format, options.out))
     except (ReplayError, OSError, ValueError) as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 1
@@ -82,12 +88,28 @@ def _pool(
     )
 
 
-def _draw(pool: "ModelPool", request: SamplingRequest) -> "Succeeded":
+def _pictures_of(request: SamplingRequest, folder: Path | None) -> Mapping[str, "NDArray[np.uint8]"]:
+    """Those that the request names, by name: each is what its name says, or it can't be drawn."""
+    if request.init is None:
+        return {}
+    pictures = {}
+    for name in {request.init.picture, request.init.mask} - {None}:
+        path = None if folder is None else folder / f"{name}.png"
+        if path is None or not path.is_file():
+            raise ReplayError(f"the picture {name} that it begins at is not there")
+        with Image.open(path, formats=["PNG"]) as picture:
+            if picture_sha256(picture) != name:
+                raise ReplayError(f"{path} is another picture than its name says")
+            pictures[str(name)] = np.asarray(picture)
+    return pictures
+
+
+def _draw(pool: "ModelPool", request: SamplingRequest, pictures: Mapping[str, "NDArray[np.uint8]"]) -> "Succeeded":
     from worker.engine.engine import Engine
     from worker.engine.messages import EngineRequest, Failed, Succeeded
 
     engine = Engine(pool, MAX_BATCH)
-    engine.submit(EngineRequest(JOB_ID, request))
+    engine.submit(EngineRequest(JOB_ID, request, pictures=pictures))
     while True:
         engine.take_messages()
         pool.load_pending()

@@ -13,7 +13,7 @@ from service.client.event_feed import EventFeed, JobEvent
 from service.client.picture import Picture
 from service.client.request_fields import body_of, request_fields
 from service.client.retries import Retries
-from service.schemas import Job, ModelList
+from service.schemas import Job, ModelList, UploadedPicture
 from worker.contract import ModelInfo
 
 T = TypeVar("T")
@@ -131,6 +131,10 @@ class AsyncClient:
     async def pictures(self, job: Job) -> list[Picture]:
         """The images of a job that has succeeded, in order."""
         return await self._run(self._calls.pictures(job))
+
+    async def upload(self, picture: bytes) -> UploadedPicture:
+        """Keep a picture for a while (PNG, JPEG, WebP, GIF or BMP); `init_image` and `mask` take its `sha256`."""
+        return await self._run(self._calls.upload(picture))
 
     async def models(self) -> ModelList:
         return await self._run(self._calls.models())

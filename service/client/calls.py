@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError
 from service.client.errors import JobCanceled, JobFailed, Unreachable, WaitTimeout
 from service.client.picture import Picture
 from service.client.retries import Retries
-from service.schemas import Job, JobState, ModelList
+from service.schemas import Job, JobState, ModelList, UploadedPicture
 from worker.contract import ModelInfo
 
 T = TypeVar("T")
@@ -83,6 +83,10 @@ class Calls:
             response = yield from self.send("GET", image.url)
             pictures.append(Picture.of(job, image, response.content))
         return pictures
+
+    def upload(self, picture: bytes) -> Call[UploadedPicture]:
+        headers = {"Content-Type": "application/octet-stream"}
+        return (yield from self._read(UploadedPicture, "POST", "/uploads", content=picture, headers=headers))
 
     def models(self) -> Call[ModelList]:
         return (yield from self._read(ModelList, "GET", "/models"))

@@ -13,7 +13,7 @@ from service.client.event_feed import EventFeed, JobEvent
 from service.client.picture import Picture
 from service.client.request_fields import body_of, request_fields
 from service.client.retries import Retries
-from service.schemas import Job, ModelList
+from service.schemas import Job, ModelList, UploadedPicture
 from worker.contract import ModelInfo
 
 T = TypeVar("T")
@@ -137,6 +137,10 @@ class Client:
     def pictures(self, job: Job) -> list[Picture]:
         """The images of a job that has succeeded, in order."""
         return self._run(self._calls.pictures(job))
+
+    def upload(self, picture: bytes) -> UploadedPicture:
+        """Keep a picture for a while (PNG, JPEG, WebP, GIF or BMP); `init_image` and `mask` take its `sha256`."""
+        return self._run(self._calls.upload(picture))
 
     def models(self) -> ModelList:
         return self._run(self._calls.models())

@@ -13,6 +13,8 @@ from service.launcher.command_errors import OutputError, ReceiptError, ReplayFai
 from service.launcher.generate import follow, save
 from service.launcher.progress_line import ProgressLine
 from service.launcher.receipt_sources import read_receipt
+from service.launcher.replayed_pictures import add_options, folder_of, given_pictures, require_all
+from service.pictures import Picture
 from worker.contract.receipts import SIGNATURE, canonical, parsed
 from worker.contract.signing import SignatureError, new_key, verify
 
@@ -25,7 +27,12 @@ def replay(options: argparse.Namespace) -> int:
     receipt = read_receipt(options.receipt)
     if SIGNATURE in receipt:
         check_signature(receipt, None, options.receipt)
-    again = drawn_alone(receipt, options) if options.alone or options.store else drawn_by_gateway(receipt, options)
+    pictures = given_pictures(receipt, options)
+    if options.alone or options.store:
+        require_all(receipt, options)
+        again = drawn_alone(receipt, pictures, options)
+    else:
+        again = drawn_by_gateway(receipt, pictures, options)
     hashes = {image["index"]: image["sha256"] for image in again["images"]}
     images = [
         {"index": image["index"], "seed": image["seed"], "same": hashes.get(image["index"]) == image["sha256"]}
@@ -43,9 +50,13 @@ def replay(options: argparse.Namespace) -> int:
     return EXIT_SAME if same else EXIT_DIFFERENT
 
 
-def drawn_by_gateway(receipt: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def drawn_by_gateway(
+    receipt: Mapping[str, Any], pictures: list[Picture], options: argparse.Namespace
+) -> dict[str, Any]:
     line = ProgressLine(sys.stderr)
     with Client(options.url) as client:
+        for picture in pictures:
+            client.upload(picture.png)
         job = client.redraw(receipt["request"])
         try:
             done = follow(client, job, line)
@@ -61,12 +72,14 @@ def drawn_by_gateway(receipt: Mapping[str, Any], options: argparse.Namespace) ->
         return parsed(client.fetch(done.links.receipt))
 
 
-def drawn_alone(receipt: Mapping[str, Any], options: argparse.Namespace) -> dict[str, Any]:
+def drawn_alone(receipt: Mapping[str, Any], pictures: list[Picture], options: argparse.Namespace) -> dict[str, Any]:
     """By an engine in a process of its own."""
     command = [sys.executable, "-m", "worker.replay"]
     command += ["--store", str(options.store)] if options.store is not None else []
     command += ["--out", str(options.out)] if options.out is not None else []
-    done = subprocess.run(command, input=canonical(receipt), capture_output=True)
+    with folder_of(pictures) as folder:
+        command += ["--pictures", str(folder)]
+        done = subprocess.run(command, input=canonical(receipt), capture_output=True)
     lines = done.stderr.decode(errors="replace").strip().splitlines()
     if done.returncode != 0:
         raise ReplayFailed(f"it can't be drawn again: {lines[-1] if lines else f'exit code {done.returncode}'}")
@@ -129,6 +142,7 @@ def add_receipt_commands(commands: "argparse._SubParsersAction[argparse.Argument
     url(again)
     again.add_argument("--alone", action="store_true", help="draw here, without a gateway, from the bundled models")
     again.add_argument("--store", type=Path, metavar="DIR", help="draw here, without a gateway, from this store")
+    add_options(again)
     again.add_argument("--out", type=Path, metavar="DIR", help="keep the images there")
     again.add_argument("--json", action="store_true", help="print what was found as JSON")
     again.set_defaults(run=replay)

@@ -17,6 +17,7 @@ from PIL import Image
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import Stack, running_stack
 from worker.contract import ImageFormat
+from worker.contract.keys import upload_key
 from worker.contract.signing import new_key, verify
 from worker.store import bundled_store_path
 
@@ -161,3 +162,35 @@ def test_a_receipt_that_was_changed_is_not_drawn(stack: Stack, tmp_path: Path) -
     path.write_text(json.dumps(receipt))
     done = reverie("replay", str(path), "--url", str(stack.http.base_url))
     assert (done.returncode, done.stderr) == (1, f"reverie: {path}: it is not what was signed\n")
+
+
+def picture_file(path: Path, fill: int) -> Path:
+    Image.frombytes("L", (8, 8), bytes((fill + 3 * place) % 256 for place in range(64))).save(path)
+    return path
+
+
+def test_what_began_at_a_picture_is_drawn_again_with_its_file(stack: Stack, tmp_path: Path) -> None:
+    begun, mask, other = (picture_file(tmp_path / f"{fill}.png", fill) for fill in (7, 90, 200))
+    named = [
+        stack.http.post("/uploads", content=path.read_bytes(), headers={"Content-Type": "image/png"}).json()
+        for path in (begun, mask)
+    ]
+    body = BODY | {"batch": 1, "init_image": named[0]["sha256"], "mask": named[1]["sha256"], "strength": 0.6}
+    _, receipt = receipt_of(stack, **body)
+    path = tmp_path / "receipt.json"
+    path.write_text(json.dumps(receipt))
+    missing = reverie("replay", str(path), "--alone", "--mask", str(mask))
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("reverie: it was drawn from a picture that the receipt names by its hash alone")
+    assert f"(init_image {named[0]['sha256']}): give its file with --init-image FILE" in missing.stderr
+    wrong = reverie("replay", str(path), "--alone", "--mask", str(mask), "--init-image", str(other))
+    assert (wrong.returncode, "is another picture than the receipt's" in wrong.stderr) == (1, True)
+    files = ("--init-image", str(begun), "--mask", str(mask))
+    alone = reverie("replay", str(path), "--alone", *files)
+    assert (alone.returncode, alone.stdout) == (0, "image 0, seed 7: the same\n"), alone.stderr
+    for upload in named:  # as when it has expired
+        stack.valkey.client.delete(upload_key(upload["sha256"]))
+    expired = reverie("replay", str(path), "--url", str(stack.http.base_url))
+    assert (expired.returncode, "upload the picture again" in expired.stderr) == (1, True)
+    again = reverie("replay", str(path), "--url", str(stack.http.base_url), *files)
+    assert (again.returncode, again.stdout) == (0, "image 0, seed 7: the same\n"), again.stderr

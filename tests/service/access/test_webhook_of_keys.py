@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from pydantic import SecretStr
 from standardwebhooks import Webhook as Verifier
 
 from service.access.api_key import ApiKey, KeysError, Scope, new_key, parse_keys, parse_webhook
@@ -84,7 +85,12 @@ def test_a_line_that_can_not_be_is_refused(fields: str) -> None:
 
 def test_a_host_that_the_operator_does_not_allow_ends_the_start() -> None:
     _, kept = key_with("https://hooks.example.com/done")
-    settings = Settings(redis_url="redis://h/0", api_keys=kept.line(), webhook_hosts="b.example", webhook_secret=SECRET)
+    settings = Settings(
+        redis_url="redis://h/0",
+        api_keys=SecretStr(kept.line()),
+        webhook_hosts="b.example",
+        webhook_secret=SecretStr(SECRET),
+    )
     with pytest.raises(SettingsError, match=f"rvr_{kept.prefix}: the operator allows no webhooks to this host"):
         create_app(settings, connect(settings))
 
