@@ -189,7 +189,7 @@ def test_what_began_at_a_picture_is_drawn_again_with_its_file(stack: Stack, tmp_
     alone = reverie("replay", str(path), "--alone", *files)
     assert (alone.returncode, alone.stdout) == (0, "image 0, seed 7: the same\n"), alone.stderr
     for upload in named:  # as when it has expired
-        stack.valkey.client.delete(upload_key(upload["sha256"]))
+        stack.redis.delete(upload_key(upload["sha256"]))
     expired = reverie("replay", str(path), "--url", str(stack.http.base_url))
     assert (expired.returncode, "upload the picture again" in expired.stderr) == (1, True)
     again = reverie("replay", str(path), "--url", str(stack.http.base_url), *files)
