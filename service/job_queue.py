@@ -24,6 +24,7 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 
 from service.access.allowance import Allowance, Charge
+from service.errors import FieldProblem, InvalidRequest
 from service.exact_cache import Lookup
 from service.job_reads import JobReads, WrongType
 from service.job_record import LABEL_META, JobRecord, UnreadableJob, job_record
@@ -32,7 +33,7 @@ from service.redis_deadline import redis_deadline
 from service.settings import Settings
 from service.shared_calls import SharedCalls
 from service.waiting_job import Served, Waiting, waiting_jobs
-from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest
+from worker.contract import FUNCTION_NAME, MAX_JOB_DATA_BYTES, QUEUE_NAME, SamplingRequest
 from worker.contract.drawn import MOST_FOLLOWERS
 from worker.contract.job_origin import NO_ORIGIN, JobOrigin
 from worker.contract.keys import (
@@ -163,9 +164,16 @@ class JobQueue:
         return pairs
 
     def new_job(self, job_id: str, request: SamplingRequest, label: str | None) -> NewJob:
-        """A job ready to be submitted; nothing is written yet."""
+        """A job ready to be submitted; nothing is written yet.
+
+        Raises:
+            InvalidRequest: it is longer than a worker reads.
+        """
         # As RQ's serializer would write it. A request is written by far faster as a whole than as a part of a document.
         call = f'["{FUNCTION_NAME}", null, [{request.model_dump_json()}], {{}}]'.encode()
+        if len(call) > MAX_JOB_DATA_BYTES:
+            rule = f"need at most {MAX_JOB_DATA_BYTES} bytes of prompts in all"
+            raise InvalidRequest(FieldProblem("prompts", rule, len(call)))
         pairs: list[bytes | str] = [
             *("data", call if len(call) <= MOST_UNCOMPRESSED else zlib.compress(call)),
             *("description", f"{request.model} x{request.batch}, {request.steps} steps"),

@@ -15,6 +15,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from service.app import MAX_CONNECTIONS, connect
+from service.errors import InvalidRequest
 from service.job_queue import RETRIES, Idempotency, JobQueue, Submitted
 from service.job_reads import MOST_AT_ONCE, JobReads
 from service.job_record import LABEL_META, JobRecord, UnreadableJob
@@ -22,8 +23,9 @@ from service.settings import Settings
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
 from tests.waiting import PATIENCE_S
-from worker.contract import FUNCTION_NAME, QUEUE_NAME, SamplingRequest, TextCondition
+from worker.contract import FUNCTION_NAME, MAX_PROMPT_CHARACTERS, QUEUE_NAME, SamplingRequest, TextCondition
 from worker.contract.keys import WAITING_WORK_KEY, job_key, results_key
+from worker.queue.held_job import read_request
 
 REQUEST = SamplingRequest(model="digits", seed=1, steps=10, batch=2)
 COSTS = {"digits": 0.5}
@@ -163,6 +165,23 @@ def test_an_answer_that_can_not_be_read_is_raised_where_it_is_waited_for() -> No
 
     with pytest.raises(ValueError, match="shorter"):
         asyncio.run(read())
+
+
+def test_what_is_queued_can_be_read_by_a_worker_however_long_its_prompts_are(valkey: ValkeyHandle) -> None:
+    def of(count: int) -> SamplingRequest:
+        longest = "🐈" * MAX_PROMPT_CHARACTERS
+        condition = TextCondition(prompts=(longest,) * count, negative_prompt=longest)
+        return SamplingRequest(model="emoji", seed=1, steps=10, batch=count, condition=condition)
+
+    async def data_of(queue: JobQueue, request: SamplingRequest) -> bytes | str:
+        pairs = queue.new_job("1" * 32, request, None).pairs
+        return dict(zip(pairs[::2], pairs[1::2], strict=True))["data"]
+
+    data = with_queue(valkey, lambda queue: data_of(queue, of(64)))
+    assert isinstance(data, bytes)
+    assert read_request(data, max_images=64) == of(64)
+    with pytest.raises(InvalidRequest, match="prompts: need at most 4194304 bytes"):
+        with_queue(valkey, lambda queue: data_of(queue, of(300)))
 
 
 @pytest.mark.parametrize("label", [None, "drei 三"])

@@ -26,6 +26,9 @@ MAX_JOB_FRAMES = 384
 MAX_PROMPT_CHARACTERS = 4000
 """Of a prompt, far more than any text encoder reads."""
 
+MAX_JOB_DATA_BYTES = 4 * 2**20
+"""Of a request as JSON: 64 prompts of any characters, escaped. It bounds what a hostile job can make a worker read."""
+
 PROMPT_GUIDANCE = 3.0
 """guidance_scale of a request with a prompt that names none."""
 

@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from worker.contract import FUNCTION_NAME, ProgressSnapshot, SamplingRequest
+from worker.contract import FUNCTION_NAME, MAX_JOB_DATA_BYTES, ProgressSnapshot, SamplingRequest
 from worker.contract.job_origin import NO_ORIGIN, JobOrigin, valid_request_id, valid_traceparent
 from worker.queue import rq_overrides
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-JOB_DATA_LIMIT_BYTES = 65536
-"""A request takes a few hundred bytes; this bounds what a hostile job can make the worker decompress."""
 
 
 class BadJobError(ValueError):
@@ -129,7 +126,7 @@ def read_request(data: bytes | None, max_images: int) -> SamplingRequest:
     if not data:
         raise BadJobError("the job has no data")
     try:
-        function, instance, args, kwargs = rq_overrides.unpacked_job_data(data, JOB_DATA_LIMIT_BYTES)
+        function, instance, args, kwargs = rq_overrides.unpacked_job_data(data, MAX_JOB_DATA_BYTES)
     except ValueError as error:
         raise BadJobError(str(error)) from None
     if function != FUNCTION_NAME:
