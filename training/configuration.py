@@ -48,8 +48,16 @@ class TrainingConfiguration(BaseModel):
     """processes that make batches ahead"""
 
     # The network.
+    backbone: Literal["unet", "dit"] = "unet"
+    """a U-Net, or a Transformer over patches (DiT), which takes labels or nothing and square images"""
     width: int = 32
-    """channels at full resolution; twice that at every lower one"""
+    """channels at full resolution, twice that at every lower one; of a Transformer, of all its blocks"""
+    patch: Positive = 2
+    """pixels along each side of a Transformer's patches"""
+    depth: Positive = 6
+    """blocks of a Transformer"""
+    heads: Positive = 4
+    """attention heads of a Transformer; a divisor of its width"""
     channels: tuple[int, ...] = ()
     """channels at each resolution, the highest first, instead of what width gives"""
     layers: Positive = 2
@@ -71,7 +79,7 @@ class TrainingConfiguration(BaseModel):
     contrastive_steps: Annotated[int, Field(ge=0)] = 600
     """batches of 128 that the text encoder is trained on with an image encoder before the run"""
     text_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
-    """learning rate of the text encoder, as a part of the U-Net's"""
+    """learning rate of the text encoder, as a part of the network's"""
 
     # The diffusion process.
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
@@ -131,7 +139,7 @@ class TrainingConfiguration(BaseModel):
     compile: bool = False
     """torch.compile"""
     channels_last: bool = False
-    """memory format of the U-Net"""
+    """memory format of the network"""
     threads: Positive | None = None
     """CPU threads (default: as torch chooses)"""
 

@@ -111,7 +111,8 @@ def measure_distribution(
     used = Options(**asdict(options) | {"samples": len(real)})
     drawn = as_x_0(draw(version, held_out, Conditions(labels, tokens), used))
     known, known_labels, _ = real_images(train, 4000, options.seed)
-    if known_labels is None:  # without classes: features that distinguish a picture from a turned one
+    if known_labels is None or len(train.label_names) < 2:
+        # Without classes: features that distinguish a picture from a turned one.
         turned = torch.cat([torch.rot90(known, turns, (2, 3)) for turns in range(4)])
         network = train_classifier(turned, torch.arange(4).repeat_interleave(len(known)), 4, seed=options.seed)
     else:

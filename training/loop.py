@@ -3,6 +3,7 @@
 import itertools
 import logging
 import math
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -118,7 +119,7 @@ class Trainer:
         if configuration.batch % parts:
             raise TrainingError(f"need a batch that {parts} parts divide evenly, got {configuration.batch}")
         if configuration.channels_last:
-            denoiser.unet.to(memory_format=torch.channels_last)
+            denoiser.network.to(memory_format=torch.channels_last)
         shared = self._processes.shared(denoiser, self.device)
         # Weights and gradients stay where they are; a compiled network only calls them otherwise.
         self._network: nn.Module = torch.compile(shared) if configuration.compile else shared  # type: ignore[assignment]
@@ -280,10 +281,15 @@ class Trainer:
     def restore(self, state: RunState) -> None:
         """Go on from there."""
         self.step, self.elapsed_s = state.step, state.elapsed_s
-        self.denoiser.load_state_dict(state.tensors["denoiser"])
-        self.ema.network.load_state_dict(state.tensors["ema"])
+        self.denoiser.load_state_dict(named_as_now(state.tensors["denoiser"]))
+        self.ema.network.load_state_dict(named_as_now(state.tensors["ema"]))
         self._optimizer.load_state_dict(state.tensors["optimizer"])
         self._scaler.load_state_dict(state.tensors["scaler"])
+
+
+def named_as_now(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights by their names; before there were Transformers, states called the network `unet`."""
+    return {re.sub(r"^unet\.", "network.", name): weight for name, weight in weights.items()}
 
 
 def draw_parts(

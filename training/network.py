@@ -1,10 +1,10 @@
-"""The networks that are trained: a diffusers U-Net sized to the images, and with captions a text encoder beside it."""
+"""The networks that are trained: a U-Net of diffusers or a Transformer, and with captions a text encoder beside it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
@@ -14,6 +14,9 @@ LOWEST_SIZE = 4
 """Height and width at which halving stops."""
 ATTENTION_SIZE = 8
 """Height and width from which down a text-conditional U-Net attends to the text."""
+
+
+Backbone: TypeAlias = UNet2DModel | UNet2DConditionModel | DiTTransformer2DModel
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,16 +45,16 @@ class Conditions:
 
 
 class Denoiser(nn.Module):
-    """All that is trained and published together: the U-Net, and the text encoder if there is one.
+    """All that is trained and published together: the network, and the text encoder if there is one.
 
     Args:
-        unet: `UNet2DModel` without text, `UNet2DConditionModel` with it.
+        network: `UNet2DModel` or `DiTTransformer2DModel` without text, `UNet2DConditionModel` with it.
         text_encoder: None without captions.
     """
 
-    def __init__(self, unet: UNet2DModel | UNet2DConditionModel, text_encoder: CLIPTextModel | None = None) -> None:
+    def __init__(self, network: Backbone, text_encoder: CLIPTextModel | None = None) -> None:
         super().__init__()
-        self.unet = unet
+        self.network = network
         self.text_encoder = text_encoder
 
     def forward(self, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
@@ -59,7 +62,7 @@ class Denoiser(nn.Module):
         given: dict[str, Any] = {"class_labels": conditions.labels}
         if self.text_encoder is not None:
             given["encoder_hidden_states"] = self.text_encoder(conditions.tokens).last_hidden_state
-        output: Tensor = self.unet(x_t, timesteps, return_dict=False, **given)[0]
+        output: Tensor = self.network(x_t, timesteps, return_dict=False, **given)[0]
         return output
 
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel, UNet2DModel
+from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from training.configuration import TrainingConfiguration, read_configuration
 from training.errors import SettingsError
-from training.network import Denoiser
+from training.network import Backbone, Denoiser
 from training.text import CaptionTokenizer
 from worker.store import Checkpoint, ModelStore
 
@@ -53,16 +53,19 @@ def open_version(name: str, store: ModelStore) -> OpenedVersion:
     configuration = read_configuration(like=settings_like(name, store))
     folder = checkpoint.path
     text_encoder, tokenizer = None, None
+    network: Backbone
     try:
         if (folder / "text_encoder").is_dir():
-            unet = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+            network = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
             text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
             tokenizer = CaptionTokenizer.open(folder / "tokenizer")
+        elif (folder / "transformer").is_dir():
+            network = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
         else:
-            unet = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
+            network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SettingsError(f"can't open {name}: {error}") from error
-    return OpenedVersion(checkpoint, configuration, Denoiser(unet, text_encoder).eval(), tokenizer)
+    return OpenedVersion(checkpoint, configuration, Denoiser(network, text_encoder).eval(), tokenizer)
 
 
 def store_at(path: str | None, environment: str | None) -> ModelStore:

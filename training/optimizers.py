@@ -71,12 +71,12 @@ def build_optimizer(
 
     Args:
         betas, momentum, weight_decay: given to optimizers that take them.
-        text_rate: rate of the text encoder, as a part of the U-Net's.
+        text_rate: rate of the text encoder, as a part of the network's.
     """
     kind = optimizer_class(name)
     taken = inspect.signature(kind).parameters
     options: dict[str, Any] = {"betas": tuple(betas), "momentum": momentum, "weight_decay": weight_decay}
-    groups: list[dict[str, Any]] = [{"params": list(denoiser.unet.parameters()), "peak": learning_rate}]
+    groups: list[dict[str, Any]] = [{"params": list(denoiser.network.parameters()), "peak": learning_rate}]
     if denoiser.text_encoder is not None:
         groups.append({"params": list(denoiser.text_encoder.parameters()), "peak": learning_rate * text_rate})
     given = {key: value for key, value in options.items() if key in taken}

@@ -4,12 +4,13 @@ import base64
 import copy
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from diffusers import DiTTransformer2DModel
 from PIL import Image
 from safetensors import SafetensorError
 from torch import Tensor
@@ -23,7 +24,7 @@ from training.text import CaptionTokenizer
 from worker.diffusion import NoiseSchedule, Spacing
 from worker.diffusion.golden import golden_inputs, spread_values
 from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe
-from worker.store.component_rules import LEARNED_RANGE
+from worker.store.component_rules import LEARNED_RANGE, denoiser_folder
 from worker.store.pipeline_index import write_index, write_text_to_image_index
 
 GOLDEN_SEED = 0
@@ -63,7 +64,7 @@ class Publication:
         published = copy.deepcopy(denoiser).cpu().to(dtype)
 
         def write(folder: Path) -> None:
-            write_pipeline(folder, published.to(dtype), self.configuration, self.tokenizer)
+            write_pipeline(folder, published.to(dtype), self.configuration, self.tokenizer, self.source.label_names)
             if samples is not None:
                 card = model_card(self.model, self.configuration, self.source, metrics, self.recipe.command)
                 (folder / "README.md").write_text(card, encoding="utf-8")
@@ -126,11 +127,21 @@ def scheduler_config(configuration: TrainingConfiguration) -> dict[str, object]:
 
 
 def write_pipeline(
-    folder: Path, denoiser: Denoiser, configuration: TrainingConfiguration, tokenizer: CaptionTokenizer | None
+    folder: Path,
+    denoiser: Denoiser,
+    configuration: TrainingConfiguration,
+    tokenizer: CaptionTokenizer | None,
+    labels: Sequence[str] = (),
 ) -> None:
-    """Write a directory that diffusers opens into the empty `folder`."""
+    """Write a directory that diffusers opens into the empty `folder`.
+
+    Args:
+        labels: names of the classes, which DiT's pipelines keep.
+    """
+    class_name = type(denoiser.network).__name__
+    components = {denoiser_folder(class_name): class_name, "scheduler": scheduler_class(configuration)}
     try:
-        denoiser.unet.save_pretrained(folder / "unet", safe_serialization=True)
+        denoiser.network.save_pretrained(folder / denoiser_folder(class_name), safe_serialization=True)
         if denoiser.text_encoder is not None and tokenizer is not None:
             denoiser.text_encoder.save_pretrained(folder / "text_encoder")
             tokenizer.save(folder / "tokenizer")
@@ -139,8 +150,9 @@ def write_pipeline(
     (folder / "scheduler").mkdir()
     text = json.dumps(scheduler_config(configuration), indent=2) + "\n"
     (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
-    if denoiser.text_encoder is None:
-        components = {"scheduler": scheduler_class(configuration), "unet": "UNet2DModel"}
+    if isinstance(denoiser.network, DiTTransformer2DModel):
+        write_index(folder, "DiTPipeline", components, absent=("vae",), labels=labels)
+    elif denoiser.text_encoder is None:
         write_index(folder, "DDPMPipeline" if configuration.learned_variance else "DDIMPipeline", components)
     else:
         write_text_to_image_index(folder, scheduler=scheduler_class(configuration))

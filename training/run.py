@@ -28,6 +28,7 @@ from training.sheets import sample_sheet
 from training.sources import HELD_OUT_SEED, default_model_name, load_sources
 from training.state import StateFolder, check_identity
 from training.text import CaptionTokenizer, build_text_encoder
+from training.transformer import build_transformer
 from worker.contract import MODEL_NAME_PATTERN
 from worker.store import Checkpoint, ModelStore, Recipe, StoreError
 from worker.store.manifest import is_model_name
@@ -312,6 +313,19 @@ def build_denoiser(
         text_encoder = build_text_encoder(
             tokenizer, width=configuration.text_width, layers=configuration.text_layers, seed=configuration.seed
         )
+    if configuration.backbone == "dit":
+        transformer = build_transformer(
+            source.shape,
+            len(source.label_names),
+            width=configuration.width,
+            depth=configuration.depth,
+            heads=configuration.heads,
+            patch=configuration.patch,
+            dropout=configuration.dropout,
+            seed=configuration.seed,
+            learned_variance=configuration.learned_variance,
+        )
+        return Denoiser(transformer)
     unet = build_unet(
         source.shape,
         len(source.label_names),

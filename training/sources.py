@@ -8,6 +8,7 @@ from training.data.arrays import load_arrays
 from training.data.digits import load_digits
 from training.data.emoji import load_emoji
 from training.data.image_folder import load_image_folder
+from training.data.splitting import OneClass
 from training.data.textures import load_textures
 from training.errors import DataError
 
@@ -19,7 +20,18 @@ TEXTURES_PX = 32
 
 
 def load_sources(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSource]:
-    """(what is trained on, what is held out). Raises DataError."""
+    """(what is trained on, what is held out), as the backbone takes it. Raises DataError."""
+    train, held_out = _load(configuration)
+    if configuration.backbone == "unet":
+        return train, held_out
+    if train.captioned:
+        raise DataError(f"{train.name} has captions, and a Transformer takes labels: need --backbone unet")
+    if train.label_names:
+        return train, held_out
+    return OneClass(train), OneClass(held_out)
+
+
+def _load(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSource]:
     match configuration.data:
         case "digits":
             if configuration.size is not None:

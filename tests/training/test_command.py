@@ -68,7 +68,7 @@ def test_the_averaged_weights_are_published_with_their_loss_on_images_never_trai
     averaged = trainer.ema.network
     checkpoint = store.checkpoint("digits")
     published = load_file(checkpoint.path / WEIGHTS_PATH)
-    for name, weight in averaged.unet.state_dict().items():
+    for name, weight in averaged.network.state_dict().items():
         torch.testing.assert_close(published[name], weight, rtol=0, atol=0, msg=name)
     expected = HeldOut.draw(held_out, schedule, seed=HELD_OUT_SEED).loss(averaged)
     assert checkpoint.manifest.metrics["held_out_loss"] == pytest.approx(expected, rel=1e-5)

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,18 @@ def test_a_run_that_was_stopped_and_went_on_has_the_bits_of_one_that_was_not(tmp
         assert torch.equal(weights(whole), weights(second))
 
 
+def test_a_state_from_before_there_were_transformers_is_gone_on_from(tmp_path: Path) -> None:
+    trainer, configuration = trainer_on_digits(quick(batch=4)), quick(batch=4)
+    trainer.run(Budget(steps=1))
+    state = trainer.state({})
+    tensors = dict(state.tensors)
+    for part in ("denoiser", "ema"):
+        tensors[part] = {name.replace("network.", "unet."): value for name, value in tensors[part].items()}
+    second = trainer_on_digits(configuration)
+    second.restore(replace(state, tensors=tensors))
+    assert torch.equal(weights(trainer), weights(second))
+
+
 def test_accumulating_in_parts_gives_the_same_step_to_rounding() -> None:
     runs = [trainer_on_digits(quick(batch=16, accumulate=parts, optimizer="sgd")) for parts in (1, 4)]
     for trainer in runs:
@@ -150,7 +163,7 @@ class Exhausted(Denoiser):
 
 
 def test_out_of_memory_tells_which_setting_to_lower() -> None:
-    trainer = Trainer(Exhausted(tiny_denoiser().unet), load_digits(), LINEAR, quick(batch=8, accumulate=2))
+    trainer = Trainer(Exhausted(tiny_denoiser().network), load_digits(), LINEAR, quick(batch=8, accumulate=2))
     with pytest.raises(TrainingError, match="out of memory with 4 images at once: raise --accumulate, or lower"):
         trainer.run(Budget(steps=1))
 

@@ -24,7 +24,7 @@ def write_tiny(folder: Path, value: float = 0.0, count: int = 16) -> None:
     (folder / "scheduler").mkdir()
     write_index(folder, "DDPMPipeline", {"unet": "UNet2DModel", "scheduler": "DDPMScheduler"})
     (folder / NOISE_CONFIG_PATH).write_text('{"num_train_timesteps": 1000}')
-    (folder / UNET_CONFIG_PATH).write_text('{"sample_size": 8, "out_channels": 1}')
+    (folder / UNET_CONFIG_PATH).write_text('{"sample_size": 8, "in_channels": 1, "out_channels": 1}')
     (folder / WEIGHTS_PATH).write_bytes(safetensors(value, count))
 
 

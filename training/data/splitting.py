@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -57,6 +58,21 @@ class Subset:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._source.fingerprint().encode() + self.indices.numpy().tobytes()).hexdigest()
+
+
+class OneClass(Subset):
+    """A source without classes for a network that must have some: everything is of one. An `ImageSource`."""
+
+    def __init__(self, source: ImageSource) -> None:
+        super().__init__(source, torch.arange(len(source)))
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return ("any",)
+
+    def batch(self, indices: Tensor, draw: torch.Generator) -> Examples:
+        examples = super().batch(indices, draw)
+        return replace(examples, labels=torch.zeros(len(examples.levels), dtype=torch.int64))
 
 
 def split(source: ImageSource, held_out_fraction: float, seed: int) -> tuple[Subset, Subset]:

@@ -50,8 +50,8 @@ from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_EMBEDS, TEXT_STATES, TIME_IDS
 from worker.store.component_rules import TEXT_PARTS
 from worker.store.errors import BadCheckpoint
-from worker.store.inspection import size_multiple
-from worker.store.manifest import NOISE_CONFIG_PATH, UNET_CONFIG_PATH, Manifest
+from worker.store.inspection import denoiser_config_path, size_multiple
+from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 from worker.store.pipeline_index import ZEROS_FLAG, latent_pipeline_class, read_index
 
@@ -89,7 +89,8 @@ def load_checkpoint(
     chain = read_chain_config(
         _read_json(checkpoint.path / NOISE_CONFIG_PATH, where), where, latent_pipeline_class(checkpoint.path)
     )
-    config = _read_json(checkpoint.path / UNET_CONFIG_PATH, where)
+    config_path = denoiser_config_path(checkpoint.path)
+    config = _read_json(checkpoint.path / config_path, where)
     shape = autoencoding.shape
     architecture = _architecture(config, where)
     if manifest.channels not in (1, 3, 4):
@@ -99,12 +100,13 @@ def load_checkpoint(
     if device.type == "cpu" and networks is None:  # a GPU's recording of each size would hold a copy for all its rows
         inputs = without_text(architecture, config, inputs, TEXT_STATES)
     factor = autoencoding.vae.factor if autoencoding.vae else 1
+    multiple = size_multiple(checkpoint.path, where)
     num_classes = inputs.values_of(CLASS_LABELS)
     _check_classes(num_classes, manifest, where)
     threads = cpu_threads(threads)
 
     def open_network(dtype: torch.dtype) -> nn.Module:
-        network = open_diffusers(architecture.model_class(), checkpoint.path / "unet", dtype, where)
+        network = open_diffusers(architecture.model_class(), (checkpoint.path / config_path).parent, dtype, where)
         if dtype is not torch.float16:  # whose range large weights leave: seen by what the network says
             check_finite(network, where)
         if inputs.has(TEXT_PROJECTIONS):
@@ -159,11 +161,7 @@ def load_checkpoint(
             end_step=choose_end_step(device),
             weight_bytes=bytes_of(network) + sum(shared.values()) + (projector.most_bytes if projector else 0),
             shared_bytes=shared,
-            sizes=Sizes(
-                multiple=size_multiple(checkpoint.path, where),
-                factor=factor,
-                network=other_sizes,
-            ),
+            sizes=None if multiple is None else Sizes(multiple, factor, other_sizes),
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),

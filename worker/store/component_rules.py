@@ -14,6 +14,7 @@ from worker.store.unet_config import SUPPORTED, Config, Rule, check_rules, read_
 from worker.store.vae_config import read_vae_config
 from worker.store.weight_files import check_weights
 
+U_NETS = ("UNet2DModel", "UNet2DConditionModel")
 BETA_SCHEDULES = ("linear", "scaled_linear", "squaredcos_cap_v2")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 LEARNED_RANGE = "learned_range"
@@ -48,12 +49,25 @@ class ComponentRule:
     any_of: tuple[tuple[str, ...], ...] = ()
 
 
+def denoiser_folder(class_name: str) -> str:
+    """Name of the component that is denoised with, by its class."""
+    return "unet" if class_name in U_NETS else "transformer"
+
+
+def denoiser_of(components: Mapping[str, str], where: str) -> str:
+    """Name of the component that is denoised with. Raises BadCheckpoint where there is none."""
+    found = [name for name in ("unet", "transformer") if name in components]
+    if len(found) != 1:
+        raise BadCheckpoint(f"{where}: need one component unet or transformer, got {' and '.join(found) or 'neither'}")
+    return found[0]
+
+
 def check_unet(class_name: str, config: Config, where: str) -> None:
-    """Raise BadCheckpoint unless the U-Net can be called and guided."""
+    """Raise BadCheckpoint unless the network can be called and guided."""
     try:
         read_unet_config(class_name, config)
     except BadCheckpoint as error:
-        raise BadCheckpoint(f"{where}: the U-Net: {error}") from error
+        raise BadCheckpoint(f"{where}: the {'U-Net' if class_name in U_NETS else 'Transformer'}: {error}") from error
 
 
 def check_vae(config: Config, where: str) -> None:
@@ -111,7 +125,13 @@ RULES: Mapping[str, ComponentRule] = {
     "CLIPTokenizer": _tokenizer,
     "CLIPTokenizerFast": _tokenizer,
     **{
-        name: ComponentRule("diffusers", ("unet",), "config.json", "diffusion_pytorch_model", partial(check_unet, name))
+        name: ComponentRule(
+            "diffusers",
+            (denoiser_folder(name),),
+            "config.json",
+            "diffusion_pytorch_model",
+            partial(check_unet, name),
+        )
         for name in SUPPORTED
     },
     **dict.fromkeys(SCHEDULERS, _scheduler),
@@ -120,9 +140,13 @@ RULES: Mapping[str, ComponentRule] = {
 SYSTEMS: Mapping[str, frozenset[str]] = {
     "UNet2DModel": frozenset({"unet", "scheduler"}),
     "UNet2DConditionModel": frozenset({"unet", "scheduler", "text_encoder", "tokenizer"}),
+    "DiTTransformer2DModel": frozenset({"transformer", "scheduler"}),
 }
 """Class of the denoiser → the components that the system consists of."""
-OPTIONAL: Mapping[str, frozenset[str]] = {"UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2"})}
+OPTIONAL: Mapping[str, frozenset[str]] = {
+    "UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2"}),
+    "DiTTransformer2DModel": frozenset({"vae"}),
+}
 """Class of the denoiser → what it may be with or without: an autoencoder, a second text encoder."""
 TEXT_PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 """Which tokenizer goes with which encoder, in the order in which a network reads their states."""
@@ -154,9 +178,7 @@ def rule_for(name: str, class_name: str, where: str) -> ComponentRule:
 
 def check_system(components: Mapping[str, str], where: str) -> None:
     """Raise BadCheckpoint unless the components (name → class) make one of `SYSTEMS`."""
-    denoiser = components.get("unet")
-    if denoiser is None:
-        raise BadCheckpoint(f"{where}: lacks the component unet")
+    denoiser = components[denoiser_of(components, where)]
     needed = SYSTEMS[denoiser]
     if missing := sorted(needed - components.keys()):
         raise BadCheckpoint(f"{where}: a pipeline with {denoiser} lacks {', '.join(missing)}")
@@ -167,8 +189,10 @@ def check_system(components: Mapping[str, str], where: str) -> None:
 def check_variance(denoiser: str, config: Config, noise: Config, where: str) -> None:
     """Raise BadCheckpoint where a scheduler takes a variance from its network (a class and its configuration) and that
     predicts none."""
+    if noise.get("variance_type") != LEARNED_RANGE:
+        return
     unet = read_unet_config(denoiser, config)
-    if noise.get("variance_type") == LEARNED_RANGE and not unet.predicts_variance:
+    if not unet.predicts_variance:
         raise BadCheckpoint(
             f"{where}: variance_type {LEARNED_RANGE} needs a network of {2 * unet.channels} out_channels, twice its "
             f"in_channels, got {unet.channels}"
@@ -177,15 +201,17 @@ def check_variance(denoiser: str, config: Config, noise: Config, where: str) -> 
 
 def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
     """Raise BadCheckpoint unless tokenizers, text encoders, U-Net and autoencoder fit each other."""
-    if "text_encoder" not in components:
+    if components.keys().isdisjoint({"vae", "text_encoder"}):
         return
-    unet = read_json_object(folder, "unet/config.json", where)
+    unet = read_json_object(folder, f"{denoiser_of(components, where)}/config.json", where)
     if "vae" in components:
         latent_channels = read_vae_config(read_json_object(folder, "vae/config.json", where)).latent_channels
         if (channels := unet.get("in_channels", 4)) != latent_channels:
             raise BadCheckpoint(
-                f"{where}: the U-Net denoises {channels} channels, the VAE's latents have {latent_channels}"
+                f"{where}: the network denoises {channels} channels, the VAE's latents have {latent_channels}"
             )
+    if "text_encoder" not in components:
+        return
     parts = [(encoder, tokenizer) for encoder, tokenizer in TEXT_PARTS if {encoder, tokenizer} & components.keys()]
     for encoder, tokenizer in parts:
         if missing := {encoder, tokenizer} - components.keys():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from worker.store.component_rules import RULES, check_fit, check_system, check_variance
+from worker.store.component_rules import RULES, check_fit, check_system, check_variance, denoiser_of
 from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
 from worker.store.inspection import check_structure, files_below, first_problem, image_shape
@@ -15,7 +15,6 @@ from worker.store.json_files import read_json_object
 from worker.store.manifest import (
     NOISE_CONFIG_PATH,
     PIPELINE_INDEX_PATH,
-    UNET_CONFIG_PATH,
     Component,
     GoldenOutput,
     Manifest,
@@ -43,14 +42,15 @@ class Details:
 def describe(folder: Path, model: str, details: Details, created_at: datetime) -> Manifest:
     """The manifest of the pipeline directory in `folder`. Raises BadCheckpoint when it is no whole checkpoint."""
     found = files_below(folder, model)
-    if missing := [path for path in (PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, NOISE_CONFIG_PATH) if path not in found]:
+    if missing := [path for path in (PIPELINE_INDEX_PATH, NOISE_CONFIG_PATH) if path not in found]:
         raise BadCheckpoint(f"{model}: {', '.join(missing)} missing")
     index = read_index(folder, model)
     check_system(index.components, model)
     check_structure(folder, index.components, model)
     check_fit(folder, index.components, model)
-    unet, noise = (read_json_object(folder, path, model) for path in (UNET_CONFIG_PATH, NOISE_CONFIG_PATH))
-    check_variance(index.components["unet"], unet, noise, model)
+    denoiser = denoiser_of(index.components, model)
+    config, noise = (read_json_object(folder, path, model) for path in (f"{denoiser}/config.json", NOISE_CONFIG_PATH))
+    check_variance(index.components[denoiser], config, noise, model)
     height, width, channels = image_shape(folder, model)
     files = {path: hash_file(folder / path) for path in found}
     components = {

@@ -11,7 +11,14 @@ from worker.store.component_rules import check_files
 from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
-from worker.store.manifest import MANIFEST_NAME, UNET_CONFIG_PATH, VAE_CONFIG_PATH, FileRecord, Manifest
+from worker.store.manifest import (
+    MANIFEST_NAME,
+    TRANSFORMER_CONFIG_PATH,
+    UNET_CONFIG_PATH,
+    VAE_CONFIG_PATH,
+    FileRecord,
+    Manifest,
+)
 from worker.store.unet_config import read_unet_config
 from worker.store.vae_config import read_vae_config
 
@@ -112,9 +119,15 @@ def files_below(folder: Path, where: str) -> list[str]:
     return sorted(found)
 
 
+def denoiser_config_path(folder: Path) -> str:
+    """Of a version or pipeline directory, relative to it."""
+    return TRANSFORMER_CONFIG_PATH if (folder / TRANSFORMER_CONFIG_PATH).is_file() else UNET_CONFIG_PATH
+
+
 def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
     """(height, width, channels) of the images that a version draws at the size it was made for."""
-    config = read_json_object(folder, UNET_CONFIG_PATH, where)
+    path = denoiser_config_path(folder)
+    config = read_json_object(folder, path, where)
     size, channels, factor = config.get("sample_size"), config.get("in_channels"), 1
     if (folder / VAE_CONFIG_PATH).is_file():
         vae = read_json_object(folder, VAE_CONFIG_PATH, where)
@@ -122,14 +135,20 @@ def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
         channels, factor = known.channels, known.factor
     height, width = size if isinstance(size, list) and len(size) == 2 else (size, size)
     if not (isinstance(height, int) and isinstance(width, int) and isinstance(channels, int)):
-        raise BadCheckpoint(f"{where}: {UNET_CONFIG_PATH} lacks sample_size or in_channels: {size!r}, {channels!r}")
+        raise BadCheckpoint(f"{where}: {path} lacks sample_size or in_channels: {size!r}, {channels!r}")
     return factor * height, factor * width, channels
 
 
-def size_multiple(folder: Path, where: str) -> int:
-    """Of which each side of a version's images must be one. Raises BadCheckpoint."""
-    config = read_json_object(folder, UNET_CONFIG_PATH, where)
-    multiple = read_unet_config(str(config.get("_class_name", "UNet2DModel")), config).multiple
+def size_multiple(folder: Path, where: str) -> int | None:
+    """Of which each side of a version's images must be one; None where it draws images of its own size alone.
+
+    Raises BadCheckpoint.
+    """
+    config = read_json_object(folder, denoiser_config_path(folder), where)
+    known = read_unet_config(str(config.get("_class_name", "UNet2DModel")), config)
+    if known.only_size is not None:
+        return None
+    multiple = known.multiple
     if (folder / VAE_CONFIG_PATH).is_file():
         multiple *= read_vae_config(read_json_object(folder, VAE_CONFIG_PATH, where)).factor
     return multiple

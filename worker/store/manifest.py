@@ -24,6 +24,7 @@ from worker.contract import MAX_SEED, MAX_STEPS, MODEL_NAME_PATTERN, VERSION_PAT
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_PATH = "unet/diffusion_pytorch_model.safetensors"
 UNET_CONFIG_PATH = "unet/config.json"
+TRANSFORMER_CONFIG_PATH = "transformer/config.json"
 VAE_CONFIG_PATH = "vae/config.json"
 NOISE_CONFIG_PATH = "scheduler/scheduler_config.json"
 PIPELINE_INDEX_PATH = "model_index.json"

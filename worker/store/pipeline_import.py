@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from worker.store.component_rules import RULES, check_fit, check_system, check_variance, rule_for
+from worker.store.component_rules import RULES, check_fit, check_system, check_variance, denoiser_of, rule_for
 from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
@@ -52,8 +52,10 @@ def import_pipeline(
         store: to publish in.
         directory: as `save_pretrained` leaves it: a pipeline, or a U-Net with its scheduler's configuration beside.
         model: name to publish under.
-        labels: names of the classes; None numbers the rows of the class embedding, all but `null_label`.
-        null_label: row of the class embedding that means "no class", if it was trained with one.
+        labels: names of the classes; None takes the index's, or numbers the rows of the class embedding, all but
+            `null_label`.
+        null_label: row of the class embedding that means "no class", if it was trained with one; None: that of the
+            network's kind, which for a DiT is the last one.
         step: training step of the weights, if known.
         variant: of the weights, for example `fp16`; None: those without one, or the only one there is.
         make_current: serve it at once.
@@ -77,10 +79,12 @@ def import_pipeline(
     check_system(components, where)
     check_fit(directory, components, where)
     parts = [_without_prk(part, index.class_name, where) for part in parts]
-    unet, noise = (next(part for part in parts if part.name == name) for name in ("unet", "scheduler"))
-    check_variance(unet.class_name, unet.config, noise.config, where)
-    num_classes = read_unet_config(unet.class_name, unet.config).num_classes
-    labels = _labels(num_classes, labels, null_label, where)
+    by_name = {part.name: part for part in parts}
+    denoiser, noise = by_name[denoiser_of(components, where)], by_name["scheduler"]
+    check_variance(denoiser.class_name, denoiser.config, noise.config, where)
+    network = read_unet_config(denoiser.class_name, denoiser.config)
+    null_label = network.null_label if null_label is None else null_label
+    labels = _labels(network.num_classes, labels or index.labels or None, null_label, where)
 
     def write(folder: Path) -> None:
         for part in parts:
@@ -89,7 +93,7 @@ def import_pipeline(
         flags = {name: value for name, value in index.flags.items() if name == ZEROS_FLAG}
         if "safety_checker" in absent:
             flags["requires_safety_checker"] = False
-        write_index(folder, _pipeline_of(components), components, absent, flags)
+        write_index(folder, _pipeline_of(components), components, absent, flags, index.labels)
 
     return store.publish(
         model,
@@ -105,6 +109,8 @@ def import_pipeline(
 
 def _pipeline_of(components: Mapping[str, str]) -> str:
     """diffusers' class that opens a directory of these components."""
+    if "transformer" in components:
+        return "DiTPipeline"
     if components["unet"] == "UNet2DModel":
         return "DDPMPipeline"
     return "StableDiffusionXLPipeline" if "text_encoder_2" in components else "StableDiffusionPipeline"

@@ -5,7 +5,7 @@ pipeline could have it and this one has not. Everything else (class of the pipel
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH
 
+LABELS_KEY = "id2label"
 ZEROS_FLAG = "force_zeros_for_empty_prompt"
 """Of Stable Diffusion XL's pipelines, true by default: zeros stand for a negative prompt that is not given."""
 
@@ -28,6 +29,7 @@ class PipelineIndex:
         skipped: those that it has and that are not taken, see `SKIPPED`.
         flags: what else it says with yes or no.
         class_name: diffusers' class of the pipeline; None where it names none.
+        labels: of DiT's pipelines (`id2label`), names of the classes; empty where it names none.
     """
 
     components: Mapping[str, str]
@@ -35,6 +37,7 @@ class PipelineIndex:
     skipped: tuple[str, ...] = ()
     flags: Mapping[str, bool] = field(default_factory=dict)
     class_name: str | None = None
+    labels: tuple[str, ...] = ()
 
 
 def read_index(folder: Path, where: str) -> PipelineIndex:
@@ -44,10 +47,13 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
         BadCheckpoint: it can't be read, or names a component that no supported system has.
     """
     components, absent, skipped, flags = {}, [], [], {}
+    labels: tuple[str, ...] = ()
     index = read_json_object(folder, PIPELINE_INDEX_PATH, where)
     for name, entry in index.items():
         if isinstance(entry, bool):
             flags[name] = entry
+        if name == LABELS_KEY and isinstance(entry, dict):
+            labels = tuple(str(entry[key]) for key in sorted(entry, key=int)) if _numbered(entry) else ()
         if name.startswith("_") or not isinstance(entry, list):
             continue
         match entry:
@@ -60,10 +66,13 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
                 components[name] = class_name
             case _:
                 raise BadCheckpoint(f"{where}: {PIPELINE_INDEX_PATH}: need [library, class] for {name}, got {entry!r}")
-    pipeline = index.get("_class_name")
-    return PipelineIndex(
-        components, tuple(absent), tuple(skipped), flags, pipeline if isinstance(pipeline, str) else None
-    )
+    named = index.get("_class_name")
+    pipeline = named if isinstance(named, str) else None
+    return PipelineIndex(components, tuple(absent), tuple(skipped), flags, pipeline, labels)
+
+
+def _numbered(entry: Mapping[str, object]) -> bool:
+    return {str(number) for number in range(len(entry))} == entry.keys()
 
 
 def latent_pipeline_class(folder: Path) -> str | None:
@@ -85,6 +94,7 @@ def write_index(
     components: Mapping[str, str],
     absent: Iterable[str] = (),
     flags: Mapping[str, bool] | None = None,
+    labels: Sequence[str] = (),
 ) -> None:
     """Write `model_index.json` into a pipeline directory.
 
@@ -94,8 +104,11 @@ def write_index(
         components: name → class.
         absent: components that the class of the pipeline knows and this one lacks.
         flags: further arguments of that class.
+        labels: names of the classes, for DiT's.
     """
     index: dict[str, object] = {"_class_name": pipeline, **(flags or {})}
+    if labels:
+        index[LABELS_KEY] = {str(number): label for number, label in enumerate(labels)}
     index |= {name: [RULES[class_name].library, class_name] for name, class_name in sorted(components.items())}
     index |= {name: [None, None] for name in sorted(absent)}
     (folder / PIPELINE_INDEX_PATH).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")

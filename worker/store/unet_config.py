@@ -1,6 +1,6 @@
-"""What the configuration of a served U-Net may say, for import, publishing and the networks alike. Loads no torch.
+"""What the configuration of a served U-Net or Transformer may say, for import, publishing and the networks alike.
 
-Serving more is a value in `SUPPORTED`, and the code in `worker/networks/` that acts on it.
+Serving more is a value in `SUPPORTED`, and the code in `worker/networks/` that acts on it. Loads no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -34,6 +34,11 @@ SUPPORTED: Mapping[str, Mapping[str, tuple[object, Sequence[object]]]] = {
         "encoder_hid_dim_type": (None, (None,)),
         "encoder_hid_dim": (None, (None,)),
     },
+    "DiTTransformer2DModel": {
+        "in_channels": (4, CHANNELS),
+        "out_channels": (None, CHANNELS),
+        "norm_type": ("ada_norm_zero", ("ada_norm_zero",)),
+    },
 }
 """By diffusers' class and key: diffusers' default, and the values that can be served."""
 
@@ -43,7 +48,7 @@ DEFAULT_TEXT_WIDTH = 1280
 
 @dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """What the service reads of a U-Net's configuration, with diffusers' defaults filled in.
+    """What the service reads of a denoiser's configuration, with diffusers' defaults filled in.
 
     Attributes:
         channels: of its input, and of what it predicts.
@@ -53,6 +58,8 @@ class UNetConfig:
         multiple: of which each side of its state must be one.
         added_width: of what it reads beside the hidden states (`text_time`); None: nothing.
         time_id_width: of that, how wide each number of pixels is.
+        only_size: height and width of the only states that it denoises; None: it takes any size.
+        null_label: the row of the class embedding that stands for no class in every network of its kind.
     """
 
     channels: int
@@ -62,15 +69,21 @@ class UNetConfig:
     multiple: int
     added_width: int | None = None
     time_id_width: int = 0
+    only_size: int | None = None
+    null_label: int | None = None
 
 
 def read_unet_config(class_name: str, config: Config) -> UNetConfig:
-    """Check the configuration of a U-Net of a class in `SUPPORTED`. Raises BadCheckpoint naming the key."""
+    """Check the configuration of a network of a class in `SUPPORTED`. Raises BadCheckpoint naming the key."""
     found = {key: (config.get(key, default), values) for key, (default, values) in SUPPORTED[class_name].items()}
     channels = config.get("in_channels", SUPPORTED[class_name]["in_channels"][0])
     with_variance = 2 * channels if isinstance(channels, int) else channels
-    found["out_channels"] = (found["out_channels"][0], (channels, with_variance))
+    out_channels = channels if found["out_channels"][0] is None else found["out_channels"][0]
+    found["out_channels"] = (out_channels, (channels, with_variance))
     check_rules([(key, value, values) for key, (value, values) in found.items()])
+    assert isinstance(channels, int), "one of CHANNELS"
+    if class_name == "DiTTransformer2DModel":
+        return _read_transformer(config, channels, predicts_variance=out_channels != channels)
     classes = config.get("num_class_embeds") or 0
     if not isinstance(classes, int):
         raise BadCheckpoint(f"need num_class_embeds as a whole number, got {classes!r}")
@@ -85,8 +98,7 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
         raise BadCheckpoint(f"need block_out_channels as a list, got {levels!r}")
     # A conditional one brings each level back to the size that it had on the way down, odd ones too.
     multiple = 1 if class_name == "UNet2DConditionModel" else 2 ** (len(levels) - 1)
-    assert isinstance(channels, int), "one of CHANNELS"
-    predicts_variance = found["out_channels"][0] != channels
+    predicts_variance = out_channels != channels
     if config.get("addition_embed_type") != "text_time":
         return UNetConfig(channels, predicts_variance, classes, text_width, multiple)
     added, time_id = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
@@ -96,6 +108,29 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
             f"got {added!r} and {time_id!r}"
         )
     return UNetConfig(channels, predicts_variance, classes, text_width, multiple, added, time_id)
+
+
+def _read_transformer(config: Config, channels: int, *, predicts_variance: bool) -> UNetConfig:
+    """Of a DiT. Peebles & Xie 2023. Its position embedding is of one size, and its output always a square."""
+    numbers = {
+        key: config.get(key, default)
+        for key, default in (("num_embeds_ada_norm", 1000), ("patch_size", 2), ("sample_size", 32))
+    }
+    for key, value in numbers.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadCheckpoint(f"need {key} as a whole number above 0, got {value!r}")
+    classes, patch, size = (int(str(value)) for value in numbers.values())
+    if size % patch:
+        raise BadCheckpoint(f"need a sample_size that is a multiple of patch_size, got {size} and {patch}")
+    return UNetConfig(
+        channels,
+        predicts_variance,
+        num_classes=classes + 1,  # diffusers always makes a row more, for rows without their label
+        text_width=None,
+        multiple=patch,
+        only_size=size,
+        null_label=classes,
+    )
 
 
 def check_rules(rules: Sequence[Rule]) -> None:

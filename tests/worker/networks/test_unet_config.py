@@ -11,6 +11,8 @@ from worker.store.component_rules import RULES, SYSTEMS
 from worker.store.errors import BadCheckpoint
 from worker.store.unet_config import SUPPORTED, read_unet_config
 
+SIDE = 32
+"""diffusers' default of a Transformer, which takes no other states."""
 CASES = [(name, key) for name, keys in SUPPORTED.items() for key in keys]
 
 
@@ -21,8 +23,9 @@ def configs(class_name: str, key: str) -> Iterator[tuple[dict[str, object], int]
     assert isinstance(channels, int)
     for value in (default, *values):
         if key in ("in_channels", "out_channels"):
-            assert isinstance(value, int)
-            yield {"in_channels": value, "out_channels": value}, value
+            channels_of_value = channels if value is None else value
+            assert isinstance(channels_of_value, int)
+            yield {"in_channels": channels_of_value, "out_channels": value}, channels_of_value
         else:
             beside = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 8 + 6 * 4}
             yield {key: value, "in_channels": channels, "out_channels": channels, **beside}, channels
@@ -37,19 +40,19 @@ def test_the_store_and_the_networks_take_the_same_configurations(class_name: str
     text_shape = TextShape(16, 1280, 8) if class_name == "UNet2DConditionModel" else None
     for config, channels in configs(class_name, key):
         RULES[class_name].check(config, "m")
-        spec = ARCHITECTURES[class_name].input_spec(config, (channels, 8, 8), text_shape)
-        assert spec.shape == (channels, 8, 8)
+        spec = ARCHITECTURES[class_name].input_spec(config, (channels, SIDE, SIDE), text_shape)
+        assert spec.shape == (channels, SIDE, SIDE)
         refused = config | {key: "another"}
         with pytest.raises(BadCheckpoint, match=f"need {key} .*, got 'another'"):
             RULES[class_name].check(refused, "m")
         with pytest.raises(BadCheckpoint, match=f"need {key} .*, got 'another'"):
-            ARCHITECTURES[class_name].input_spec(refused, (channels, 8, 8), text_shape)
+            ARCHITECTURES[class_name].input_spec(refused, (channels, SIDE, SIDE), text_shape)
 
 
 def test_a_configuration_without_a_key_means_what_diffusers_takes_for_it() -> None:
-    from diffusers import UNet2DConditionModel, UNet2DModel
+    from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 
-    for model_class in (UNet2DModel, UNet2DConditionModel):
+    for model_class in (UNet2DModel, UNet2DConditionModel, DiTTransformer2DModel):
         parameters = signature(model_class.__init__).parameters
         for key, (default, _) in SUPPORTED[model_class.__name__].items():
             assert default == parameters[key].default, key

@@ -219,7 +219,7 @@ def test_sharded_weights_that_are_not_whole_are_refused(
         ),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "need CLIPTextModel, got 'T5Enc"),
         ("model_index.json", {"text_encoder": [None, None]}, "UNet2DConditionModel lacks text_encoder"),
-        ("model_index.json", {"unet": [None, None]}, "lacks the component unet"),
+        ("model_index.json", {"unet": [None, None]}, "need one component unet or transformer, got neither"),
         ("model_index.json", {"unet": ["diffusers"]}, r"need \[library, class\] for unet"),
         ("model_index.json", {"unet": ["diffusers", "UNet2DModel"]}, "can't take text_encoder, tokenizer: not sup"),
         ("unet/config.json", {"cross_attention_dim": 48}, "reads text of width 48, the text encoder writes 32"),
