@@ -30,6 +30,9 @@ class WorkerSettings(LogSettings, TraceSettings):
     exact: Literal["require", "prefer", "off"] = "prefer"
     """What a GPU does where an image's last bits depend on its batch. `prefer`: keep to sizes of batches that agree
     where none takes 15 % longer for it. `require`: always, and serve no model of which no sizes do. `off`: never."""
+    tile_above_pixels: int | None = Field(default=None, ge=1)
+    """Images of more pixels are decoded from their latents in overlapping tiles, which takes less memory and changes
+    pixels. None: none are."""
     cuda_graphs: Literal["auto", "off"] = "auto"
     """Whether a GPU runs recordings of the few sizes of batches that `pad_batch` asks for. `off`: kernel by kernel."""
     model_budget_bytes: int | None = Field(default=None, ge=1)

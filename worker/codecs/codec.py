@@ -4,6 +4,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from worker.diffusion.noise import Shape
+
 
 class Codec(Protocol):
     """A model's way from images to what its network denoises, and back.
@@ -29,6 +31,9 @@ class Codec(Protocol):
 
     def decode(self, x_0: Tensor) -> Tensor:
         """[N, c, h, w] as it was denoised → [N, C, H, W] images in [-1, 1], up to rounding."""
+
+    def tile_px(self, shape: Shape) -> int | None:
+        """Side of the overlapping tiles that a state of this shape is decoded in; None: as a whole."""
 
     def preview(self, x_0: Tensor) -> Tensor:
         """[N, c, h, w] as it is denoised → [N, C, h', w'] in [-1, 1]: roughly what `decode` makes of it, for next to

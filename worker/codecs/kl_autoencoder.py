@@ -2,11 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from worker.codecs.tiling import Tiling, decode_in_tiles
+from worker.diffusion.noise import Shape
 
 LOG_VARIANCE = (-30.0, 20.0)
 """Bounds of the encoder's, as diffusers' `DiagonalGaussianDistribution` has them."""
@@ -38,6 +42,7 @@ class KlAutoencoder:
         shift_factor: what is subtracted before.
         run: evaluates a network call.
         weight_bytes: of the network.
+        tiling: of large latents; None: all are decoded as a whole.
         to_colours: [c + 1, C], what `preview` multiplies a latent by; see `fit_colours`.
     """
 
@@ -47,6 +52,7 @@ class KlAutoencoder:
     shift_factor: float = 0.0
     run: Callable[[Callable[[], Tensor]], Tensor] = at_once
     weight_bytes: int = 0
+    tiling: Tiling | None = None
     to_colours: Tensor | None = None
     in_step: bool = False
 
@@ -62,13 +68,22 @@ class KlAutoencoder:
 
     def decode(self, x_0: Tensor) -> Tensor:
         latents = x_0 / self.scaling_factor + self.shift_factor
-        return torch.cat([self._float32(self.network.decode, latent) for latent in torch.split(latents, 1)])
+        return torch.cat([self._decode(latent) for latent in torch.split(latents, 1)])
+
+    def tile_px(self, shape: Shape) -> int | None:
+        return self.tiling.side_px if self.tiling is not None and self.tiling.applies(*shape[1:]) else None
 
     def preview(self, x_0: Tensor) -> Tensor:
         if self.to_colours is None:
             return x_0.mean(dim=1, keepdim=True)
         weights, bias = self.to_colours[:-1], self.to_colours[-1]
         return torch.einsum("nchw,cd->ndhw", x_0, weights) + bias[:, None, None]
+
+    def _decode(self, latent: Tensor) -> Tensor:
+        decode = partial(self._float32, self.network.decode)
+        if self.tiling is None or not self.tiling.applies(*latent.shape[2:]):
+            return decode(latent)
+        return decode_in_tiles(decode, latent, self.tiling)
 
     def _float32(self, half: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         return self.run(lambda: half(x.to(self.dtype))).to(torch.float32)

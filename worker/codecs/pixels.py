@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from worker.diffusion.noise import Shape
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -17,6 +19,9 @@ class Pixels:
 
     def decode(self, x_0: Tensor) -> Tensor:
         return x_0
+
+    def tile_px(self, shape: Shape) -> int | None:
+        return None
 
     def preview(self, x_0: Tensor) -> Tensor:
         return x_0

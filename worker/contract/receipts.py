@@ -46,6 +46,8 @@ class Computation(Message):
     """Whether the pixels are those of every batch."""
     versions: dict[str, str]
     """By library."""
+    tile_px: int | None = None
+    """Side of the overlapping tiles that an autoencoder decoded large images in; absent where it decoded them whole."""
 
 
 class Provenance(Message):
@@ -180,4 +182,4 @@ def _document(provenance: Provenance, request: SamplingRequest, images: Sequence
         computation=provenance.computation,
         images=list(images),
     )
-    return receipt.model_dump(mode="json", exclude={SIGNATURE})
+    return receipt.model_dump(mode="json", exclude={SIGNATURE}, exclude_none=True)

@@ -26,15 +26,17 @@ def provenance_of(admission: Admission) -> Provenance:
             dtype=model.execution.dtype,
             form=model.execution.form.value,
             exact=model.execution.exact,
+            tile_px=model.codec.tile_px(model.later_legs[-1].shape if model.later_legs else admission.shape),
             versions=_versions(model.device.type),
         ),
     )
 
 
-def arithmetic_of(device: torch.device) -> str:
+def arithmetic_of(device: torch.device, tile_above_pixels: int | None = None) -> str:
     """Equal where equal requests of one dtype and form round alike; see `WorkerStatus`."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions(device.type).items())
-    return f"{processor_name(device)}, {versions}"
+    tiles = "" if tile_above_pixels is None else f", tiles above {tile_above_pixels} pixels"
+    return f"{processor_name(device)}, {versions}{tiles}"
 
 
 @cache

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from worker.codecs.kl_autoencoder import KlAutoencoder, at_once, fit_colours
 from worker.codecs.pixels import Pixels
+from worker.codecs.tiling import Tiling
 from worker.diffusion.noise import Shape, initial_noise
 from worker.models.errors import BrokenModel
 from worker.models.weights import check_finite, open_diffusers
@@ -71,19 +72,25 @@ def read_autoencoding(checkpoint: Checkpoint) -> Autoencoding:
 
 
 _opening = threading.Lock()
-_codecs: "WeakValueDictionary[tuple[str, str, str, int], KlAutoencoder]" = WeakValueDictionary()
-"""By hash, device, number format and threads."""
+_codecs: "WeakValueDictionary[tuple[str, str, str, int, int | None], KlAutoencoder]" = WeakValueDictionary()
+"""By hash, device, number format, threads and from which size on they tile."""
 
 
 @torch.inference_mode()
 def open_codec(
-    checkpoint: Checkpoint, autoencoding: Autoencoding, device: torch.device, dtype: torch.dtype, threads: int
+    checkpoint: Checkpoint,
+    autoencoding: Autoencoding,
+    device: torch.device,
+    dtype: torch.dtype,
+    threads: int,
+    tile_above_pixels: int | None = None,
 ) -> Pixels | KlAutoencoder:
     """The checkpoint's codec on its device; models with the same autoencoder share it.
 
     Args:
         dtype: that the network computes in; where that is float16, an autoencoder computes in float32 if it asks for it
             (`force_upcast`) or is seen to leave float16's range.
+        tile_above_pixels: images of more are decoded in tiles; None: none are.
 
     Raises:
         BrokenModel: weights missing, left over, of another shape or not finite.
@@ -93,11 +100,14 @@ def open_codec(
         return Pixels()
     if dtype is torch.float16 and config.force_upcast:
         dtype = torch.float32
-    key = (checkpoint.manifest.components["vae"].sha256, str(device), str(dtype), threads)
+    key = (checkpoint.manifest.components["vae"].sha256, str(device), str(dtype), threads, tile_above_pixels)
     with _opening:
         codec = _codecs.get(key)
         if codec is None:
-            codec = _codecs[key] = _open_checked(checkpoint, autoencoding.shape, config, device, dtype, threads)
+            codec = _open_checked(checkpoint, autoencoding.shape, config, device, dtype, threads)
+            if tile_above_pixels is not None:
+                codec = replace(codec, tiling=Tiling(tile_above_pixels, config.tile_side, config.factor))
+            _codecs[key] = codec
     return codec
 
 

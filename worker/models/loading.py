@@ -68,6 +68,7 @@ def load_checkpoint(
     max_batch: int = 16,
     threads: int | None = None,
     networks: GpuNetworks | None = None,
+    tile_above_pixels: int | None = None,
 ) -> LoadedModel:
     """Read, check and prepare one version. Slow; changes nothing that serves.
 
@@ -76,6 +77,7 @@ def load_checkpoint(
         choices: keeps what was chosen for all workers; None keeps it for this call.
         max_batch: the engine's; the only batch size where `pad_batch` asks for one.
         threads: of the CPU; None: all there are.
+        tile_above_pixels: larger images are decoded in tiles; None: none are.
         networks: prepares networks on a GPU and keeps evicted ones for reuse; None: no CUDA graphs, nothing kept.
 
     Raises:
@@ -136,7 +138,7 @@ def load_checkpoint(
         warm_up: WarmUp | None = None,
     ) -> LoadedModel:
         number_format = "float32" if execution.dtype == "tf32" else execution.dtype
-        codec = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads)
+        codec = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads, tile_above_pixels)
         shared = _shared_bytes(manifest, readers, codec)
         projections = projections_of(network)
         projector = None if projections is None else TextProjector(projections)

@@ -16,6 +16,7 @@ class VaeConfig:
         factor: how many pixels a side of a latent stands for.
         scaling_factor: what latents are multiplied by to be denoised.
         shift_factor: what is subtracted from them before.
+        tile_side: of a latent, how large it is decoded in one piece where tiles are asked for.
         force_upcast: whether its numbers leave the range of float16.
     """
 
@@ -24,6 +25,7 @@ class VaeConfig:
     factor: int
     scaling_factor: float
     shift_factor: float
+    tile_side: int
     force_upcast: bool
 
 
@@ -43,6 +45,10 @@ def read_vae_config(config: Config) -> VaeConfig:
     if not isinstance(levels, list) or not levels:
         raise BadCheckpoint(f"need block_out_channels as a list, got {levels!r}")
     numbers = {"latent_channels": config.get("latent_channels", 4), "shift_factor": config.get("shift_factor") or 0.0}
+    factor = 2 ** (len(levels) - 1)  # each level but the last halves the image
+    size = config.get("sample_size", 32)
+    side_px = size[0] if isinstance(size, list) and size else size
+    numbers["sample_size"] = side_px
     numbers["scaling_factor"] = config.get("scaling_factor", 0.18215)
     for key, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -51,8 +57,9 @@ def read_vae_config(config: Config) -> VaeConfig:
     return VaeConfig(
         channels=channels,
         latent_channels=int(str(numbers["latent_channels"])),
-        factor=2 ** (len(levels) - 1),  # each level but the last halves the image
+        factor=factor,
         scaling_factor=float(str(numbers["scaling_factor"])),
         shift_factor=float(str(numbers["shift_factor"])),
+        tile_side=max(4, int(str(side_px)) // factor),  # a quarter of it overlaps
         force_upcast=bool(config.get("force_upcast", True)),
     )

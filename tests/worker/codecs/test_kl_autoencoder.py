@@ -71,3 +71,23 @@ def test_an_autoencoder_that_makes_no_numbers_is_refused(tmp_path: Path) -> None
     checkpoint = import_sd(ModelStore(tmp_path), vae=vae)
     with pytest.raises(BrokenModel, match="the VAE decodes noise to what is not a number"):
         open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float32, threads=1)
+
+
+@pytest.mark.parametrize("size", [(8, 12), (20, 20), (9, 31)])
+@torch.inference_mode()
+def test_large_latents_are_decoded_in_the_tiles_of_diffusers(tmp_path: Path, size: tuple[int, int]) -> None:
+    checkpoint = import_sd(ModelStore(tmp_path))
+    autoencoding = read_autoencoding(checkpoint)
+    whole = open_codec(checkpoint, autoencoding, CPU, torch.float32, threads=2)
+    tiled = open_codec(checkpoint, autoencoding, CPU, torch.float32, threads=2, tile_above_pixels=16 * 16)
+    own, large = noise(1, 4, 8, 8), noise(1, 4, *size)
+    assert torch.equal(tiled.decode(own), whole.decode(own))
+    assert (whole.tile_px((4, *size)), tiled.tile_px((4, 8, 8)), tiled.tile_px((4, *size))) == (None, None, 16)
+    vae = tiny_vae()
+    vae.enable_tiling()
+    expected = vae.decode(large / 0.18215).sample
+    drawn = tiled.decode(large)
+    assert drawn.shape == expected.shape == whole.decode(large).shape
+    assert float((drawn - expected).norm() / expected.norm()) < 1e-6
+    assert not torch.equal(drawn, whole.decode(large))
+    assert torch.equal(tiled.decode(torch.cat([noise(1, 4, *size, seed=1), large]))[1:], drawn)

@@ -15,6 +15,7 @@ from tests.worker.engine.harness import CPU, Driver, HandClock, SlowDevice, ask,
 from tests.worker.engine.two_legs import Doubling, Journal, two_leg_model
 from tests.worker.tiny_models import publish_tiny
 from worker.contract import SamplerName
+from worker.diffusion.noise import Shape
 from worker.diffusion.pixels import to_pixels
 from worker.engine import runner
 from worker.engine.messages import Previewed, Succeeded
@@ -143,6 +144,9 @@ def test_a_preview_that_can_t_be_made_costs_nobody_his_image(tiny_store: ModelSt
         def decode(self, x_0: Tensor) -> Tensor:
             return x_0
 
+        def tile_px(self, shape: Shape) -> int | None:
+            return None
+
         def preview(self, x_0: Tensor) -> Tensor:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
@@ -183,6 +187,9 @@ class Tinted(Doubling):
     """All pictures on the way are of one shade."""
 
     shade: float = 0.0
+
+    def tile_px(self, shape: Shape) -> int | None:
+        return None
 
     def preview(self, x_0: Tensor) -> Tensor:
         return torch.full_like(x_0, self.shade)

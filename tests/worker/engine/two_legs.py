@@ -98,6 +98,9 @@ class Doubling:
         image = x_0.repeat_interleave(2, -1).repeat_interleave(2, -2) * 0.5
         return self.journal.note("decode", image)
 
+    def tile_px(self, shape: Shape) -> int | None:
+        return None
+
     def preview(self, x_0: Tensor) -> Tensor:
         return x_0
 
