@@ -3,16 +3,25 @@
 import argparse
 import os
 import random
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from tests.faults.bodies import Drawn
 from tests.faults.chaos import Chaos, Report
 from tests.faults.clients import Clients, Order, orders
 from tests.faults.figures import measure
 from tests.faults.processes import DEFAULT_LEASES, REAL_WORKER, Machines
 from tests.faults.promises import by_the_fake_engine, look
+from tests.worker.stable_diffusion import SD, import_sd, wider_unet
+from worker.store import ModelStore
+from worker.store.bundled import bundled_store_path
+
+REAL_MODELS = (Drawn("digits", 8, "L"), Drawn(SD, 16, "RGB", by_prompt=True))
 
 
 def chaos_with_short_leases(seed: int, jobs: int, faults: int) -> Report:
@@ -35,9 +44,12 @@ def kills_with_default_leases(seed: int, kills: int) -> Report:
 
 
 def chaos_with_a_real_model(seed: int, jobs: int, faults: int) -> Report:
-    """For the pixels: the bundled model, first in calm, then again with faults."""
-    with Machines(worker_command=REAL_WORKER, save_interval_s=0.5) as machines:
-        calm_orders = orders(random.Random(seed), jobs, poisons=0, most_steps=60, only_plain=True)
+    """For the pixels: the bundled model and a tiny Stable Diffusion, first in calm, then again with faults."""
+    with (
+        TemporaryDirectory(prefix="reverie-soak-") as folder,
+        Machines(worker_command=REAL_WORKER, save_interval_s=0.5, store=_store(Path(folder))) as machines,
+    ):
+        calm_orders = orders(random.Random(seed), jobs, poisons=0, most_steps=60, only_plain=True, models=REAL_MODELS)
         Clients(machines.urls, calm_orders, 0, seed).place_all()
         quiet = Chaos(machines, seed, lease_s=2, maintenance_s=0.5)
         pixels: dict[str, list[str]] = {}
@@ -54,6 +66,13 @@ def chaos_with_a_real_model(seed: int, jobs: int, faults: int) -> Report:
         return look(machines, chaos, placed, seed, lambda order: pixels[str(order.body)], patience_s=300)
 
 
+def _store(folder: Path) -> Path:
+    """With the models that are really drawn with."""
+    shutil.copytree(bundled_store_path(), folder, dirs_exist_ok=True)
+    import_sd(ModelStore(folder), unet=wider_unet())
+    return folder
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make soak", description=__doc__)
     parser.add_argument("--seed", type=int, default=random.SystemRandom().getrandbits(32))
@@ -68,7 +87,7 @@ def main() -> int:
     parts: list[tuple[str, Callable[[], Report]]] = [
         ("fake engine, leases of 2 s", lambda: chaos_with_short_leases(asked.seed, asked.jobs, asked.faults)),
         ("fake engine, default leases", lambda: kills_with_default_leases(asked.seed, asked.kills)),
-        ("bundled model", lambda: chaos_with_a_real_model(asked.seed, asked.real_jobs, asked.real_faults)),
+        ("real models", lambda: chaos_with_a_real_model(asked.seed, asked.real_jobs, asked.real_faults)),
     ]
     for name, run in parts:
         began = time.monotonic()

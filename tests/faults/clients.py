@@ -10,8 +10,9 @@ from enum import Enum
 
 import httpx
 
+from tests.faults.bodies import Drawn, body_of
 from tests.service.event_source import events_of, follow
-from tests.worker.queue.fake_engine import FAILS, FAILS_RETRYABLY, KILLS_ITS_PROCESS
+from tests.worker.queue.fake_engine import FAILS, FAILS_RETRYABLY, KILLS_ITS_PROCESS, MODEL, PROMPTED
 
 GIVE_UP_S = 120.0
 FOLLOWED = 0.3
@@ -31,6 +32,9 @@ class Kind(Enum):
     POISON = "kills its worker"
 
 
+FAKES = (Drawn(MODEL, 8, "L"), Drawn(PROMPTED, 8, "L", by_prompt=True))
+"""The fake engine's models."""
+
 _SEEDS = {Kind.FAILS: FAILS, Kind.FAILS_FOR_NOW: FAILS_RETRYABLY, Kind.POISON: KILLS_ITS_PROCESS}
 
 
@@ -49,7 +53,13 @@ class Order:
 
 
 def orders(
-    rng: random.Random, count: int, poisons: int, *, most_steps: int = 200, only_plain: bool = False
+    rng: random.Random,
+    count: int,
+    poisons: int,
+    *,
+    most_steps: int = 200,
+    only_plain: bool = False,
+    models: Sequence[Drawn] = FAKES,
 ) -> list[Order]:
     """A mixture in which every kind occurs; that many more poison jobs are spread over the whole."""
     kinds = [Kind.PLAIN] * 78 + [Kind.POSTED_TWICE] * 8 + [Kind.CANCELED] * 9 + [Kind.FAILS] * 3 + [Kind.FAILS_FOR_NOW]
@@ -62,8 +72,7 @@ def orders(
         kind = Kind.PLAIN if only_plain else chosen.get(number) or rng.choice(kinds)
         seed = _SEEDS.get(kind, 1000 + number * 10)
         steps = rng.randint(200, 400) if kind is Kind.CANCELED else rng.randint(1, most_steps)
-        body: dict[str, object] = {"seed": seed, "steps": steps, "batch": rng.randint(1, 3)}
-        made.append(Order(f"{run}-{number}", kind, body))
+        made.append(Order(f"{run}-{number}", kind, body_of(rng, models, seed, steps)))
     return made
 
 

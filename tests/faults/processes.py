@@ -18,10 +18,11 @@ import httpx
 import redis
 
 from tests.conftest import ValkeyHandle, live_workers
+from tests.worker.queue.fake_engine import MODEL, PROMPTED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 START_TIMEOUT_S = 120.0
-FAKE_WORKER = ("tests.worker.queue.fake_worker", "2")
+FAKE_WORKER = ("tests.worker.queue.fake_worker", "2", f"{MODEL},{PROMPTED}")
 """A real worker process around the fake engine, 2 ms a step."""
 REAL_WORKER = ("worker",)
 SHORT_LEASES: dict[str, object] = {

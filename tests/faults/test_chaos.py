@@ -32,3 +32,4 @@ def test_no_accepted_job_is_lost_or_doubled_whatever_dies(capsys: pytest.Capture
     assert len(chaos.faults) >= 7
     assert {order.kind for order in placed} == set(Kind)
     assert any(order.events for order in placed), "no client followed its job"
+    assert all(any(field in order.body for order in placed) for field in ("prompt", "init_image", "mask"))

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from worker.contract import EngineCounters, MemoryUse, ModelInfo, SamplerName, SamplingRequest, VersionInfo
+from worker.contract import EngineCounters, MemoryUse, ModelInfo, SamplerName, SamplingRequest, Takes, VersionInfo
 from worker.engine.batcher import Batcher
 from worker.engine.messages import (
     Admitted,
@@ -26,7 +26,8 @@ from worker.engine.messages import (
 )
 from worker.engine.step_costs import StepCosts
 
-MODEL = "digits"
+MODEL, PROMPTED = "digits", "prompted"
+"""The first has labels, the other takes a prompt."""
 VERSION = "000012000-3f2a9c1b"
 WEIGHTS_SHA256 = "ab" * 32
 
@@ -238,13 +239,14 @@ class FakeCatalogue:
                 name=name,
                 version=self.version,
                 versions=[info],
-                labels=[str(digit) for digit in range(10)],
+                labels=[str(digit) for digit in range(10)] if name != PROMPTED else [],
                 width=8,
                 height=8,
                 channels=1,
                 num_train_timesteps=1000,
                 prediction_type="epsilon",
                 samplers=list(SamplerName),
+                takes=Takes.PROMPT if name == PROMPTED else Takes.NOTHING,
             )
             for name in self.models
         ]
