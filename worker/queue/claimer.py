@@ -140,8 +140,7 @@ class Claimer:
     def _admit(self, job: HeldJob) -> None:
         if self._held.get(job.job_id) is not None:
             # Its earlier execution lost its lease and has not left the engine yet.
-            self._leases.release([job])
-            self._sleep(WAIT_FOR_ROOM_S)
+            self._put_back(job)
             return
         self._held.add(job)
         if job.request is None:
@@ -167,11 +166,16 @@ class Claimer:
     def _give_back_alone(self) -> None:
         job, self._alone = self._alone, None
         if job is not None:
-            try:
-                self._leases.release([job])
-            except REDIS_AWAY as error:
-                self._health.failed(error)  # its lease runs out
+            self._put_back(job)
             self._held.remove(job)
+
+    def _put_back(self, job: HeldJob) -> None:
+        """And wait a moment, for it is the first to be claimed again. Raises nothing: other jobs came with it."""
+        try:
+            self._leases.release([job])
+        except REDIS_AWAY as error:
+            self._health.failed(error)  # its lease runs out
+        self._sleep(WAIT_FOR_ROOM_S)
 
     def _submit(self, job: HeldJob) -> None:
         assert job.request is not None
@@ -190,7 +194,7 @@ class Claimer:
         except (redis.exceptions.RedisError, ResultsAway) as error:
             logger.warning("job %s is put back, its pictures can't be read: %s", job.job_id, error)
             self._held.remove(job)
-            self._leases.release([job])
+            self._put_back(job)
             return
         self._held.enter_engine(job)
         self._engine.submit(EngineRequest(job.job_id, job.request, chain, pictures))
