@@ -11,6 +11,7 @@ GatewayError
 ├── NoReceipt             409  the job has not succeeded, or under a release that wrote none
 ├── ImageNotReady         409  the job has not succeeded
 ├── PictureRefused        422  an upload that is no picture, too large or corrupted
+├── UploadsFull           507  Retry-After: until the first of the kept pictures may go
 ├── UploadUnknown         404  no such upload: it has expired, or never was
 ├── GenerationFailed      500  the job that a client waited for ended without images
 ├── NotDoneInTime         504  … or did not end
@@ -169,6 +170,11 @@ class QueueFull(GatewayError):
 class LimitReached(GatewayError):
     status = HTTPStatus.TOO_MANY_REQUESTS
     code = "limit_reached"
+
+
+class UploadsFull(GatewayError):
+    status = HTTPStatus.INSUFFICIENT_STORAGE
+    code = "uploads_full"
 
 
 class Unavailable(GatewayError):

@@ -69,6 +69,8 @@ class Settings(LogSettings, TraceSettings):
     max_body_bytes: int = Field(default=64 * 1024, ge=256)
     max_upload_bytes: int = Field(default=16 * 2**20, ge=256)
     """Of an uploaded picture's file."""
+    max_all_uploads_bytes: int = Field(default=2**31, ge=256)
+    """Of all uploaded pictures that are kept, as the PNGs that they become; above it a new one is answered 507."""
     max_upload_pixels: int = Field(default=2**24, ge=1, le=MOST_PIXELS)
     """Of an uploaded picture: 4096 x 4096."""
     upload_ttl_s: int = Field(default=24 * 3600, ge=1)

@@ -11,6 +11,7 @@ from service.errors import PictureRefused, UploadUnknown
 from service.pictures import Picture, read_picture
 from service.redis_deadline import redis_deadline
 from service.settings import Settings
+from service.upload_room import UploadRoom
 from worker.contract.keys import upload_key, uploaded_by_key
 from worker.results.files import AsyncFiles, File, Kept
 from worker.results.names import upload_file
@@ -25,6 +26,7 @@ class Uploads:
         self._redis = redis
         self._files = files
         self._settings = settings
+        self._room = UploadRoom(redis, settings.max_all_uploads_bytes, settings.redis_timeout_s)
         self._readers = ThreadPoolExecutor(READ_AT_ONCE, thread_name_prefix="picture")
 
     async def keep(self, caller: Caller, data: bytes) -> Upload:
@@ -32,6 +34,7 @@ class Uploads:
 
         Raises:
             PictureRefused: it is none, or breaks a limit.
+            UploadsFull: there is no room for it now.
         """
         if len(data) > self._settings.max_upload_bytes:
             rule = f"need at most {self._settings.max_upload_bytes} bytes, got {len(data)}"
@@ -94,7 +97,12 @@ class Uploads:
             size_bytes=len(picture.png),
             ttl_s=ttl_s,
         )
-        await self._files.put([File(upload.file, picture.png, ttl_s)])
+        await self._room.take(upload.sha256, upload.size_bytes, ttl_s)
+        try:
+            await self._files.put([File(upload.file, picture.png, ttl_s)])
+        except Exception:
+            await self._room.give_back(upload.sha256, upload.size_bytes)
+            raise
         async with redis_deadline(self._settings.redis_timeout_s):
             await self._redis.set(upload_key(upload.sha256), upload.model_dump_json(), ex=ttl_s)
         return upload

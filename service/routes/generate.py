@@ -68,7 +68,7 @@ JOB_HEADERS = {
     responses={
         200: {"model": Job, "description": "The job ended within the time that `Prefer: wait=N` gave."},
         202: {"description": "Accepted: the job is queued and will end.", "headers": JOB_HEADERS},
-        **problem_responses(400, 413, 415, 422, 429),
+        **problem_responses(400, 413, 415, 422, 429, 507),
     },
     openapi_extra={"parameters": [PREFER, CACHE_CONTROL, IDEMPOTENCY_KEY]},
 )

@@ -37,7 +37,7 @@ the `openai` package sends them as `extra_body`.
     "/images/generations",
     summary="Draw images, as the OpenAI API does",
     description=DESCRIPTION,
-    responses=error_responses(400, 404, 410, 413, 415, 429, 504),
+    responses=error_responses(400, 404, 410, 413, 415, 429, 504, 507),
     response_model_exclude_none=True,
     openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
 )

@@ -34,7 +34,7 @@ FORM: dict[str, Any] = {
     description="PNG, JPEG, WebP, GIF or BMP, known by its content: as the body itself, or as a form with one file. It "
     "is turned as its EXIF data says, stripped of all but its pixels, and named by their SHA-256. The same picture has "
     "the same name whoever sends it, and is kept for as long again.",
-    responses={**problem_responses(400, 413, 415, 422)},
+    responses={**problem_responses(400, 413, 415, 422, 507)},
     openapi_extra={
         "requestBody": {
             "required": True,

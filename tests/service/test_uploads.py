@@ -1,11 +1,13 @@
 """What POST /uploads promises: a picture by its content, upright and bare, named by its pixels; all else is refused."""
 
+import base64
 import hashlib
 import struct
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,7 +21,7 @@ from service.pictures import read_picture
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
 from tests.waiting import wait_until
-from worker.contract.keys import upload_key
+from worker.contract.keys import PICTURES_KEY, upload_key
 from worker.results.redis_files import RedisFiles
 from worker.results.uploads import UploadGone, Uploads, picture_sha256
 
@@ -256,3 +258,35 @@ def test_while_redis_is_away_an_upload_is_503(
     assert_refused(send(http, file_of(noise())), 503, "redis_unavailable")
     valkey.start()
     wait_until(lambda: send(http, file_of(noise())).status_code == 201, "the upload to be taken")
+
+
+def test_all_uploads_together_have_a_limit(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyHandle
+) -> None:
+    http = start_gateway(max_all_uploads_bytes=1000, upload_ttl_s=100)
+    pictures = [noise("L", (20, 18 + extra)) for extra in range(4)]  # hardly compressible: some 450 bytes each
+    first, second, third, fourth = (file_of(picture) for picture in pictures)
+    assert [send(http, data).status_code for data in (first, second, first)] == [201] * 3
+    refused = send(http, third)
+    assert "the limit for all is 1000" in assert_refused(refused, 507, "uploads_full")
+    assert 90 <= int(refused.headers["Retry-After"]) <= 101
+    assert not [key for key in valkey.all_keys() if picture_sha256(pictures[2]) in key], "nothing is left of it"
+    inline = "data:image/png;base64," + base64.b64encode(third).decode()
+    assert http.post("/generate", json={"steps": 5, "batch": 1, "init_image": inline}).status_code == 507
+    assert send(http, second).status_code == 201, "what is kept already needs no more room"
+
+    # One goes; of the other only the count says so, as a worker has used it meanwhile.
+    valkey.client.delete(upload_key(picture_sha256(pictures[0])))
+    for member in valkey.client.zrange(PICTURES_KEY, 0, -1):
+        valkey.client.zadd(PICTURES_KEY, {member: 1})
+    assert send(http, third).status_code == 201
+    assert_refused(send(http, fourth), 507, "uploads_full")
+
+
+def test_a_picture_that_could_not_be_kept_takes_no_room(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyHandle, tmp_path: Path
+) -> None:
+    http = start_gateway(results=f"file://{tmp_path}/kept")
+    (tmp_path / "kept" / "uploads").write_bytes(b"a file where a folder must be")
+    assert send(http, file_of(noise())).status_code == 503
+    assert valkey.client.zcard(PICTURES_KEY) == 0

@@ -66,6 +66,8 @@ TURN_KEY = "reverie:turn"
 """The seconds up to which all who wait have been served."""
 FOLLOWED_KEY = "reverie:followed"
 """Set of the jobs that have followers."""
+PICTURES_KEY = "reverie:kept_pictures"
+"""Sorted set of the uploads that are kept, as `<sha256>:<bytes>`, by the server's second at which each may be gone."""
 SWEPT_KEY = "reverie:swept"
 """Exists for a while after a worker swept the files."""
 IDLE_WORKERS_KEY = "reverie:idle"
@@ -269,6 +271,7 @@ LUA_NAMES = "".join(
                 "allowance_key": _ALLOWANCE,
                 "drawn_key": _DRAWN,
                 "followers_key": _FOLLOWERS,
+                "upload_key": _UPLOAD,
                 "events_channel": _EVENTS,
                 "webhook_log_key": _WEBHOOK_LOG,
             }.items()
