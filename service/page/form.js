@@ -6,13 +6,15 @@ import { KARRAS_SAMPLERS } from "./request.js";
 
 const form = $("request");
 const field = (name) => form.querySelector(`[data-field="${name}"]`);
-const WHOLE = ["seed", "steps", "batch", "width", "height"];
+const WHOLE = ["seed", "steps", "batch", "width", "height", "clip_skip"];
 const REAL = ["guidance_scale", "guidance_rescale", "eta", "strength"];
 /** The ends of one field. */
 const INTERVAL = ["guidance_low", "guidance_high"];
 /** As a choice, so that it can be left open. */
 const YES_OR_NO = ["karras"];
 const TEXT = ["model", "version", "prompt", "negative_prompt", "sampler", "spacing", "format"];
+/** To which Karras' noise levels leave no choice of timesteps. */
+const DPM_SOLVERS = ["dpmpp_2m", "dpmpp_2m_sde"];
 const MOST_CHIPS = 60;
 const FRAMES = 24;
 /** Of all images of a request. */
@@ -59,14 +61,22 @@ export function read() {
   if ($("frames").checked) request.frames = Math.max(1, Math.min(FRAMES, Math.floor(MOST_FRAMES / (request.batch || 1))));
   const [low, high] = INTERVAL.map((name) => form.elements[name]);
   if (isOffered(low) && (low.value || high.value)) request.guidance_interval = [Number(low.value), high.value === "" ? 1 : Number(high.value)];
-  if (!("prompt" in request)) delete request.negative_prompt;
-  if (!("prompt" in request || "class_label" in request)) delete request.guidance_scale;
+  if ("prompt" in request && $("each-line").checked) {
+    request.prompts = linesOf(request.prompt);
+    request.batch = request.prompts.length;
+    delete request.prompt;
+  }
+  const isPrompted = "prompt" in request || "prompts" in request;
+  if (!isPrompted) for (const name of ["negative_prompt", "clip_skip"]) delete request[name];
+  if (!(isPrompted || "class_label" in request)) delete request.guidance_scale;
   for (const [name, value] of added) {
     const found = value(currentModel());
     if (found !== undefined) request[name] = found;
   }
   return request;
 }
+
+const linesOf = (text) => text.split("\n").filter((line) => line.trim());
 
 const isOffered = (input) => !input.closest("[hidden]") && !input.disabled;
 
@@ -91,6 +101,10 @@ export function write(request, { isFromStorage = false } = {}) {
   const select = form.querySelector("select[name=class_label]");
   if (select) select.value = label;
   if (!isFromStorage || "frames" in request) $("frames").checked = Boolean(request.frames);
+  if (!isFromStorage || "prompt" in request || "prompts" in request) {
+    $("each-line").checked = Boolean(request.prompts);
+    if (request.prompts) $("prompt").value = request.prompts.join("\n");
+  }
   if (request.negative_prompt) $("negative").open = true;
   if (!isFromStorage) fix(request.seed !== undefined);
   else fix(Boolean(request.isFixed));
@@ -171,6 +185,7 @@ function adapt() {
   const takes = model.takes;
   field("prompt").hidden = takes !== "prompt";
   $("negative").hidden = takes !== "prompt";
+  field("clip_skip").hidden = takes !== "prompt";
   field("class_label").hidden = takes !== "class_label";
   field("guidance_scale").hidden = takes === "nothing";
   $("guidance_scale").placeholder = takes === "prompt" ? "3" : "1";
@@ -202,9 +217,17 @@ function showApplicable(model) {
   const sampler = $("sampler").value || model.sampler || "ddim";
   field("eta").hidden = sampler !== "ddim";
   field("karras").hidden = !KARRAS_SAMPLERS.includes(sampler);
-  const { prompt, class_label, guidance_scale = Number($("guidance_scale").placeholder) } = read();
-  const isUnguided = (prompt ?? class_label) === undefined || [0, 1].includes(guidance_scale);
+  field("spacing").hidden = sampler === "lcm" || (DPM_SOLVERS.includes(sampler) && walksKarras(model));
+  const { prompt, prompts, class_label, guidance_scale = Number($("guidance_scale").placeholder) } = read();
+  const isUnguided = (prompt ?? prompts ?? class_label) === undefined || [0, 1].includes(guidance_scale);
   for (const name of ["guidance_rescale", "guidance_interval"]) field(name).hidden = isUnguided;
+}
+
+/** As asked, else as the version is configured. */
+function walksKarras(model) {
+  if ($("karras").value) return $("karras").value === "true";
+  const version = $("version").value || model.version;
+  return Boolean(model.versions.find((info) => info.version === version)?.karras);
 }
 
 function fillLabels(model) {
@@ -225,6 +248,10 @@ function fillLabels(model) {
 }
 
 function changed() {
+  const hasLines = isOffered($("prompt")) && $("each-line").checked;
+  if (hasLines) $("batch").value = Math.max(1, linesOf($("prompt").value).length);
+  $("batch").readOnly = hasLines;
+  for (const button of form.querySelectorAll("[data-step]")) button.disabled = hasLines;
   const count = Number($("batch").value) || 1;
   $("draw").textContent = count === 1 ? "Draw" : `Draw ${count} images`;
   if (currentModel()) showApplicable(currentModel());

@@ -3,7 +3,7 @@
 import { Away, Problem, getJson } from "./api.js";
 import { $, el, icon, ICONS, isCoarse } from "./dom.js";
 import { stepOf } from "./models.js";
-import { NoReceipt, receiptIn } from "./receipt_file.js";
+import { isPicture, NoReceipt, receiptIn } from "./receipt_file.js";
 
 const panel = $("found");
 const verdict = el("p", { className: "verdict", role: "status" });
@@ -53,7 +53,8 @@ async function open(file) {
   const { request } = receipt;
   const model = act.model(request.model);
   const info = model?.versions.find(({ version }) => version === request.version);
-  const drawnBy = `${file.name} was drawn by ${request.model}, version ${request.version} (${stepOf(request.version)})`;
+  const isDrawn = isPicture(file) ? "was drawn" : "is the receipt of what was drawn";
+  const drawnBy = `${file.name} ${isDrawn} by ${request.model}, version ${request.version} (${stepOf(request.version)})`;
   if (!model) {
     show(file, "It can't be drawn again", `${drawnBy}.`, `${request.model} is not offered here.`);
     return;
@@ -78,21 +79,25 @@ function whetherOffered(info, receipt) {
 }
 
 function show(file, title, about, said) {
-  const picture = el("img", { alt: `The picture ${file.name}` });
-  picture.addEventListener("load", () => (URL.revokeObjectURL(picture.src), picture.classList.toggle("coarse", isCoarse(picture.naturalWidth))), { once: true });
-  picture.addEventListener("error", () => (URL.revokeObjectURL(picture.src), picture.remove()), { once: true });
-  picture.src = URL.createObjectURL(file);
+  const picture = isPicture(file) && el("img", { alt: `The picture ${file.name}` });
+  if (picture) showFile(picture, file);
   const close = el("button", { type: "button", className: "quiet", "aria-label": "Close the found picture", onclick: hide }, icon(ICONS.close));
   differences.replaceChildren();
   panel.hidden = false;
   panel.replaceChildren(
-    picture,
+    ...(picture ? [picture] : []),
     el("div", { className: "found-text" }, el("h2", { id: "found-title" }, title), el("p", { className: "hint" }, about), verdict, differences),
     close,
   );
   panel.dataset.verdict = "";
   verdict.textContent = said;
   panel.scrollIntoView({ block: "nearest" });
+}
+
+function showFile(picture, file) {
+  picture.addEventListener("load", () => (URL.revokeObjectURL(picture.src), picture.classList.toggle("coarse", isCoarse(picture.naturalWidth))), { once: true });
+  picture.addEventListener("error", () => (URL.revokeObjectURL(picture.src), picture.remove()), { once: true });
+  picture.src = URL.createObjectURL(file);
 }
 
 function hide() {

@@ -12,6 +12,7 @@ const place = $("pictures");
 const shown = el("canvas", { className: "shown" });
 const file = el("input", { type: "file", accept: "image/png, image/jpeg, image/webp", id: "init-file", className: "hidden-title" });
 const strength = el("input", { type: "range", id: "strength", min: 0.05, max: 1, step: 0.05, value: 0.6 });
+const pasteBack = el("input", { type: "checkbox", id: "paste_back" });
 const drop = el(
   "label",
   { className: "drop", htmlFor: "init-file" },
@@ -43,6 +44,11 @@ export function start() {
     ),
     el(
       "div",
+      { className: "field", dataset: { field: "paste_back" } },
+      el("label", { className: "check" }, pasteBack, " Keep the other pixels exactly"),
+    ),
+    el(
+      "div",
       { className: "row" },
       mask.erase, button("Invert mask", () => mask.invert()), button("Clear mask", () => mask.clear()), button("Remove picture", remove),
     ),
@@ -56,6 +62,7 @@ export function start() {
   $("request").addEventListener("adapted", fit);
   addField("init_image", () => (original ? uploads.picture?.sha256 : undefined));
   addField("strength", () => (original ? Number(strength.value) : undefined));
+  addField("paste_back", () => (original && mask.isPainted && pasteBack.checked ? true : undefined));
   addField("mask", () => (original && mask.isPainted ? uploads.mask?.sha256 : undefined));
 }
 
@@ -84,6 +91,7 @@ async function restore(request) {
     original = await fetched(request.init_image);
     show();
     strength.value = request.strength ?? strength.value;
+    pasteBack.checked = Boolean(request.paste_back);
     if (request.mask) mask.load(await fetched(request.mask));
   } catch {
     remove();

@@ -1,4 +1,5 @@
-// The receipt that a picture carries: a PNG in a text chunk, a WebP in its EXIF. The pixels are not decoded.
+// The receipt that a picture carries: a PNG in a text chunk, a WebP in its EXIF. The pixels are not decoded. Or a
+// receipt's own file.
 
 const FORMAT = "reverie-receipt/1";
 const PNG_KEYWORD = "reverie";
@@ -10,18 +11,21 @@ const MOST_IMAGES = 4096;
 /** The file carries no receipt that can be used; the message says why. */
 export class NoReceipt extends Error {}
 
+export const isPicture = (file) => !/\.json$/i.test(file.name) && file.type !== "application/json";
+
 /** @returns the receipt's document; throws NoReceipt. */
 export async function receiptIn(file) {
   if (file.size > LARGEST_BYTES) throw new NoReceipt(`${file.name} is larger than ${LARGEST_BYTES / 2 ** 20} MiB.`);
   let text;
   try {
-    text = await textIn(new DataView(await file.arrayBuffer()));
+    const bytes = await file.arrayBuffer();
+    text = isPicture(file) ? await textIn(new DataView(bytes)) : utf8(bounded(new Uint8Array(bytes))).trim();
   } catch {
     // Each read is checked against the end of the file, or of the part that it is in.
-    throw new NoReceipt(`${file.name} is no PNG or WebP that can be read: it is damaged.`);
+    throw new NoReceipt(`${file.name} is no ${isPicture(file) ? "PNG or WebP" : "receipt"} that can be read: it is damaged.`);
   }
-  if (text === undefined) throw new NoReceipt(`${file.name} is no PNG or WebP.`);
-  const none = new NoReceipt(`${file.name} carries no receipt of Reverie.`);
+  if (text === undefined) throw new NoReceipt(`${file.name} is no PNG, no WebP and no receipt.`);
+  const none = new NoReceipt(`${file.name} ${isPicture(file) ? "carries" : "is"} no receipt of Reverie.`);
   if (!text?.startsWith("{")) throw none;
   let receipt;
   try {
@@ -67,7 +71,7 @@ async function pngText(view) {
       if (type === "tEXt") return latin1(bounded(rest));
       if (type === "zTXt") return latin1(await inflated(rest.subarray(1)));
       const [, text] = cut(cut(rest.subarray(2))[1]); // after the language and the keyword's translation
-      return new TextDecoder("utf-8", { fatal: true }).decode(rest[0] ? await inflated(text) : bounded(text));
+      return utf8(rest[0] ? await inflated(text) : bounded(text));
     }
     if (type === "IEND") return null;
     at += 12 + length;
@@ -119,6 +123,7 @@ function bounded(bytes) {
   return bytes;
 }
 
+const utf8 = (bytes) => new TextDecoder("utf-8", { fatal: true }).decode(bytes);
 const latin1 = (bytes) => new TextDecoder("latin1").decode(bytes);
 
 /** zlib, to no more than the longest text. */

@@ -2,12 +2,12 @@
 
 /** Fields of a request that a job shows under the same name. */
 const FIELDS = [
-  "prompt", "negative_prompt", "class_label", "model", "version", "seed", "steps", "batch", "sampler", "eta", "spacing",
+  "prompt", "prompts", "negative_prompt", "clip_skip", "class_label", "model", "version", "seed", "steps", "batch", "sampler", "eta", "spacing",
   "karras", "guidance_scale", "guidance_rescale", "guidance_interval", "width", "height", "init_image", "strength", "mask", "paste_back", "frames", "format",
 ];
 /** Those that can walk Karras' noise levels. */
 export const KARRAS_SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"];
-const HAS_CONDITION = ["prompt", "class_label"];
+const HAS_CONDITION = ["prompt", "prompts", "class_label"];
 
 /** The request that draws the same pixels again. */
 export function requestOf(job) {
@@ -17,7 +17,7 @@ export function requestOf(job) {
     // Karras' noise levels left out would be those of the version, which may have them.
     const isChosen = field === "karras" && KARRAS_SAMPLERS.includes(job.sampler);
     if (value === null || value === undefined || (value === false && !isChosen) || value === "") continue;
-    if (["eta", "frames", "guidance_rescale"].includes(field) && value === 0) continue;
+    if (["eta", "frames", "guidance_rescale", "clip_skip"].includes(field) && value === 0) continue;
     request[field] = value;
   }
   if (!HAS_CONDITION.some((field) => field in request)) delete request.guidance_scale;
@@ -26,18 +26,20 @@ export function requestOf(job) {
 
 /** The request for one of its images alone. */
 export function requestOfImage(job, image) {
-  const { frames: _, ...request } = requestOf(job);
-  return { ...request, seed: image.seed, batch: 1 };
+  const { frames: _, prompts, ...request } = requestOf(job);
+  const own = prompts ? { prompt: prompts[image.index] } : {};
+  return { ...request, ...own, seed: image.seed, batch: 1 };
 }
 
 export function titleOf(job) {
   if (job.prompt) return job.prompt;
+  if (job.prompts) return job.prompts.join(" · ");
   if (job.label) return job.label;
   if (job.class_label !== null && job.class_label !== undefined) return `Label ${job.class_label}`;
   return job.model;
 }
 
 export function altOf(job, seed) {
-  const what = job.prompt || (job.label ? `“${job.label}”` : "an image");
+  const what = job.prompt || job.prompts?.[seed - job.seed] || (job.label ? `“${job.label}”` : "an image");
   return `${what}, drawn by ${job.model} with seed ${seed}`;
 }

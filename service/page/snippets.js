@@ -3,7 +3,11 @@
 const shellQuoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 const PYTHON = { true: "True", false: "False", null: "None" };
-const pythonValue = (value) => (typeof value === "string" ? JSON.stringify(value) : (PYTHON[value] ?? String(value)));
+
+function pythonValue(value) {
+  if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
+  return typeof value === "string" ? JSON.stringify(value) : (PYTHON[value] ?? String(value));
+}
 
 export function curl(request, origin, hasKey) {
   const key = hasKey ? ` \\\n  -H "Authorization: Bearer $REVERIE_API_KEY"` : "";

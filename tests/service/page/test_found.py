@@ -60,6 +60,11 @@ def hash_of_pixels(data: bytes) -> str:
         return hashlib.sha256(image.tobytes()).hexdigest()
 
 
+RECEIPT = canonical(
+    receipt_of(PROVENANCE, [ReceiptImage(index=0, seed=SEED, sha256=hash_of_pixels(png_of(SEED)), width=8, height=8)])
+)
+
+
 def drop(page: Page, name: str, data: bytes, onto: str = "h1") -> None:
     transfer = page.evaluate_handle(
         """([name, base64]) => {
@@ -109,6 +114,19 @@ def webp_or_png(image_format: ImageFormat) -> SamplingRequest:
     return REQUEST.model_copy(update={"format": image_format})
 
 
+def test_a_receipts_own_file_is_drawn_again(visit: Open, worker: FakeWorker) -> None:
+    worker.sha256_of = hash_of_pixels
+    page = visit().page
+    drop(page, "digits-41-receipt.json", RECEIPT)
+    panel = page.get_by_role("region", name="Drawn again")
+    expect(panel).to_contain_text("digits-41-receipt.json is the receipt of what was drawn by digits")
+    expect(panel.get_by_role("img", name="The picture")).to_have_count(0)
+    job = take(worker)
+    assert request_of(job) == REQUEST
+    worker.succeed(job)
+    expect(panel.get_by_role("status")).to_have_text("The same to the bit.")
+
+
 def test_other_pixels_are_said_to_be_so_with_what_differs(visit: Open, worker: FakeWorker) -> None:
     worker.sha256_of = hash_of_pixels
     page = visit().page
@@ -130,8 +148,8 @@ def test_what_carries_no_receipt_that_can_be_used_is_said(visit: Open, worker: F
     png, webp = found(ImageFormat.PNG).data, found(ImageFormat.WEBP).data
     elsewhere = PROVENANCE.model_copy(update={"request": REQUEST.model_copy(update={"model": "faces"})})
     for name, data, said in (
-        ("notes.txt", b"no picture", "notes.txt is no PNG or WebP."),
-        ("empty.png", b"", "empty.png is no PNG or WebP."),
+        ("notes.txt", b"no picture", "notes.txt is no PNG, no WebP and no receipt."),
+        ("empty.png", b"", "empty.png is no PNG, no WebP and no receipt."),
         ("bare.png", png_of(1), "bare.png carries no receipt of Reverie."),
         ("bare.webp", encode(np.zeros((8, 8, 1), np.uint8), ImageFormat.WEBP).data, "carries no receipt of Reverie."),
         ("cut.png", png[:60], "it is damaged."),
@@ -140,6 +158,9 @@ def test_what_carries_no_receipt_that_can_be_used_is_said(visit: Open, worker: F
         ("later.webp", webp.replace(b"receipt/1", b"receipt/2"), "of another release: reverie-receipt/2."),
         ("broken.webp", webp.replace(b'"images"', b'"im!ges"'), "The receipt in broken.webp is damaged."),
         ("bomb.png", with_compressed(b" " * 2**24), "it is damaged."),
+        ("notes.json", b"[1]", "notes.json is no receipt of Reverie."),
+        ("cut.json", RECEIPT[:-9], "The receipt in cut.json is damaged."),
+        ("bytes.json", b"\xff\xfe{", "bytes.json is no receipt that can be read"),
         ("faces.png", found(ImageFormat.PNG, elsewhere).data, "faces is not offered here."),
     ):
         drop(page, name, data)

@@ -35,6 +35,7 @@ def test_a_picture_and_its_mask_are_what_the_request_begins_at(
     expect(page.get_by_role("img", name="The picture to begin at")).to_be_visible()
     assert findings(page) == []
     page.get_by_label("How much of it changes").fill("0.5")
+    page.get_by_label("Keep the other pixels exactly").check()
     page.get_by_label("Paint over what is to be drawn anew").fill("60")
     mask = page.locator("canvas.mask")
     mask.scroll_into_view_if_needed()
@@ -48,7 +49,7 @@ def test_a_picture_and_its_mask_are_what_the_request_begins_at(
     job = take(worker)
     init = request_of(job).init
     assert init is not None
-    assert init.strength == 0.5
+    assert (init.strength, init.paste_back) == (0.5, True)
     picture, painted = (uploaded(gateway, sha256) for sha256 in (init.picture, init.mask))
     assert picture.size == painted.size == (8, 8), "as large as the model draws"
     assert [picture.getpixel((4, y)) for y in (0, 7)] == [200, 20]

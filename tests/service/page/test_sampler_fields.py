@@ -4,10 +4,12 @@ from collections.abc import Callable
 
 from playwright.sync_api import expect
 
+from service.sampler_rules import DPM_SOLVERS
 from tests.service.fake_worker import FakeWorker, request_of
 from tests.service.page.conftest import Visit
+from tests.service.page.test_accessibility import findings
 from tests.service.page.test_page import take
-from worker.contract import KARRAS_SAMPLERS, SamplerName
+from worker.contract import KARRAS_SAMPLERS, SamplerName, TextCondition
 
 Open = Callable[..., Visit]
 
@@ -33,6 +35,45 @@ def test_noise_levels_and_rescale_are_offered_where_they_have_an_effect(visit: O
     guidance.fill("")
     page.get_by_label("Prompt", exact=True).fill("a rocket")
     expect(rescale).to_be_visible()  # guided by default
+
+
+def test_timesteps_are_offered_where_the_gateway_takes_them(visit: Open) -> None:
+    page = visit().page
+    page.locator("#finer summary").click()
+    timesteps, levels = page.get_by_label("Timesteps"), page.get_by_label("Noise levels")
+    for sampler in SamplerName:
+        page.get_by_label("Sampler", exact=True).select_option(sampler.value)
+        expect(timesteps).to_be_visible(visible=sampler is not SamplerName.LCM)
+        if sampler in KARRAS_SAMPLERS:
+            levels.select_option("Karras'")
+            expect(timesteps).to_be_visible(visible=sampler not in DPM_SOLVERS)
+            levels.select_option("")
+
+
+def test_each_line_of_the_prompt_may_be_an_image(visit: Open, worker: FakeWorker) -> None:
+    page = (opened := visit()).page
+    page.get_by_label("Model", exact=True).select_option("emoji")
+    page.get_by_label("Prompt", exact=True).fill("a rocket\n\na cat")
+    page.get_by_label("Each line is an image of its own").check()
+    expect(page.get_by_label("Images", exact=True)).to_have_value("2")
+    expect(page.get_by_role("button", name="More images")).to_be_disabled()
+    page.locator("#finer summary").click()
+    page.get_by_label("Text encoder's last layers to skip").fill("2")
+    assert findings(page) == []
+    opened.draw()
+    worker.succeed(drawn := take(worker))
+    first = request_of(drawn)
+    assert (first.condition, first.batch) == (TextCondition(prompt="", prompts=("a rocket", "a cat"), clip_skip=2), 2)
+    opened.jobs.first.get_by_role("button").filter(has=page.get_by_role("img", name="a cat")).click()
+    page.get_by_role("button", name="Reuse settings").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a cat")
+    expect(page.get_by_label("Each line is an image of its own")).not_to_be_checked()
+    opened.draw()
+    worker.succeed(again := take(worker))
+    assert (request_of(again).condition, request_of(again).batch) == (TextCondition(prompt="a cat", clip_skip=2), 1)
+    opened.jobs.nth(1).get_by_role("button", name="Reuse").click()
+    expect(page.get_by_label("Prompt", exact=True)).to_have_value("a rocket\na cat")
+    expect(page.get_by_label("Each line is an image of its own")).to_be_checked()
 
 
 def test_noise_levels_and_rescale_are_used_again(visit: Open, worker: FakeWorker) -> None:
