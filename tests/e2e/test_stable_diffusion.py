@@ -11,9 +11,10 @@ from PIL import Image
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import running_stack
 from tests.waiting import wait_until
-from tests.worker.stable_diffusion import SD, import_sd, sd_pipeline
+from tests.worker.stable_diffusion import SD, import_sd, sd_pipeline, sdxl_pipeline
 from tests.worker.text_pipeline import TEXT, publish_text
 from worker.store import ModelStore
+from worker.store.pipeline_import import import_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -51,3 +52,17 @@ def test_a_prompt_gives_the_same_pixels_alone_in_company_after_kill_9_and_across
         assert changed["version"] == new
         assert [image["sha256"] for image in changed["images"]] != alone
         assert stack.hashes(stack.generate(**CAT, version=old)) == alone
+
+
+def test_stable_diffusion_xl_goes_on_after_kill_9(valkey_session: ValkeyHandle, tmp_path: Path) -> None:
+    """With both encoders, and a negative prompt of zeros."""
+    store = ModelStore(tmp_path / "store")
+    sdxl_pipeline().save_pretrained(tmp_path / "folder")
+    import_pipeline(store, tmp_path / "folder", "xl")
+    asked = {"model": "xl", "prompt": "a cat", "guidance_scale": 5.0, "seed": 3, "steps": 60, "batch": 1}
+    with running_stack(valkey_session, tmp_path, store=store.root) as stack:
+        alone = stack.hashes(stack.generate(**asked))
+        again = stack.generate(**asked)
+        stack.wait_for_step(again, 5)
+        stack.replace_worker()
+        assert stack.hashes(again) == alone
