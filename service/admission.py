@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from service.catalogue import Reading
 from service.errors import FieldProblem, InvalidRequest, Unavailable
 from service.init_images import broken_by_pictures, init_image_of
+from service.lora_rules import broken_by_loras, loras_of
 from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
@@ -84,6 +85,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         broken += broken_by_sampler(body, model)
         broken += _broken_by_size(body, model, settings.max_pixels)
         broken += broken_by_pictures(body, model, pictures)
+        broken += broken_by_loras(body, model)
         try:
             class_label = _label_index(body.class_label, model)
         except InvalidRequest as error:
@@ -107,6 +109,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         spacing=body.spacing,
         karras=karras_of(body, model),
         init=init_image_of(body, pictures),
+        loras=loras_of(body, model),
         condition=_condition(body, class_label),
         guidance=_guidance(body),
         width=body.width,

@@ -105,6 +105,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         height=request.height,
         guidance_rescale=request.guidance.rescale,
         guidance_interval=list(request.guidance.interval) if request.guidance.interval else None,
+        loras=list(request.loras),
         init_image=request.init.picture if request.init else None,
         strength=request.init.strength if request.init else None,
         mask=request.init.mask if request.init else None,

@@ -10,15 +10,19 @@ from worker.contract import (
     KARRAS_SAMPLERS,
     MAX_CLIP_SKIP,
     MAX_FRAMES,
+    MAX_LORA_SCALE,
+    MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_SIDE_PX,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
     PROMPT_GUIDANCE,
+    UPLOAD_NAME_PATTERN,
     VERSION_PATTERN,
     ImageFormat,
     JobError,
+    LoraUse,
     MemoryUse,
     ModelInfo,
     SamplerName,
@@ -41,6 +45,22 @@ class WebhookRequest(BaseModel):
     url: StrictStr = Field(max_length=2048, description="On a host that the operator allows.")
     events: tuple[WebhookEvent, ...] = Field(
         default=tuple(WebhookEvent), min_length=1, max_length=len(WebhookEvent), description="Absent: all."
+    )
+
+
+class LoraRequest(BaseModel):
+    """A LoRA to draw with."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: StrictStr = Field(pattern=MODEL_NAME_PATTERN, description="One of the model's `loras`, see /models.")
+    scale: Float = Field(
+        default=1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE, description="How strongly it holds; 1 is as it was trained."
+    )
+    sha256: StrictStr | None = Field(
+        default=None,
+        pattern=UPLOAD_NAME_PATTERN,
+        description="Of its file, as a receipt names it. Absent: the one that was imported last under the name.",
     )
 
 
@@ -129,6 +149,9 @@ class GenerateRequest(BaseModel):
         max_length=2,
         description="[low, high]: guide only the steps whose timestep t is inside, low <= t/T <= high with the model's "
         "T training timesteps: 1 is pure noise, 0 the image. The other steps cost half. Absent: [0, 1], all steps.",
+    )
+    loras: list[LoraRequest] | None = Field(
+        default=None, max_length=MAX_LORAS, description="Laid upon the model's weights. Absent: none."
     )
     init_image: StrictStr | None = Field(
         default=None,
@@ -233,6 +256,7 @@ class Job(BaseModel):
     height: int | None = None
     guidance_rescale: float
     guidance_interval: list[float] | None = Field(default=None, description="Null: every step is guided.")
+    loras: list[LoraUse] = Field(default=[], description="Each with the hash of its file.")
     init_image: str | None = Field(description="Name of the upload that it begins at, as strength and mask say.")
     strength: float | None
     mask: str | None

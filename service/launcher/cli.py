@@ -20,6 +20,7 @@ from worker.contract.environment import SettingsError
 
 STORE_COMMANDS = {
     "import": "import a directory that diffusers saved, or one .safetensors file, into the store",
+    "import-lora": "import a LoRA's .safetensors file into the store",
     "promote": "make a version of the store current, an older one too",
     "verify": "check every byte of the store, of a model or of one version",
 }

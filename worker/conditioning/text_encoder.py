@@ -2,6 +2,7 @@
 
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,9 +104,17 @@ class TextEncoder:
     Args:
         folder: of the encoder.
         projected: whether it is one that projects the text as a whole.
+        adjust: called once with the encoder's network, before it is used.
     """
 
-    def __init__(self, folder: Path, device: torch.device, *, projected: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        device: torch.device,
+        *,
+        projected: bool = False,
+        adjust: Callable[[Any], None] = lambda network: None,
+    ) -> None:
         from transformers import CLIPTextModel, CLIPTextModelWithProjection  # here: it takes seconds to import
         from transformers.utils.logging import disable_progress_bar
 
@@ -123,6 +132,7 @@ class TextEncoder:
         for problem in ("missing_keys", "mismatched_keys", "error_msgs"):
             if info.get(problem):
                 raise BadTextEncoderError(f"the text encoder: {problem.replace('_', ' ')}: {sorted(info[problem])[:3]}")
+        adjust(model)
         for name, weight in model.state_dict().items():
             if not bool(torch.isfinite(weight).all()):
                 raise BadTextEncoderError(f"the text encoder: weight {name} is not finite")

@@ -29,6 +29,11 @@ MAX_PROMPT_CHARACTERS = 4000
 MAX_JOB_DATA_BYTES = 4 * 2**20
 """Of a request as JSON: 64 prompts of any characters, escaped. It bounds what a hostile job can make a worker read."""
 
+MAX_LORAS = 8
+"""Of one request."""
+MAX_LORA_SCALE = 10.0
+"""Either way; 1 is what a LoRA was trained for."""
+
 PROMPT_GUIDANCE = 3.0
 """guidance_scale of a request with a prompt that names none."""
 

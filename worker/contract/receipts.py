@@ -6,7 +6,7 @@ that differs when the same pixels are drawn again: no job, no time, no worker.
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 import rfc8785
 from pydantic import JsonValue
@@ -155,6 +155,8 @@ def _public(field: str, part: str) -> str:
 
 
 def _messages_in(annotation: Any) -> list[type[Message]]:
+    if get_origin(annotation) is tuple:
+        return []  # a list of such is public as it is
     kinds = get_args(annotation) or (annotation,)
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Message)]
 

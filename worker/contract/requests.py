@@ -2,12 +2,14 @@
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
     MAX_CLIP_SKIP,
     MAX_FRAMES,
+    MAX_LORA_SCALE,
+    MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
     MAX_SEED,
     MAX_SIDE_PX,
@@ -93,6 +95,27 @@ class InitImage(Message):
     """Whether the picture's own pixels are put where the mask is dark, once the image is drawn."""
 
 
+class LoraUse(Message):
+    """A LoRA that is laid upon the model's weights."""
+
+    name: str = Field(pattern=MODEL_NAME_PATTERN)
+    scale: float = Field(default=1.0, ge=-MAX_LORA_SCALE, le=MAX_LORA_SCALE)
+    sha256: str | None = Field(default=None, pattern=UPLOAD_NAME_PATTERN)
+    """Of its file; None: the one that the worker has under that name when it admits the request."""
+
+
+def _by_name(loras: tuple[LoraUse, ...]) -> tuple[LoraUse, ...]:
+    """In one order, as they are added up: another order would round in another way."""
+    names = [lora.name for lora in loras]
+    if len(set(names)) < len(names):
+        raise ValueError("need each LoRA once")
+    return tuple(sorted(loras, key=lambda lora: lora.name))
+
+
+LoraSet = Annotated[tuple[LoraUse, ...], Field(max_length=MAX_LORAS), AfterValidator(_by_name)]
+"""All of a request, by name."""
+
+
 class SamplingRequest(Message):
     """The single argument of a job: what to draw. Image i has seed `seed + i`."""
 
@@ -109,6 +132,7 @@ class SamplingRequest(Message):
     karras: bool = False
     """Karras' noise levels, for the samplers that can walk them."""
     init: InitImage | None = None
+    loras: LoraSet = ()
     condition: Condition = NoCondition()
     guidance: Guidance = Guidance()
     width: int | None = Field(default=None, ge=1, le=MAX_SIDE_PX)

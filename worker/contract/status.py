@@ -23,6 +23,16 @@ class VersionInfo(Message):
     """Whether it ships with Karras' noise levels."""
 
 
+class LoraInfo(Message):
+    """A LoRA that requests to a model can name."""
+
+    name: str
+    sha256: str
+    """Of the file that a request gets which names none."""
+    earlier: list[str] = Field(default_factory=list)
+    """Of files that were imported under the name before; a request may name one."""
+
+
 class ModelInfo(Message):
     """One model of the store as a worker sees it."""
 
@@ -49,6 +59,8 @@ class ModelInfo(Message):
     after the other. `graphs` and `kernels`: all images at once on a GPU, recorded or kernel by kernel."""
     skipped: list[str] = Field(default_factory=list)
     """Components that its directory brought and that are not run, a safety checker say."""
+    loras: list[LoraInfo] = Field(default_factory=list)
+    """Those of the store that fit it."""
     takes: Takes = Takes.NOTHING
     """The field of a request that says what to draw; a model with labels or a prompt draws without it too."""
     batch_sizes: list[int] | None = None

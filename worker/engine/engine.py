@@ -212,7 +212,8 @@ class Engine:
         job_id = request.job_id
         self._waiting.pop(job_id, None)
         try:
-            model = self._pool.acquire(request.request.model, request.request.version)
+            asked = request.request
+            model = self._pool.acquire(asked.model, asked.version, asked.loras)
         except ModelError as error:
             self._endings.report_failure(job_id, error.code, str(error), retryable=error.retryable)
             return

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
-from worker.contract import ModelInfo, SamplerName, Takes, VersionInfo
+from worker.contract import LoraSet, ModelInfo, SamplerName, Takes, VersionInfo
 from worker.diffusion.prediction import PredictionType
 from worker.models.chain_config import ChainConfig, read_chain_config
 from worker.models.errors import UnsupportedModel
 from worker.models.loaded_model import Execution
+from worker.models.lora_catalogue import LoraCatalogue
 from worker.store.errors import StoreError
 from worker.store.inspection import size_multiple
+from worker.store.lora_file import LoraTarget, read_target
+from worker.store.lora_store import LoraStore
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import latent_pipeline_class
@@ -26,6 +29,7 @@ class _Facts:
     chain: ChainConfig | None
     """None of an unsupported configuration: what diffusers assumes is reported."""
     size_multiple: int | None
+    lora_target: LoraTarget | None
 
 
 class Catalogue:
@@ -33,6 +37,7 @@ class Catalogue:
 
     def __init__(self, store: ModelStore) -> None:
         self._store = store
+        self._lora_catalogue = LoraCatalogue(LoraStore(store.root))
         self._lock = threading.Lock()
         self._facts: dict[tuple[str, str], _Facts] = {}
         self._names: dict[str, frozenset[str]] = {}
@@ -70,8 +75,9 @@ class Catalogue:
                 known = self._facts.get((model, version)) or self._read(model, version)
                 if known is not None:
                     facts[model, version] = known
+        loras_changed = self._lora_catalogue.refresh()
         with self._lock:
-            if (versions, currents, facts) != (self._versions, self._currents, self._facts):
+            if loras_changed or (versions, currents, facts) != (self._versions, self._currents, self._facts):
                 self._looks += 1
             self._names, self._versions, self._currents, self._facts = names, versions, currents, facts
         return currents
@@ -91,6 +97,14 @@ class Catalogue:
         with self._lock:
             facts = self._facts.get((model, version))
         return facts.manifest if facts is not None else None
+
+    def resolved(self, loras: LoraSet) -> LoraSet:
+        """Each with the hash of the file that it means, as of the last `refresh`.
+
+        Raises:
+            ModelUnavailable: there is no LoRA of that name.
+        """
+        return self._lora_catalogue.resolved(loras)
 
     def describe(
         self,
@@ -156,6 +170,7 @@ class Catalogue:
                     exact=execution.exact if execution else None,
                     form=execution.form if execution else None,
                     skipped=manifest.skipped,
+                    loras=self._lora_catalogue.fitting(model, readable[str(shown)].lora_target),
                     takes=_takes(manifest),
                     batch_sizes=list(execution.batch_sizes) if execution else None,
                     exact_cost=execution.exact_cost if execution else None,
@@ -176,7 +191,16 @@ class Catalogue:
             chain = _chain_config(checkpoint)
         except StoreError:
             return None
-        return _Facts(checkpoint.manifest, chain, _size_multiple(checkpoint))
+        return _Facts(checkpoint.manifest, chain, _size_multiple(checkpoint), _lora_target(checkpoint))
+
+
+def _lora_target(checkpoint: Checkpoint) -> LoraTarget | None:
+    """None of a version that can't be loaded."""
+    classes = {name: component.class_name for name, component in checkpoint.manifest.components.items()}
+    try:
+        return read_target(checkpoint.path, classes, f"{checkpoint.model}/{checkpoint.version}")
+    except (StoreError, OSError, ValueError):
+        return None
 
 
 def _size_multiple(checkpoint: Checkpoint) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from worker.models.errors import BrokenModel, ModelError, ModelUnavailable, TemporaryLoadError
 from worker.networks.memory_errors import out_of_memory
-from worker.store.errors import ModelNotFound, StoreError, StoreNotFound, VersionNotFound
+from worker.store.errors import LoraNotFound, ModelNotFound, StoreError, StoreNotFound, VersionNotFound
 from worker.store.inspection import Fingerprint
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def reason_of(error: Exception, model: str, version: str | None) -> ModelError:
             return error.copy()
         case ModelNotFound() | StoreNotFound():
             return ModelUnavailable(f"there is no model {model}")
-        case VersionNotFound():
+        case VersionNotFound() | LoraNotFound():
             return ModelUnavailable(str(error))
         case StoreError():
             return BrokenModel(str(error))

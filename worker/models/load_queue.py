@@ -4,13 +4,26 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
+from worker.contract import LoraSet
 from worker.models.failures import Failure
 
 log = logging.getLogger(__name__)
 
-LoadRequest = tuple[str, str | None]
-"""(model, version); None stands for the version that is current when it is loaded."""
+
+class LoadRequest(NamedTuple):
+    """What is to be loaded.
+
+    Attributes:
+        version: None stands for the one that is current when it is loaded.
+        loras: laid upon the weights, each with its hash; with a version alone.
+    """
+
+    model: str
+    version: str | None = None
+    loras: LoraSet = ()
+
 
 ATTEMPTS = 40
 """Loads that requests wait for when each fails for a temporary reason; after the last one they fail, as retryable.
@@ -88,7 +101,7 @@ class LoadQueue:
         self._failures[request] = failure
         if failure.version is None and known is not None and str(known.error) == str(failure.error):
             return  # `current` is as unreadable as it was at the last poll
-        self.failure_counts[request[0]] += 1
+        self.failure_counts[request.model] += 1
         log.error("can't load a model: %s", failure.error)
 
     def forget(self, request: LoadRequest) -> None:
@@ -113,13 +126,19 @@ class LoadQueue:
 
     def reload_errors(self) -> Mapping[str, str]:
         """By model: why the version that is current could not be loaded."""
-        return {model: str(failure.error) for (model, version), failure in self._failures.items() if version is None}
+        return {
+            request.model: str(failure.error) for request, failure in self._failures.items() if request.version is None
+        }
 
     def forget_expired(self, models: Container[str]) -> None:
         """Forget failures that have stood long enough, but keep reporting those of the current versions of `models`."""
         for request in list(self._failures):
-            reported = request[1] is None and request[0] in models
-            if not reported and request not in self._pending and self.standing_failure(request) is None:
+            reported = request.version is None and request.model in models
+            if reported or request in self._pending:
+                continue
+            # There is no end of LoRAs and scales that a request may name.
+            is_old = bool(request.loras) and self._clock() >= self._retry_at(self._failures[request])
+            if is_old or self.standing_failure(request) is None:
                 del self._failures[request]
 
     def failures(self) -> list[tuple[LoadRequest, Failure]]:

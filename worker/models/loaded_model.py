@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from worker.codecs.codec import Codec
 from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
-from worker.contract import SamplingRequest
+from worker.contract import LoraSet, SamplingRequest
 from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
 from worker.diffusion.step_end import EndStep, end_step
@@ -105,6 +106,14 @@ class Sizes:
     network: OtherSizes
 
 
+class ModelKey(NamedTuple):
+    """Which weights a model in memory has: a version of a model, and the LoRAs that were laid upon it."""
+
+    model: str
+    version: str
+    loras: LoraSet = ()
+
+
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """One version of one model, ready to run; compared by identity.
@@ -124,6 +133,7 @@ class LoadedModel:
         weight_bytes: memory that the weights take on the device.
         shared_bytes: of that, components that other models in memory may use too, by their hash.
         sizes: of images beside its own; None: there are none.
+        loras: what was laid upon the version's weights, each with its hash.
         on_evict: called once when it is evicted; nothing runs on it, and its memory may be overwritten from then on.
     """
 
@@ -149,11 +159,16 @@ class LoadedModel:
     weight_bytes: int = 0
     shared_bytes: Mapping[str, int] = field(default_factory=dict)
     sizes: Sizes | None = None
+    loras: LoraSet = ()
     step: int = 0
     created_at: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     on_evict: Callable[[], None] = lambda: None
     _plans: dict[tuple[object, ...], SamplerPlan] = field(init=False, repr=False, default_factory=dict)
+
+    @property
+    def key(self) -> ModelKey:
+        return ModelKey(self.name, self.version, self.loras)
 
     @property
     def image_shape(self) -> Shape:
@@ -206,7 +221,8 @@ class LoadedModel:
 
     def resolved(self, request: SamplingRequest) -> SamplingRequest:
         """The request with everything filled in that it leaves to the model: it asks for the same pixels."""
-        filled: dict[str, object] = {"version": self.version, "spacing": self.chain.spacing_of(request)}
+        filled: dict[str, object] = {"version": self.version, "loras": self.loras}
+        filled |= {"spacing": self.chain.spacing_of(request)}
         if self.sizes is not None:
             _, H, W = self.shape_of(request.width, request.height)
             filled |= {"width": W * self.sizes.factor, "height": H * self.sizes.factor}

@@ -15,12 +15,14 @@ from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
 from worker.conditioning.labels import Labels, Unconditional
 from worker.conditioning.text import Text, TextReader
+from worker.contract import LoraUse
 from worker.diffusion.noise import Shape
 from worker.models.autoencoder import open_codec, read_autoencoding
 from worker.models.chain_config import read_chain_config
 from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
 from worker.models.loaded_model import Execution, LoadedModel, Sizes, WarmUp
+from worker.models.lora_merge import laid_upon, merge, merged_sha256
 from worker.models.text_parts import open_readers
 from worker.models.weights import check_finite, open_diffusers
 from worker.networks.architecture import Architecture, NetworkSource, TextShape
@@ -108,7 +110,13 @@ def load_checkpoint(
     threads = cpu_threads(threads)
 
     def open_network(dtype: torch.dtype) -> nn.Module:
-        network = open_diffusers(architecture.model_class(), (checkpoint.path / config_path).parent, dtype, where)
+        folder = (checkpoint.path / config_path).parent
+        if laid_upon(checkpoint, "unet"):
+            network = open_diffusers(architecture.model_class(), folder, torch.float32, where)
+            merge(checkpoint, "unet", network)
+            nn.Module.to(network, dtype)  # diffusers' own warns of what there is none of here
+        else:
+            network = open_diffusers(architecture.model_class(), folder, dtype, where)
         if dtype is not torch.float16:  # whose range large weights leave: seen by what the network says
             check_finite(network, where)
         if inputs.has(TEXT_PROJECTIONS):
@@ -139,7 +147,7 @@ def load_checkpoint(
     ) -> LoadedModel:
         number_format = "float32" if execution.dtype == "tf32" else execution.dtype
         codec = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads, tile_above_pixels)
-        shared = _shared_bytes(manifest, readers, codec)
+        shared = _shared_bytes(checkpoint, readers, codec)
         projections = projections_of(network)
         projector = None if projections is None else TextProjector(projections)
         model = LoadedModel(
@@ -164,12 +172,16 @@ def load_checkpoint(
             weight_bytes=bytes_of(network) + sum(shared.values()) + (projector.most_bytes if projector else 0),
             shared_bytes=shared,
             sizes=None if multiple is None else Sizes(multiple, factor, other_sizes),
+            loras=tuple(
+                LoraUse(name=laid.lora.manifest.name, scale=laid.scale, sha256=laid.lora.manifest.sha256)
+                for laid in checkpoint.loras
+            ),
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
             on_evict=on_evict,
         )
-        if manifest.golden is not None:
+        if manifest.golden is not None and not checkpoint.loras:
             check_golden(model, manifest.golden, open_plain)
         return model
 
@@ -259,13 +271,15 @@ def _conditioner(
     return Labels(model, CLASS_LABELS, len(manifest.labels) or num_classes, manifest.null_label, device)
 
 
-def _shared_bytes(manifest: Manifest, readers: Sequence[TextReader], codec: Pixels | KlAutoencoder) -> dict[str, int]:
+def _shared_bytes(
+    checkpoint: Checkpoint, readers: Sequence[TextReader], codec: Pixels | KlAutoencoder
+) -> dict[str, int]:
     """Of the components that other models may use too, by hash."""
-    names = [encoder for encoder, _ in TEXT_PARTS if encoder in manifest.components]
+    names = [encoder for encoder, _ in TEXT_PARTS if encoder in checkpoint.manifest.components]
     sizes = {name: reader.encoder.weight_bytes for name, reader in zip(names, readers, strict=True)}
     if isinstance(codec, KlAutoencoder):
         sizes["vae"] = codec.weight_bytes
-    return {manifest.components[name].sha256: size for name, size in sizes.items()}
+    return {merged_sha256(checkpoint, name): size for name, size in sizes.items()}
 
 
 def _time_ids(factor: int, device: torch.device, shape: Shape) -> Mapping[str, Tensor]:

@@ -6,16 +6,18 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 
-from worker.contract import MemoryUse, ModelInfo
+from worker.contract import LoraSet, MemoryUse, ModelInfo
 from worker.models.catalogue import Catalogue
 from worker.models.errors import BrokenModel
 from worker.models.failures import Failure, lacks_memory, reason_of
 from worker.models.load_queue import LoadQueue, LoadRequest
-from worker.models.loaded_model import Execution, LoadedModel
+from worker.models.loaded_model import Execution, LoadedModel, ModelKey
 from worker.models.residents import Residents, Spares
 from worker.models.retirement import Key, Retirement
 from worker.store.errors import StoreError
+from worker.store.lora_store import LaidLora, LoraStore
 from worker.store.manifest import Manifest
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.verified_files import VerifiedFiles
@@ -33,6 +35,10 @@ class ModelPool:
 
     **Which models.** Without a budget, all. With one, as many as fit are loaded ahead, and the rest when a request asks
     for them; all are offered.
+
+    **LoRAs.** A set of them laid upon a version is a model of its own, loaded when a request asks for it. Its weights
+    are read anew and never changed afterwards: nothing is ever subtracted from what others draw with. What such a set
+    does not change, an autoencoder say, is shared.
 
     **Who leaves.** At once: what nothing runs on and does not serve. For want of room: models that nothing runs on,
     least recently used first, *before* another is loaded. A new version is loaded beside the one that it replaces: that
@@ -68,6 +74,7 @@ class ModelPool:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._store = store
+        self._loras = LoraStore(store.root)
         self._load = load
         self._check_device = check_device
         self._device_memory = device_memory
@@ -87,7 +94,7 @@ class ModelPool:
         self._catalogue = Catalogue(store)
         self._verified = VerifiedFiles()
 
-    def acquire(self, model: str, version: str | None = None) -> LoadedModel | None:
+    def acquire(self, model: str, version: str | None = None, loras: LoraSet = ()) -> LoadedModel | None:
         """Pin a model for one request; call `release` when it is done.
 
         Never waits: None means that it is being loaded, and the listeners are called when that has ended.
@@ -95,14 +102,17 @@ class ModelPool:
         Raises:
             ModelError: it can't be had.
         """
+        loras = self._catalogue.resolved(loras)
         with self._changed:
             serving = self._serving.get(model)
             resolved = serving if version is None else version
-            if resolved is not None and (model, resolved) in self._residents:
-                return self._residents.pin((model, resolved), self._clock())
-            request: LoadRequest = (model, version)
+            if resolved is not None and (key := ModelKey(model, resolved, loras)) in self._residents:
+                return self._residents.pin(key, self._clock())
+            request = LoadRequest(model, version)
             if version is None and serving is not None and self._loads.failure_on_demand(request) is not None:
-                request = (model, serving)  # it had been evicted, and the current version is bad
+                request = LoadRequest(model, serving)  # it had been evicted, and the current version is bad
+            if loras and resolved is not None and (version is not None or self._is_offered(model, resolved)):
+                request = LoadRequest(model, resolved, loras)
             self._loads.demand(request)
             self._changed.notify_all()
             return None
@@ -110,7 +120,7 @@ class ModelPool:
     def release(self, model: LoadedModel) -> None:
         """Undo one `acquire`."""
         with self._changed:
-            self._residents.unpin((model.name, model.version))
+            self._residents.unpin(model.key)
             self._drop_unneeded()
 
     def drop_spares(self) -> bool:
@@ -150,12 +160,12 @@ class ModelPool:
     def resident(self) -> list[Key]:
         """(model, version) of what is in memory."""
         with self._changed:
-            return list(self._residents)
+            return [(key.model, key.version) for key in self._residents]
 
     def pinned(self) -> set[Key]:
         """(model, version) of what rows run on."""
         with self._changed:
-            return self._residents.pinned()
+            return self._pinned()
 
     def has_versions_to_prune(self) -> bool:
         """Whether `prune` would look for something to delete."""
@@ -173,7 +183,7 @@ class ModelPool:
         """
         with self._changed:
             due = self._retirement.due()
-            spared = named | self._residents.pinned()
+            spared = named | self._pinned()
         doomed, removed = due - spared, []
         for model in sorted({model for model, _ in doomed}):
             stay = {version for version in self._store.versions(model) if (model, version) not in doomed}
@@ -210,7 +220,7 @@ class ModelPool:
         with self._changed:
             free_bytes = self._residents.free_bytes
             for model, current in currents.items():
-                request: LoadRequest = (model, None)
+                request = LoadRequest(model)
                 failure = self._loads.failure(request)
                 serving = self._serving.get(model)
                 if isinstance(current, StoreError):
@@ -221,7 +231,7 @@ class ModelPool:
                 if serving == current or self._loads.standing_failure(request) is not None:
                     continue
                 if serving is not None:
-                    if (model, serving) in self._residents:
+                    if ModelKey(model, serving) in self._residents:
                         self._loads.add(request)
                 elif (size := self._size(model, self._catalogue.manifest(model, current))) <= free_bytes or not len(
                     self._residents
@@ -254,20 +264,31 @@ class ModelPool:
     def _offered(self, model: str, current: str | StoreError) -> str | None:
         """The version that a request gets which names none. Called with the lock held."""
         serving = self._serving.get(model)
-        if serving is not None and (model, serving) in self._residents:
+        if serving is not None and ModelKey(model, serving) in self._residents:
             return serving
-        if isinstance(current, str) and self._loads.failure_on_demand((model, None)) is None:
+        if isinstance(current, str) and self._loads.failure_on_demand(LoadRequest(model)) is None:
             return current
         return serving
 
+    def _is_offered(self, model: str, serving: str) -> bool:
+        """Whether a request that names no version is drawn by the one that serves, in memory or not. Called with the
+        lock held."""
+        return self._offered(model, self._catalogue.currents().get(model, serving)) == serving
+
+    def _pinned(self) -> set[Key]:
+        """Called with the lock held."""
+        return {(key.model, key.version) for key in self._residents.pinned()}
+
     def _load_one(self, request: LoadRequest) -> Failure | None:
-        model, version = request
+        model, version = request.model, request.version
         resolved, files = version, None
         try:
             resolved = self._store.current(model) if version is None else version
             # Before the first look inside: what changes during the load is a change.
             files = self._store.fingerprint(model, resolved)
-            self._make_resident(request, self._store.checkpoint(model, resolved))
+            checkpoint = self._store.checkpoint(model, resolved)
+            laid = tuple(LaidLora(self._loras.find(lora.name, lora.sha256), lora.scale) for lora in request.loras)
+            self._make_resident(request, replace(checkpoint, loras=laid))
         except Exception as error:  # whatever a strange file makes a library raise: it must not end the thread
             self._check_device(error)
             return Failure(reason_of(error, model, resolved), resolved, files, self._clock())
@@ -277,11 +298,13 @@ class ModelPool:
         return None
 
     def _make_resident(self, request: LoadRequest, checkpoint: Checkpoint) -> None:
-        model, version = key = (checkpoint.model, checkpoint.version)
+        model, version = checkpoint.model, checkpoint.version
         with self._changed:
-            if key in self._residents:
+            if ModelKey(model, version, request.loras) in self._residents:
                 return
-        components = {component.sha256 for component in checkpoint.manifest.components.values()}
+        changed = {name for laid in checkpoint.loras for name in laid.lora.manifest.components}
+        parts = checkpoint.manifest.components
+        components = {component.sha256 for name, component in parts.items() if name not in changed}
         with self._changed:
             here = {part: size for part, size in self._residents.shared_bytes().items() if part in components}
             # What another model has in memory is not read from this one's files, and stays, even if that one leaves.
@@ -296,11 +319,12 @@ class ModelPool:
         with self._changed:
             self._measured_bytes[model] = loaded.weight_bytes
             self._executions[model] = loaded.execution
-            self._load_counts[model] += 1
+            self._load_counts[model] += not request.loras
             self._bytes_per_file_byte = loaded.weight_bytes / max(1, weight_file_bytes(checkpoint.manifest))
             self._residents.add(loaded, self._clock(), demanded=self._loads.is_demanded(request))
         del kept_until_loaded
-        log.info("loaded %s/%s", model, version)
+        merged = f" with {', '.join(lora.name for lora in request.loras)}" if request.loras else ""
+        log.info("loaded %s/%s%s", model, version, merged)
 
     def _load_freeing_memory(self, request: LoadRequest, checkpoint: Checkpoint) -> LoadedModel:
         """Load; when memory runs out, again as often as something can be freed."""
@@ -319,11 +343,10 @@ class ModelPool:
                 return self._residents.drop_spares()  # nobody waits: no other model leaves for it
             return self._residents.free_memory(replaced, self._clock())
 
-    def _replaced_by(self, request: LoadRequest) -> Key | None:
+    def _replaced_by(self, request: LoadRequest) -> ModelKey | None:
         """The version in memory that leaves when this load has succeeded. Called with the lock held."""
-        model, version = request
-        served = (model, self._serving.get(model, ""))
-        return served if version is None and served in self._residents else None
+        served = ModelKey(request.model, self._serving.get(request.model, ""))
+        return served if request.version is None and served in self._residents else None
 
     def _retry_changed(self) -> None:
         """Let versions be loaded again whose files are not what they were when a load of them failed."""
@@ -331,7 +354,7 @@ class ModelPool:
             failures = self._loads.failures()
         for request, failure in failures:
             version = failure.version
-            if version is not None and self._store.fingerprint(request[0], version) != failure.files:
+            if version is not None and self._store.fingerprint(request.model, version) != failure.files:
                 with self._changed:
                     self._loads.retry_now(request, failure)
 

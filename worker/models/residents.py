@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from worker.contract import MemoryUse
-from worker.models.loaded_model import LoadedModel
-from worker.models.retirement import Key
+from worker.models.loaded_model import LoadedModel, ModelKey
 
 FETCH_WITHIN_S = 10.0
 """How long a version that was loaded for a request is kept for it, in case that it was canceled meanwhile."""
+
+MERGED_KEPT = 4
+"""Models with LoRAs that stay although nothing runs on them: each takes as much memory as the one without."""
 
 
 class Spares(Protocol):
@@ -67,12 +69,12 @@ class Residents:
     def __init__(self, budget_bytes: int | None, spares: Spares | None) -> None:
         self._budget = math.inf if budget_bytes is None else budget_bytes
         self._spares = spares
-        self._residents: dict[Key, _Resident] = {}
+        self._residents: dict[ModelKey, _Resident] = {}
 
-    def __contains__(self, key: Key) -> bool:
+    def __contains__(self, key: ModelKey) -> bool:
         return key in self._residents
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[ModelKey]:
         return iter(self._residents)
 
     def __len__(self) -> int:
@@ -90,9 +92,9 @@ class Residents:
         """Of the weights of each model's versions; what several models share counts for each of them."""
         held: Counter[str] = Counter()
         shared: dict[str, dict[str, int]] = {}
-        for (model, _), resident in self._residents.items():
-            held[model] += resident.model.own_bytes
-            shared.setdefault(model, {}).update(resident.model.shared_bytes)
+        for key, resident in self._residents.items():
+            held[key.model] += resident.model.own_bytes
+            shared.setdefault(key.model, {}).update(resident.model.shared_bytes)
         for model, parts in shared.items():
             held[model] += sum(parts.values())
         return held
@@ -104,7 +106,7 @@ class Residents:
     def _weight_bytes(self) -> int:
         return sum(each.own_bytes for each in self.models()) + sum(self.shared_bytes().values())
 
-    def _bytes_of(self, key: Key, kept: AbstractSet[str]) -> int:
+    def _bytes_of(self, key: ModelKey, kept: AbstractSet[str]) -> int:
         """What would be free without this model.
 
         Args:
@@ -127,23 +129,23 @@ class Residents:
     def add(self, model: LoadedModel, now: float, *, demanded: bool) -> None:
         """`demanded`: a request waits for it and comes in a moment."""
         expected_until = now + FETCH_WITHIN_S if demanded else -math.inf
-        self._residents[model.name, model.version] = _Resident(model, now, expected_until)
+        self._residents[model.key] = _Resident(model, now, expected_until)
 
-    def pin(self, key: Key, now: float) -> LoadedModel:
+    def pin(self, key: ModelKey, now: float) -> LoadedModel:
         """For one request; a model that is not here is an error."""
         resident = self._residents[key]
         resident.pins += 1
         resident.used_at = now
         return resident.model
 
-    def unpin(self, key: Key) -> None:
+    def unpin(self, key: ModelKey) -> None:
         """Undo one `pin`."""
         resident = self._residents[key]
         if resident.pins < 1:
-            raise ValueError(f"{key[0]}/{key[1]} is released more often than it was acquired")
+            raise ValueError(f"{key.model}/{key.version} is released more often than it was acquired")
         resident.pins -= 1
 
-    def pinned(self) -> set[Key]:
+    def pinned(self) -> set[ModelKey]:
         """What rows run on."""
         return {key for key, resident in self._residents.items() if resident.pins}
 
@@ -152,7 +154,7 @@ class Residents:
         return self._spares is not None and self._spares.drop_spares()
 
     def make_room(
-        self, incoming_bytes: int, replaced: Key | None, now: float, components: AbstractSet[str] = frozenset()
+        self, incoming_bytes: int, replaced: ModelKey | None, now: float, components: AbstractSet[str] = frozenset()
     ) -> None:
         """Evict before a load what it would push out in any case; see `ModelPool` for the rule.
 
@@ -165,7 +167,7 @@ class Residents:
             incoming_bytes -= self._bytes_of(replaced, components)
         self._evict_until_it_fits([key for key in self._idle(now) if key != replaced], incoming_bytes)
 
-    def free_memory(self, replaced: Key | None, now: float) -> bool:
+    def free_memory(self, replaced: ModelKey | None, now: float) -> bool:
         """A load ran out of memory: free the spares, else the idle model used longest ago, `replaced` last.
 
         False when there is nothing left to free.
@@ -181,26 +183,31 @@ class Residents:
     def drop_unneeded(self, serving: Mapping[str, str], now: float) -> None:
         """Evict idle models that do not serve, then spares, then those used longest ago until the rest fits.
 
+        Of those with LoRAs the ones used last stay, `MERGED_KEPT` of them.
+
         Args:
             serving: version by model; these leave only for want of room, the one loaded last not even then.
         """
-        for key in self._idle(now):
-            if serving.get(key[0]) != key[1]:
+        idle = self._idle(now)
+        merged = [key for key in idle if key.loras]
+        too_many = set(merged[: max(0, len(merged) - MERGED_KEPT)])
+        for key in idle:
+            if serving.get(key.model) != key.version or key in too_many:
                 self._evict(key)
         newest = max(self._residents, key=lambda key: self._residents[key].loaded_at, default=None)
         self._evict_until_it_fits([key for key in self._idle(now) if key != newest])
 
-    def _idle(self, now: float) -> list[Key]:
+    def _idle(self, now: float) -> list[ModelKey]:
         """Least recently used first."""
         idle = [key for key, resident in self._residents.items() if resident.is_idle(now)]
         return sorted(idle, key=lambda key: self._residents[key].used_at)
 
-    def _evict_until_it_fits(self, keys: Iterable[Key], incoming_bytes: int = 0) -> None:
+    def _evict_until_it_fits(self, keys: Iterable[ModelKey], incoming_bytes: int = 0) -> None:
         candidates = iter(keys)
         while not self._fits(incoming_bytes) and (key := next(candidates, None)) is not None:
             self._evict(key)
 
-    def _evict(self, key: Key) -> None:
+    def _evict(self, key: ModelKey) -> None:
         self._residents.pop(key).model.on_evict()
 
     def _fits(self, incoming_bytes: int) -> bool:

@@ -1,6 +1,7 @@
 """The tokenizers and text encoders of a checkpoint; versions and models with the same encoder share one."""
 
 import threading
+from functools import partial
 from weakref import WeakValueDictionary
 
 import torch
@@ -8,6 +9,7 @@ import torch
 from worker.conditioning.text import TextReader
 from worker.conditioning.text_encoder import BadTextEncoderError, PromptTokenizer, TextEncoder
 from worker.models.errors import BrokenModel
+from worker.models.lora_merge import merge, merged_sha256
 from worker.store.component_rules import TEXT_PARTS
 from worker.store.model_store import Checkpoint
 
@@ -32,11 +34,13 @@ def _open(checkpoint: Checkpoint, encoder_name: str, tokenizer_name: str, device
     try:
         tokenizer = PromptTokenizer(checkpoint.path / tokenizer_name)
         with _opening:
-            encoder = _encoders.get((component.sha256, str(device)))
+            key = (merged_sha256(checkpoint, encoder_name), str(device))
+            encoder = _encoders.get(key)
             if encoder is None:
                 projected = component.class_name == PROJECTED
-                encoder = TextEncoder(checkpoint.path / encoder_name, device, projected=projected)
-                _encoders[component.sha256, str(device)] = encoder
+                adjust = partial(merge, checkpoint, encoder_name)
+                encoder = TextEncoder(checkpoint.path / encoder_name, device, projected=projected, adjust=adjust)
+                _encoders[key] = encoder
     except BadTextEncoderError as error:
         raise BrokenModel(f"{where}: {error}") from error
     if not 2 < tokenizer.length <= encoder.positions:

@@ -11,10 +11,12 @@ from tempfile import TemporaryDirectory
 
 from worker.store.bundled import bundled_store_path
 from worker.store.errors import BadCheckpoint, StoreError
+from worker.store.lora_import import import_lora
+from worker.store.lora_store import LoraStore
 from worker.store.model_store import ModelStore
 from worker.store.pipeline_import import import_pipeline
 
-WRITING = frozenset({"promote", "prune", "import"})
+WRITING = frozenset({"promote", "prune", "import", "import-lora"})
 
 
 def parser(default_store: Path) -> argparse.ArgumentParser:
@@ -55,6 +57,14 @@ def parser(default_store: Path) -> argparse.ArgumentParser:
     take.add_argument("--null-label", type=int, help='row of the class embedding that means "no class"')
     take.add_argument("--step", type=int, default=0, help="training step of the weights")
     take.add_argument("--variant", help="variant of the weights, for example fp16; default: those without one")
+    lora = commands.add_parser(
+        "import-lora", parents=[where], help="import a LoRA's .safetensors file, in diffusers' layout or kohya's"
+    )
+    lora.add_argument("file", type=Path)
+    lora.add_argument("--name", required=True, help="what requests call it")
+    lora.add_argument(
+        "--for", dest="model", metavar="MODEL", help="the only model to offer it for; default: all it fits"
+    )
     return result
 
 
@@ -100,6 +110,9 @@ def run(options: argparse.Namespace) -> None:
             if checkpoint.manifest.skipped:
                 print(f"not taken, nothing runs it: {', '.join(checkpoint.manifest.skipped)}")
             print(f"{checkpoint.model}/{checkpoint.version} is current")
+        case "import-lora":
+            taken, models = import_lora(store, options.file, options.name, options.model)
+            print(f"{options.name} changes {', '.join(taken.manifest.components)}; it fits {', '.join(models)}")
 
 
 @contextmanager
@@ -138,6 +151,15 @@ def verify(store: ModelStore, model: str | None, version: str | None) -> None:
                 store.verify(name, each)
                 print(f"{name}/{each} is whole")
             except BadCheckpoint as error:
+                bad += 1
+                print(error, file=sys.stderr)
+    loras = LoraStore(store.root)
+    for name in [] if model else loras.names():
+        for sha256 in loras.hashes(name):
+            try:
+                loras.verify(loras.find(name, sha256))
+                print(f"LoRA {name} {sha256[:8]} is whole")
+            except StoreError as error:
                 bad += 1
                 print(error, file=sys.stderr)
     if bad:

@@ -4,6 +4,8 @@ StoreError
 ├── StoreNotFound    the store's folder is missing or unreadable
 ├── ModelNotFound    no such model, or an invalid name
 ├── VersionNotFound  no such version, no version at all, or an invalid name
+├── LoraNotFound     no such LoRA, or none of that hash
+├── BadLora          it can't be taken, or does not fit the model
 ├── BadCheckpoint    must not be served: damaged, incomplete, unsafe, unsupported or unreadable
 └── PublishFailed    nothing was published, and nothing visible has changed
 """
@@ -23,6 +25,14 @@ class ModelNotFound(StoreError):
 
 class VersionNotFound(StoreError):
     """No version of that name, or no version at all."""
+
+
+class LoraNotFound(StoreError):
+    """No LoRA of that name, or none of that hash."""
+
+
+class BadLora(StoreError):
+    """A LoRA file that is none, or that does not fit the model that it is asked for."""
 
 
 class BadCheckpoint(StoreError):

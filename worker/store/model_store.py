@@ -20,6 +20,7 @@ from worker.store.description import Details, describe
 from worker.store.durable_files import exclusive_lock, fsync_path, fsync_tree, hash_file, replace_file, share_like
 from worker.store.errors import BadCheckpoint, ModelNotFound, PublishFailed, StoreError, StoreNotFound, VersionNotFound
 from worker.store.inspection import Fingerprint, folder_fingerprint, read_manifest, verify_files
+from worker.store.lora_store import LaidLora
 from worker.store.manifest import (
     MANIFEST_NAME,
     GoldenOutput,
@@ -45,6 +46,8 @@ class Checkpoint:
     version: str
     path: Path
     manifest: Manifest
+    loras: tuple[LaidLora, ...] = ()
+    """Laid upon its weights when it is loaded, in this order."""
 
 
 class ModelStore:

@@ -9,6 +9,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 MAX_HEADER_BYTES = 100_000_000
 """The library's own limit."""
@@ -25,8 +26,22 @@ class TensorInfo:
     shape: tuple[int, ...]
 
 
+def read_metadata(path: Path) -> dict[str, str]:
+    """What the file says beside its tensors. Raises ValueError unless it has a header."""
+    metadata = _header_of(path)[0].get("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise ValueError("its __metadata__ is not a JSON object")
+    return {str(key): str(value) for key, value in metadata.items()}
+
+
 def read_header(path: Path) -> dict[str, TensorInfo]:
     """The file's tensors by name. Raises ValueError unless it is a whole safetensors file."""
+    header, header_bytes, size_bytes = _header_of(path)
+    return _tensors(header, header_bytes, size_bytes)
+
+
+def _header_of(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The header, its length in bytes and that of the file."""
     with path.open("rb") as file:
         size_bytes = os.fstat(file.fileno()).st_size
         if size_bytes < 8:
@@ -42,6 +57,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise ValueError(f"header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError("header is not a JSON object")
+    return header, header_bytes, size_bytes
+
+
+def _tensors(header: dict[str, Any], header_bytes: int, size_bytes: int) -> dict[str, TensorInfo]:
     spans: list[tuple[int, int]] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in header.items():
