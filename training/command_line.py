@@ -1,10 +1,18 @@
 """What the commands of this package share."""
 
+import argparse
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
 
 from training.errors import TrainingError
-from worker.store import StoreError
+from training.opening import store_at
+from worker.store import ModelStore, StoreError
+
+Run = Callable[[argparse.Namespace, ModelStore], None]
+"""Does what the options ask with the versions of a store. Raises TrainingError or StoreError."""
 
 
 def exit_status(command: Callable[[], object]) -> int:
@@ -15,3 +23,23 @@ def exit_status(command: Callable[[], object]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def add_version_options(parser: argparse.ArgumentParser) -> None:
+    """Of a command that runs published versions."""
+    parser.add_argument("--store", help="folder of checkpoints (REVERIE_STORE)")
+    parser.add_argument("--threads", type=int, help="CPU threads")
+
+
+def run_on_versions(
+    parser: argparse.ArgumentParser, run: Run, argv: Sequence[str] | None, environment: Mapping[str, str] = os.environ
+) -> int:
+    """Run such a command; returns its exit status."""
+    options = parser.parse_args(argv)
+
+    def command() -> None:
+        if options.threads is not None:
+            torch.set_num_threads(options.threads)
+        run(options, store_at(options.store, environment.get("REVERIE_STORE")))
+
+    return exit_status(command)

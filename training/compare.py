@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from training.command_line import exit_status
-from training.errors import SettingsError
-from training.opening import open_version, store_at
+from training.command_line import add_version_options, run_on_versions
+from training.errors import ConfigurationError
+from training.opening import open_version
 from training.sheets import COLUMNS, grid, sheet_images
 from training.sources import load_sources
+from worker.store import ModelStore
 
 
 def parser() -> argparse.ArgumentParser:
@@ -22,21 +23,17 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument("first", metavar="MODEL[@VERSION]")
     result.add_argument("second", metavar="MODEL[@VERSION]")
-    result.add_argument("--store", help="folder of checkpoints (REVERIE_STORE)")
+    add_version_options(result)
     result.add_argument("--out", type=Path, default=Path("compare.png"), help="picture to write (default: %(default)s)")
-    result.add_argument("--threads", type=int, help="CPU threads")
     return result
 
 
-def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
+def run(arguments: argparse.Namespace, store: ModelStore) -> None:
     """Raises TrainingError or StoreError."""
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    store = store_at(arguments.store, environment.get("REVERIE_STORE"))
     versions = [open_version(name, store) for name in (arguments.first, arguments.second)]
     sources = [load_sources(version.configuration)[0] for version in versions]
     if sources[0].shape != sources[1].shape:
-        raise SettingsError(f"need images of one size, got {sources[0].shape} and {sources[1].shape}")
+        raise ConfigurationError(f"need images of one size, got {sources[0].shape} and {sources[1].shape}")
     drawn = [
         sheet_images(version.denoiser, source, version.tokenizer, version.configuration)
         for version, source in zip(versions, sources, strict=True)
@@ -45,7 +42,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
     try:
         Image.fromarray(grid(torch.cat(rows), COLUMNS).squeeze(-1).numpy()).save(arguments.out)
     except OSError as error:
-        raise SettingsError(f"can't write {arguments.out}: {error}") from error
+        raise ConfigurationError(f"can't write {arguments.out}: {error}") from error
     for which, version in zip(("first", "second"), versions, strict=True):
         metrics = version.checkpoint.manifest.metrics
         loss = metrics.get("held_out_loss")
@@ -56,8 +53,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """Returns the exit status: 1 when the versions can't be drawn from."""
-    arguments = parser().parse_args(argv)
-    return exit_status(lambda: run(arguments, environment))
+    return run_on_versions(parser(), run, argv, environment)
 
 
 if __name__ == "__main__":

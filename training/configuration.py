@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from training.ema import GAMMA, EmaKind
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 from training.loss import Weighting
 from training.optimizers import RateDecay, optimizer_class
 from training.precision import Precision
@@ -207,13 +207,13 @@ def presets() -> list[str]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """Raises SettingsError."""
+    """Raises ConfigurationError."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise SettingsError(f"can't read {path}: {error.strerror}") from error
+        raise ConfigurationError(f"can't read {path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
+        raise ConfigurationError(f"{path} is not TOML: {error}") from error
 
 
 def read_environment(environment: Mapping[str, str]) -> dict[str, Any]:
@@ -243,12 +243,12 @@ def read_configuration(
         like: the settings of another run.
 
     Raises:
-        SettingsError: an unknown key or a value out of its range, and which.
+        ConfigurationError: an unknown key or a value out of its range, and which.
     """
     values: dict[str, Any] = dict(like or {})
     if preset is not None:
         if preset not in presets():
-            raise SettingsError(f"need a preset of {', '.join(presets())}, got {preset!r}")
+            raise ConfigurationError(f"need a preset of {', '.join(presets())}, got {preset!r}")
         values |= read_toml(PRESETS / f"{preset}.toml")
     for source in (read_toml(file) if file else {}, read_environment(environment or {}), flags or {}):
         if not {"steps", "epochs", "minutes"}.isdisjoint(source):
@@ -263,9 +263,9 @@ def read_configuration(
         problem = error.errors(include_url=False)[0]
         place = ".".join(str(part) for part in problem["loc"])
         if problem["type"] == "extra_forbidden":
-            raise SettingsError(f"unknown setting {place!r}") from error
+            raise ConfigurationError(f"unknown setting {place!r}") from error
         # pydantic puts words of its own before our validators' messages.
         reason = problem["msg"].removeprefix("Value error, ")
         if place:
             reason = f"--{place.replace('_', '-')}: {reason}, got {problem['input']!r}"
-        raise SettingsError(reason) from error
+        raise ConfigurationError(reason) from error

@@ -1,9 +1,9 @@
 """What training raises.
 
-TrainingError      anything that stops training; the text is one line fit for a command's error
-├── DataError      the training images can't be had or used
-├── SettingsError  a setting out of its range
-└── StateError     the state of a stopped run can't be written, read or gone on from
+TrainingError           anything that stops training; the text is one line fit for a command's error
+├── DataError           the training images can't be had or used
+├── ConfigurationError  a setting or an option that can't be followed
+└── StateError          the state of a stopped run can't be written, read or gone on from
 """
 
 
@@ -15,8 +15,8 @@ class DataError(TrainingError):
     """The training images can't be had or used."""
 
 
-class SettingsError(TrainingError):
-    """A setting is out of its range."""
+class ConfigurationError(TrainingError):
+    """A setting or an option can't be followed; what `REVERIE_` variables of a server break is a SettingsError."""
 
 
 class StateError(TrainingError):

@@ -11,13 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.command_line import exit_status
+from training.command_line import add_version_options, run_on_versions
 from training.contrastive import DualEncoder, train_dual_encoder
 from training.data import ImageSource
 from training.data.emoji import BACKGROUNDS, EmojiData
 from training.data.emoji_captions import behind
 from training.data.examples import null_label, to_x_0
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 from training.metrics.distributions import (
     copy_shares,
     frechet_distance,
@@ -28,12 +28,13 @@ from training.metrics.distributions import (
 )
 from training.metrics.retrieval import background_of, colour_of, retrieval
 from training.network import Conditions
-from training.opening import OpenedVersion, open_version, store_at
+from training.opening import OpenedVersion, open_version
 from training.publishing import spacing_of
 from training.randomness import generator
 from training.sampling import draw_images
 from training.sources import load_sources
 from training.text import CaptionTokenizer, build_text_encoder
+from worker.store import ModelStore
 
 JUDGE_SEED = 1_000_003
 """Not a seed that anybody trains with: the judge must not be the encoder that the model began with."""
@@ -229,25 +230,22 @@ def evaluate(version: OpenedVersion, options: Options) -> dict[str, float]:
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog="reverie evaluate", description="Measure a published version.")
     result.add_argument("model", metavar="MODEL[@VERSION]")
-    result.add_argument("--store", help="folder of checkpoints (REVERIE_STORE)")
+    add_version_options(result)
     result.add_argument("--samples", type=int, default=300, help="images drawn for each measure (default: 300)")
     result.add_argument("--steps", type=int, default=50, help="of DDIM (default: 50)")
     result.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
     result.add_argument("--guidance-scale", type=float, help="default: 1, with captions 3")
     result.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
     result.add_argument("--judge-steps", type=int, default=600, help="to train the judge of captions (default: 600)")
-    result.add_argument("--threads", type=int, help="CPU threads")
     result.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
     return result
 
 
-def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
+def run(arguments: argparse.Namespace, store: ModelStore) -> None:
     """Raises TrainingError or StoreError."""
     if arguments.samples < 8:
-        raise SettingsError(f"need --samples of at least 8, got {arguments.samples}")
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    version = open_version(arguments.model, store_at(arguments.store, environment.get("REVERIE_STORE")))
+        raise ConfigurationError(f"need --samples of at least 8, got {arguments.samples}")
+    version = open_version(arguments.model, store)
     scale = arguments.guidance_scale
     options = Options(
         samples=arguments.samples,
@@ -269,8 +267,7 @@ def run(arguments: argparse.Namespace, environment: Mapping[str, str]) -> None:
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:
     """Returns the exit status: 1 when the version can't be measured."""
-    arguments = parser().parse_args(argv)
-    return exit_status(lambda: run(arguments, environment))
+    return run_on_versions(parser(), run, argv, environment)
 
 
 if __name__ == "__main__":

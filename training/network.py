@@ -8,7 +8,7 @@ from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
 from torch import Tensor, nn
 from transformers import CLIPTextModel
 
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 
 LOWEST_SIZE = 4
 """Height and width at which halving stops."""
@@ -105,21 +105,21 @@ def build_unet(
     """
     channels, height, image_width = shape
     if width < 8 or width % 8:
-        raise SettingsError(f"need a width that is a multiple of 8, got {width}")
+        raise ConfigurationError(f"need a width that is a multiple of 8, got {width}")
     if layers_per_block < 1:
-        raise SettingsError(f"need at least 1 layer per block, got {layers_per_block}")
+        raise ConfigurationError(f"need at least 1 layer per block, got {layers_per_block}")
     if any(each < 8 or each % 8 for each in channels_by_level):
-        raise SettingsError(f"need channels that are multiples of 8, got {channels_by_level}")
+        raise ConfigurationError(f"need channels that are multiples of 8, got {channels_by_level}")
     levels = len(channels_by_level) or levels_of(height, image_width)
     factor = 2 ** (levels - 1)
     if height % factor or image_width % factor or min(height, image_width) < factor:
-        raise SettingsError(f"need images whose sides are multiples of {factor}, got {height}x{image_width}")
+        raise ConfigurationError(f"need images whose sides are multiples of {factor}, got {height}x{image_width}")
     out_channels = channels_by_level or (width, *[2 * width] * (levels - 1))
     if any(each % norm_groups for each in out_channels):
-        raise SettingsError(f"need channels that {norm_groups} norm groups divide, got {out_channels}")
+        raise ConfigurationError(f"need channels that {norm_groups} norm groups divide, got {out_channels}")
     heights = [height >> level for level in range(levels)]
     if strangers := set(attention_px) - set(heights):
-        raise SettingsError(f"need attention at some of the heights {heights}, got {sorted(strangers)}")
+        raise ConfigurationError(f"need attention at some of the heights {heights}, got {sorted(strangers)}")
     sizes: dict[str, Any] = {
         "sample_size": height if height == image_width else (height, image_width),
         "in_channels": channels,

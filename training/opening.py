@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from training.configuration import TrainingConfiguration, read_configuration
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 from training.network import Backbone, Denoiser
 from training.text import CaptionTokenizer
 from worker.store import Checkpoint, ModelStore
@@ -32,12 +32,12 @@ class OpenedVersion:
 
 
 def settings_like(name: str, store: ModelStore) -> Mapping[str, object]:
-    """The settings that `MODEL[@VERSION]` was trained with. Raises StoreError or SettingsError."""
+    """The settings that `MODEL[@VERSION]` was trained with. Raises StoreError or ConfigurationError."""
     checkpoint = named_checkpoint(name, store)
     settings = checkpoint.manifest.recipe.settings
     known = {key: value for key, value in settings.items() if key in TrainingConfiguration.model_fields}
     if "data" not in known:
-        raise SettingsError(f"{name} does not record the settings it was trained with")
+        raise ConfigurationError(f"{name} does not record the settings it was trained with")
     return known
 
 
@@ -47,7 +47,7 @@ def named_checkpoint(name: str, store: ModelStore) -> Checkpoint:
 
 
 def open_version(name: str, store: ModelStore) -> OpenedVersion:
-    """Open `MODEL[@VERSION]`. Raises StoreError or SettingsError."""
+    """Open `MODEL[@VERSION]`. Raises StoreError or ConfigurationError."""
     checkpoint = named_checkpoint(name, store)
     store.verify(checkpoint.model, checkpoint.version)
     configuration = read_configuration(like=settings_like(name, store))
@@ -64,13 +64,13 @@ def open_version(name: str, store: ModelStore) -> OpenedVersion:
         else:
             network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SettingsError(f"can't open {name}: {error}") from error
+        raise ConfigurationError(f"can't open {name}: {error}") from error
     return OpenedVersion(checkpoint, configuration, Denoiser(network, text_encoder).eval(), tokenizer)
 
 
 def store_at(path: str | None, environment: str | None) -> ModelStore:
-    """The store that a command means. Raises SettingsError."""
+    """The store that a command means. Raises ConfigurationError."""
     chosen = path or environment
     if not chosen:
-        raise SettingsError("need a folder of checkpoints: --store or REVERIE_STORE")
+        raise ConfigurationError("need a folder of checkpoints: --store or REVERIE_STORE")
     return ModelStore(Path(chosen))

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 from training.network import Denoiser
 
 
@@ -43,7 +43,7 @@ def rate_factor(decay: RateDecay, step: int, progress: float, warmup_steps: int)
 
 
 def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
-    """The optimizer of torch with this name, upper or lower case. Raises SettingsError."""
+    """The optimizer of torch with this name, upper or lower case. Raises ConfigurationError."""
     known = {
         each.lower(): value
         for each, value in vars(torch.optim).items()
@@ -53,7 +53,7 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     for unusable in ("lbfgs", "sparseadam"):
         known.pop(unusable, None)
     if name.lower() not in known:
-        raise SettingsError(f"need an optimizer of torch ({', '.join(sorted(known))}), got {name!r}")
+        raise ConfigurationError(f"need an optimizer of torch ({', '.join(sorted(known))}), got {name!r}")
     return known[name.lower()]
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def joined_processes(environment: Mapping[str, str], device: torch.device) -> It
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as error:
-        raise SettingsError(f"can't meet the {count} processes of WORLD_SIZE: {error}") from error
+        raise ConfigurationError(f"can't meet the {count} processes of WORLD_SIZE: {error}") from error
     try:
         yield Processes(dist.get_rank(), count)
     finally:
@@ -81,7 +81,7 @@ def joined_processes(environment: Mapping[str, str], device: torch.device) -> It
 
 
 def choose_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:
-    """`auto` is this process's GPU when there is one. Raises SettingsError."""
+    """`auto` is this process's GPU when there is one. Raises ConfigurationError."""
     if name == "auto":
         if not torch.cuda.is_available():
             return torch.device("cpu")
@@ -90,5 +90,5 @@ def choose_device(name: str, environment: Mapping[str, str] = os.environ) -> tor
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"can't use the device {name!r}: {error}") from error
+        raise ConfigurationError(f"can't use the device {name!r}: {error}") from error
     return device

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from training.configuration import TrainingConfiguration
 from training.contrastive import train_dual_encoder
 from training.data import ImageSource
-from training.errors import SettingsError, StateError
+from training.errors import ConfigurationError, StateError
 from training.logs import RunLog
 from training.loop import StepReport, Trainer, budget_of
 from training.metrics.baselines import baselines
@@ -46,7 +46,7 @@ def check_store(root: Path) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise SettingsError(f"can't write to the store {root}: {error.strerror}") from error
+        raise ConfigurationError(f"can't write to the store {root}: {error.strerror}") from error
 
 
 @contextmanager
@@ -89,9 +89,11 @@ class Run:
         self.configuration, self.command, self.processes = configuration, command, processes
         self.model = configuration.model or default_model_name(configuration.data)
         if not is_model_name(self.model):
-            raise SettingsError(f"need a model name that matches {MODEL_NAME_PATTERN} (--model), got {self.model!r}")
+            raise ConfigurationError(
+                f"need a model name that matches {MODEL_NAME_PATTERN} (--model), got {self.model!r}"
+            )
         if configuration.store is None:
-            raise SettingsError("need a folder of checkpoints to publish to: --store")
+            raise ConfigurationError("need a folder of checkpoints to publish to: --store")
         if processes.first:
             check_store(configuration.store)
         self.store = ModelStore(configuration.store)
@@ -224,7 +226,7 @@ class Run:
         if metric is None:
             return None
         if metric not in metrics:
-            raise SettingsError(f"need --publish-best with one of {', '.join(metrics)}, got {metric!r}")
+            raise ConfigurationError(f"need --publish-best with one of {', '.join(metrics)}, got {metric!r}")
         try:
             current = self.store.checkpoint(self.model).manifest.metrics.get(metric, math.inf)
         except StoreError:

@@ -4,7 +4,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 
 WIDTH_STEP = 32
 """Two of a processor's widest vectors: torch's activations round what is left over in another way, and a CPU could then
@@ -40,11 +40,11 @@ def build_transformer(
     """
     channels, height, image_width = shape
     if height != image_width:
-        raise SettingsError(f"need square images for a Transformer, got {image_width}x{height}")
+        raise ConfigurationError(f"need square images for a Transformer, got {image_width}x{height}")
     if height % patch:
-        raise SettingsError(f"need images whose sides are multiples of the patch of {patch}, got {height}")
+        raise ConfigurationError(f"need images whose sides are multiples of the patch of {patch}, got {height}")
     if width % WIDTH_STEP or width % heads:
-        raise SettingsError(f"need a width that is a multiple of {WIDTH_STEP} and of {heads} heads, got {width}")
+        raise ConfigurationError(f"need a width that is a multiple of {WIDTH_STEP} and of {heads} heads, got {width}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = DiTTransformer2DModel(

@@ -12,7 +12,7 @@ from tests.training.tiny import quick
 from tests.worker.engine.harness import Driver, ask, filled_pool
 from training.__main__ import main
 from training.data.examples import null_label
-from training.errors import DataError, SettingsError
+from training.errors import ConfigurationError, DataError
 from training.evaluate import Options, measure_distribution
 from training.opening import open_version
 from training.sources import load_sources
@@ -97,7 +97,7 @@ def test_a_model_of_one_class_can_be_measured(tmp_path: Path) -> None:
 )
 def test_sizes_that_do_not_fit_are_refused(settings: dict[str, int], shape: tuple[int, int, int], reason: str) -> None:
     width, patch = settings.get("width", 32), settings.get("patch", 2)
-    with pytest.raises(SettingsError, match=reason):
+    with pytest.raises(ConfigurationError, match=reason):
         build_transformer(shape, 2, width=width, depth=1, heads=2, patch=patch, seed=0)
 
 

@@ -15,7 +15,7 @@ from training.__main__ import configure, main
 from training.configuration import presets
 from training.data import split
 from training.data.digits import load_digits
-from training.errors import SettingsError
+from training.errors import ConfigurationError
 from training.loop import Budget, Trainer
 from training.metrics.held_out import HeldOut
 from training.network import Denoiser, build_unet
@@ -191,9 +191,9 @@ def test_a_preset_is_a_configuration(name: str) -> None:
 
 def test_an_unknown_key_is_refused_wherever_it_stands(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("bacth = 16\n")
-    with pytest.raises(SettingsError, match="unknown setting 'bacth'"):
+    with pytest.raises(ConfigurationError, match="unknown setting 'bacth'"):
         configure(["--config", str(tmp_path / "mine.toml")], {})
-    with pytest.raises(SettingsError, match="unknown setting 'bacth'"):
+    with pytest.raises(ConfigurationError, match="unknown setting 'bacth'"):
         configure([], {"REVERIE_TRAIN_BACTH": "16"})
 
 

@@ -14,7 +14,7 @@ from training.contrastive import train_dual_encoder
 from training.data import ImageData, split
 from training.data.digits import load_digits
 from training.ema import AveragedWeights, exponential_decay, power_decay
-from training.errors import SettingsError, StateError, TrainingError
+from training.errors import ConfigurationError, StateError, TrainingError
 from training.loop import Budget, StepReport, Trainer, budget_of
 from training.metrics.held_out import HeldOut
 from training.network import Conditions, Denoiser, build_unet
@@ -232,15 +232,15 @@ def test_a_unet_without_classes_takes_no_labels() -> None:
 
 
 def test_a_size_that_cannot_be_halved_is_refused() -> None:
-    with pytest.raises(SettingsError, match="multiple of 8, got 12"):
+    with pytest.raises(ConfigurationError, match="multiple of 8, got 12"):
         build_unet((1, 8, 8), 0, width=12, layers_per_block=1, seed=0)
-    with pytest.raises(SettingsError, match="multiples of 4, got 30x30"):
+    with pytest.raises(ConfigurationError, match="multiples of 4, got 30x30"):
         build_unet((1, 30, 30), 0, width=8, layers_per_block=1, seed=0)
-    with pytest.raises(SettingsError, match=r"heights \[8, 4\], got \[16\]"):
+    with pytest.raises(ConfigurationError, match=r"heights \[8, 4\], got \[16\]"):
         build_unet((1, 8, 8), 0, width=8, layers_per_block=1, seed=0, attention_px=(16,))
-    with pytest.raises(SettingsError, match="32 norm groups divide"):
+    with pytest.raises(ConfigurationError, match="32 norm groups divide"):
         build_unet((1, 8, 8), 0, width=8, layers_per_block=1, seed=0, norm_groups=32)
-    with pytest.raises(SettingsError, match="multiples of 8, got 4x4"):
+    with pytest.raises(ConfigurationError, match="multiples of 8, got 4x4"):
         build_unet((1, 4, 4), 0, width=8, layers_per_block=1, seed=0, channels_by_level=(8, 8, 8, 8))
 
 
