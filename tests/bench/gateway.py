@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +90,33 @@ def run(session: Session) -> list[Figure]:
     folder = session.folder / PART
     folder.mkdir()
     with stack(folder) as started:
-        return [*_rates(session, started), *stream_figures(session, started)]
+        figures = [*_rates(session, started), *stream_figures(session, started)]
+    session.say(summary(figures))
+    return figures
+
+
+def summary(figures: Sequence[Figure]) -> str:
+    """The sentence of README.md that tells of this part."""
+    found = {(figure.name, figure.unit): figure for figure in figures}
+
+    def of_bare(name: str) -> str:
+        cpu, requests = (
+            found[f"{name} / bare", f"x {unit}"].median for unit in ("of requests per CPU second", "of requests/s")
+        )
+        return f"{cpu:.2f} ({requests:.2f})"
+
+    streams, delay = (
+        next(figure for figure in figures if figure.name.startswith(name)) for name in ("memory", "delay")
+    )
+    polls = [of_bare(f"poll of {a_job}") for a_job in ("a running job", "a waiting job", "an ended job")]
+    return (
+        f"Of the requests that a bare FastAPI route with one Redis write answers in the same CPU time (in the same "
+        f"seconds), the gateway answers {polls[0]}, {polls[1]} and {polls[2]} as polls of a running, waiting and ended "
+        f"job and {of_bare('submit')} as submits. The {streams.name} is {streams.median:.0f} MiB; "
+        f"{delay.name.replace('delay of a change', 'a change reaches')} after {delay.median:.0f} ms ({delay.note}). "
+        f"A client that stops reading leaves the others "
+        f"{found['polls beside a slow reader / alone', 'x'].median:.2f} of their polls."
+    )
 
 
 def _rates(session: Session, started: Stack) -> list[Figure]:
@@ -104,6 +130,7 @@ def _rates(session: Session, started: Stack) -> list[Figure]:
         "poll of a running job": (started.gateway, request("GET", f"/jobs/{running.id}")),
         "poll of a waiting job": (started.gateway, b""),
         "poll of an ended job": (started.gateway, request("GET", f"/jobs/{done.id}")),
+        "stream of an ended job": (started.gateway, request("GET", f"/jobs/{done.id}/events")),
         "fetch": (started.gateway, request("GET", f"/jobs/{done.id}/images/0")),
         "submit": (started.gateway, request("POST", "/generate", body)),
     }

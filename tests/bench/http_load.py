@@ -57,5 +57,7 @@ async def read_answer(reader: asyncio.StreamReader) -> bytes:
     head = await reader.readuntil(b"\r\n\r\n")
     if not head.startswith(b"HTTP/1.1 20"):
         raise NotTwoHundred((head + await reader.read(500)).decode(errors="replace"))
-    length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:"))
+    length = next((line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")), None)
+    if length is None:  # a stream, in chunks to its end
+        return await reader.readuntil(b"\r\n0\r\n\r\n")
     return await reader.readexactly(int(length.partition(b":")[2]))

@@ -6,21 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from service.errors import PROBLEM_MEDIA_TYPE
 from tests.conftest import ValkeyHandle
 from tests.s3_server import BUCKET, S3Server
 from tests.service.fake_worker import FakeWorker
 from tests.waiting import wait_until
+from worker.contract import ImageFormat
+from worker.outputs.image_files import encode
 from worker.results.places import open_files
 
 S3 = f"s3://{BUCKET}/reverie"
 
 
 def draw(http: httpx.Client, worker: FakeWorker) -> tuple[str, list[bytes]]:
-    job_id = str(http.post("/generate", json={"seed": 5, "steps": 10, "batch": 2}).json()["id"])
+    job_id = str(http.post("/generate", json={"seed": 5, "steps": 10, "batch": 2, "frames": 2}).json()["id"])
     return job_id, worker.succeed(worker.take())
 
 
@@ -75,6 +78,36 @@ def test_images_come_from_where_they_are_kept(
     assert Image.open(io.BytesIO(http.get(answer.json()["url"]).content)).size == (4, 4)
 
 
+@pytest.mark.parametrize("place", ["folder", "s3"])
+def test_frames_and_sheets_come_from_where_they_are_kept(
+    place: str,
+    worker: FakeWorker,
+    start_gateway: Callable[..., httpx.Client],
+    valkey: ValkeyHandle,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
+    if place == "s3":
+        request.getfixturevalue("s3")
+    address = S3 if place == "s3" else f"file://{tmp_path}/kept"
+    http = start_gateway(results=address)
+    worker.files = open_files(address, valkey.client)
+    worker.file_of = lambda seed: encode(np.full((8, 8, 1), seed % 256, np.uint8), ImageFormat.PNG).data
+    job = http.post("/generate", json={"seed": 100, "steps": 10, "batch": 2, "frames": 4}).json()
+    worker.succeed(worker.take())
+    links = http.get(job["links"]["self"]).json()["links"]
+    with Image.open(io.BytesIO(http.get(links["animation"]).raise_for_status().content)) as moving:
+        first = [frame.convert("L").getpixel((3, 3)) for frame in ImageSequence.Iterator(moving)]
+    assert first == pytest.approx([10, 20, 30, 100], abs=2)
+    with Image.open(io.BytesIO(http.get(links["grid"]).raise_for_status().content)) as sheet:
+        assert sheet.convert("L").getpixel((3, 3)) == 100
+    assert not [key for key in valkey.all_keys() if ":file:" in key], "Redis holds no bytes of images"
+    for key in valkey.all_keys():
+        if job["id"] in key and ":kept:" in key:
+            valkey.client.delete(key)
+    assert [http.get(links[name]).status_code for name in ("animation", "grid")] == [410, 410]
+
+
 def test_while_s3_is_gone_images_and_uploads_are_503_and_everything_else_works(
     worker: FakeWorker, start_gateway: Callable[..., httpx.Client], valkey: ValkeyHandle, s3: S3Server
 ) -> None:
@@ -83,6 +116,8 @@ def test_while_s3_is_gone_images_and_uploads_are_503_and_everything_else_works(
     job_id, _ = draw(http, worker)
     s3.stop()
     assert_unavailable(http.get(f"/jobs/{job_id}/images/0"))
+    assert_unavailable(http.get(f"/jobs/{job_id}/grid"))
+    assert_unavailable(http.get(f"/jobs/{job_id}/animation"))
     assert_unavailable(upload(http))
     assert http.get(f"/jobs/{job_id}").json()["status"] == "succeeded"
     assert http.post("/generate", json={"steps": 3, "batch": 1}).status_code == 202
