@@ -108,6 +108,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         eta=body.eta or 0.0,
         spacing=body.spacing,
         karras=karras_of(body, model),
+        fast=body.fast,
         init=init_image_of(body, pictures),
         loras=loras_of(body, model),
         condition=_condition(body, class_label),
@@ -183,6 +184,9 @@ def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProbl
     if body.steps > model.num_train_timesteps:
         rule = f"need steps <= {model.num_train_timesteps}, the training timesteps of {model.name}"
         broken.append(FieldProblem("steps", rule, body.steps))
+    if body.fast and not model.fast:
+        rule = f"the network of {model.name} has no deep features that could be reused"
+        broken.append(FieldProblem("fast", rule, True))
     if body.sampler is not None and body.sampler not in model.samplers:
         rule = f"{model.name} can be sampled by {_listed(s.value for s in model.samplers)}"
         broken.append(FieldProblem("sampler", rule, body.sampler.value))

@@ -69,6 +69,7 @@ export function read() {
   const isPrompted = "prompt" in request || "prompts" in request;
   if (!isPrompted) for (const name of ["negative_prompt", "clip_skip"]) delete request[name];
   if (!(isPrompted || "class_label" in request)) delete request.guidance_scale;
+  if ($("fast").checked && isOffered($("fast"))) request.fast = true;
   for (const [name, value] of added) {
     const found = value(currentModel());
     if (found !== undefined) request[name] = found;
@@ -100,11 +101,11 @@ export function write(request, { isFromStorage = false } = {}) {
   if (chip) chip.checked = true;
   const select = form.querySelector("select[name=class_label]");
   if (select) select.value = label;
-  if (!isFromStorage || "frames" in request) $("frames").checked = Boolean(request.frames);
   if (!isFromStorage || "prompt" in request || "prompts" in request) {
     $("each-line").checked = Boolean(request.prompts);
     if (request.prompts) $("prompt").value = request.prompts.join("\n");
   }
+  for (const name of ["frames", "fast"]) if (!isFromStorage || name in request) $(name).checked = Boolean(request[name]);
   if (request.negative_prompt) $("negative").open = true;
   if (!isFromStorage) fix(request.seed !== undefined);
   else fix(Boolean(request.isFixed));
@@ -200,6 +201,7 @@ function adapt() {
   if (model.samplers.includes(sampler)) $("sampler").value = sampler;
   showApplicable(model);
   $("size").hidden = !model.size_multiple;
+  field("fast").hidden = !model.fast;
   for (const side of ["width", "height"]) {
     $(side).placeholder = model[side];
     $(side).step = $(side).min = model.size_multiple ?? 1;

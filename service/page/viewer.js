@@ -113,7 +113,7 @@ function facts(image) {
     ["Model", job.model],
     ["Version", job.version, "mono"],
     ["Seed", image.seed],
-    ["Steps", `${job.steps}, ${job.sampler}${job.eta ? `, eta ${job.eta}` : ""}${job.karras ? ", Karras' noise levels" : ""}${job.spacing ? `, ${job.spacing}` : ""}`],
+    ["Steps", `${job.steps}, ${job.sampler}${job.eta ? `, eta ${job.eta}` : ""}${job.karras ? ", Karras' noise levels" : ""}${job.spacing ? `, ${job.spacing}` : ""}${job.fast ? ", fast" : ""}`],
     ["Guidance", job.guidance_scale === 1 ? null : guidanceOf(job)],
     ["Size", `${image.width} × ${image.height}, ${job.format.toUpperCase()}`],
     ["Computed in", job.dtype && `${job.dtype}${job.exact === false ? ", last bits may vary with the batch" : ""}`],

@@ -57,6 +57,7 @@ DIGITS = ModelInfo(
     height=8,
     channels=1,
     size_multiple=2,
+    fast=True,
     num_train_timesteps=1000,
     prediction_type="epsilon",
     samplers=list(SamplerName),
@@ -73,6 +74,7 @@ CLOUDS = DIGITS.model_copy(
         "samplers": [SamplerName.DDPM],
         "takes": Takes.NOTHING,
         "size_multiple": None,
+        "fast": False,
     }
 )
 

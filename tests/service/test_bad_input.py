@@ -115,6 +115,7 @@ def test_a_missing_field_is_named(missing: str, http: httpx.Client, worker: Fake
         ({"class_label": 0, "guidance_scale": 2.0, "guidance_interval": [0.5, 1.5]}, "guidance_interval.1"),
         ({"model": "clouds", "sampler": "ddpm", "steps": 101}, "steps"),
         ({"model": "clouds", "sampler": "ddim"}, "sampler"),
+        ({"model": "clouds", "sampler": "ddpm", "fast": True}, "fast"),
         ({"model": "clouds", "sampler": "ddpm", "class_label": 0}, "class_label"),
         ({"model": "clouds", "sampler": "ddpm", "prompt": "a cat"}, "prompt"),
         ({"model": "emoji", "class_label": 0}, "class_label"),

@@ -95,6 +95,7 @@ def test_a_cached_answer_has_the_pixels_of_a_fresh_draw(http: httpx.Client, draw
         {"class_label": 1},
         {"class_label": 1, "guidance_scale": 2.0},
         {"class_label": 1, "guidance_scale": 2.0, "guidance_interval": [0.2, 0.8]},
+        {"fast": True},
         {"format": "webp"},
     ],
 )

@@ -52,6 +52,7 @@ def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWo
         "guidance_scale": 3,
         "guidance_rescale": 0.5,
         "guidance_interval": [0.25, 0.75],
+        "fast": True,
         "format": "webp",
     }
     shown = http.post("/generate", json=asked).json()
@@ -67,12 +68,13 @@ def test_the_worker_gets_every_field_as_asked(http: httpx.Client, worker: FakeWo
         spacing=Spacing.TRAILING,
         condition=LabelCondition(label=2),
         guidance=Guidance(scale=3.0, rescale=0.5, interval=(0.25, 0.75)),
+        fast=True,
         format=ImageFormat.WEBP,
     )
     assert job.func_name == FUNCTION_NAME
     assert job.retries_left == 3
     assert (shown["class_label"], shown["label"]) == (2, "two")
-    assert shown["guidance_interval"] == [0.25, 0.75]
+    assert (shown["guidance_interval"], shown["fast"]) == ([0.25, 0.75], True)
 
 
 def test_a_request_that_names_no_sampler_gets_the_one_that_the_version_ships_with(

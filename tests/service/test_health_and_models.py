@@ -48,7 +48,7 @@ def test_one_model_tells_versions_labels_and_size(http: httpx.Client) -> None:
 
 
 def test_models_tell_what_memory_each_worker_has_given_them(own_http: httpx.Client, worker: FakeWorker) -> None:
-    held = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3, workspace_bytes=2)
+    held = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3, workspace_bytes=2, feature_bytes=1)
     worker.announce(models=(DIGITS.model_copy(update={"memory_bytes": 700}),), memory=held)
     wait_until(lambda: own_http.get("/models/digits").json()["memory_bytes"] == 700, "a new reading")
     assert own_http.get("/models").json()["memory"] == {NAME: held.model_dump()}

@@ -13,6 +13,7 @@ from worker.contract.keys import (
 )
 from worker.contract.message import Message
 from worker.contract.names import (
+    FULL_EVERY,
     FUNCTION_NAME,
     KARRAS_SAMPLERS,
     MAX_CLIP_SKIP,
@@ -61,6 +62,7 @@ from worker.contract.status import (
 __all__ = [
     "CATALOGUE_KEY",
     "CATALOGUE_TTL_S",
+    "FULL_EVERY",
     "FUNCTION_NAME",
     "KARRAS_SAMPLERS",
     "MAX_CLIP_SKIP",

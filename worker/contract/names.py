@@ -13,6 +13,10 @@ MAX_SEED = 2**53 - 1
 
 MAX_STEPS = 1000
 MAX_CLIP_SKIP = 64
+FULL_EVERY = 3
+"""Steps of a fast request of which one runs the whole network."""
+SHALLOW_COST = 0.3
+"""What a step that runs the shallow layers alone is taken to cost, of a full one."""
 """More layers than any text encoder has."""
 MAX_SIDE_PX = 16384
 """Of an image."""

@@ -1,11 +1,13 @@
 """What a job asks for."""
 
+from math import ceil
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
+    FULL_EVERY,
     MAX_CLIP_SKIP,
     MAX_FRAMES,
     MAX_LORA_SCALE,
@@ -15,6 +17,7 @@ from worker.contract.names import (
     MAX_SIDE_PX,
     MAX_STEPS,
     MODEL_NAME_PATTERN,
+    SHALLOW_COST,
     UPLOAD_NAME_PATTERN,
     VERSION_PATTERN,
     ImageFormat,
@@ -131,6 +134,8 @@ class SamplingRequest(Message):
     """None: as the model's scheduler configuration says."""
     karras: bool = False
     """Karras' noise levels, for the samplers that can walk them."""
+    fast: bool = False
+    """Runs the whole network in every `FULL_EVERY`-th step alone, and reuses its deep features in the others."""
     init: InitImage | None = None
     loras: LoraSet = ()
     condition: Condition = NoCondition()
@@ -196,5 +201,9 @@ class SamplingRequest(Message):
 
     @property
     def row_steps(self) -> int:
-        """The request's work: network rows of all its calls."""
-        return self.batch * self.area * (self.calls + self.guided_calls)
+        """The request's work: network rows of all its calls, as much as they cost of a whole one."""
+        rows = self.batch * self.area * (self.calls + self.guided_calls)
+        if not self.fast:
+            return rows
+        full = ceil(rows / FULL_EVERY)
+        return full + ceil(SHALLOW_COST * (rows - full))

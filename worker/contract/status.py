@@ -46,6 +46,8 @@ class ModelInfo(Message):
     channels: int
     size_multiple: int | None = None
     """Of which `width` and `height` of a request must be multiples; None: it draws images of its own size alone."""
+    fast: bool = False
+    """Whether its network can be run in part, so that a request may be `fast`."""
     num_train_timesteps: int
     prediction_type: str
     samplers: list[SamplerName]
@@ -149,7 +151,7 @@ class QueueCounters(Message):
 
 class MemoryUse(Message):
     """What a worker's models take on its device, and what is in use there and on the host.
-    `REVERIE_MODEL_BUDGET_BYTES` counts the first four."""
+    `REVERIE_MODEL_BUDGET_BYTES` counts the first five."""
 
     weight_bytes: int = 0
     """Of all models in memory."""
@@ -159,6 +161,8 @@ class MemoryUse(Message):
     """Of the CUDA graphs of all networks, which share it: activations, and the workspaces of their matrix products."""
     workspace_bytes: int = 0
     """Of matrix products outside the CUDA graphs, at most."""
+    feature_bytes: int = 0
+    """Of deep features that fast images carry from step to step."""
     device_used_bytes: int = 0
     """Of a GPU, by whatever process; 0 on a CPU, and so is the next."""
     device_total_bytes: int = 0

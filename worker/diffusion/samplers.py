@@ -38,6 +38,8 @@ class SamplerPlan:
         log_spread: of each step, for a network that predicts how much noise it adds, see
             `worker.diffusion.learned_variance`; empty where the noise is that of the coefficients.
         guides: whether the step is guided in a request that is; empty: each is.
+        extrapolation: None of a step that runs the whole network, else r: the step runs its shallow layers alone, on
+            deep features f_1 + r (f_1 - f_2), those of the last two full steps, the newest first. Empty: all are full.
     """
 
     timesteps: tuple[float, ...]
@@ -48,6 +50,7 @@ class SamplerPlan:
     initial_scale: float = 1.0
     log_spread: tuple[float, ...] = ()
     guides: tuple[bool, ...] = ()
+    extrapolation: tuple[float | None, ...] = ()
 
     def __len__(self) -> int:
         """How often the network is called."""
@@ -66,6 +69,24 @@ class SamplerPlan:
     def is_guided(self, step: int) -> bool:
         """Whether the step is guided in a request that is."""
         return not self.guides or self.guides[step]
+
+    def is_full(self, step: int) -> bool:
+        """Whether the step runs the whole network."""
+        return not self.extrapolation or self.extrapolation[step] is None
+
+    def last_full(self, step: int) -> int:
+        """The full step before this one, which is not the first."""
+        return max(earlier for earlier in range(step) if self.is_full(earlier))
+
+    @cached_property
+    def features(self) -> tuple[int, ...]:
+        """How many deep features of earlier steps each step must have at hand, and the end, as `earlier_outputs`."""
+        counts = [0]
+        for step in reversed(range(len(self))):
+            r = self.extrapolation[step] if self.extrapolation else None
+            needed = counts[-1] - 1 if r is None else max(counts[-1], 1 if r == 0 else 2)
+            counts.append(max(0, needed))
+        return tuple(reversed(counts))
 
     @cached_property
     def earlier_outputs(self) -> tuple[int, ...]:

@@ -73,7 +73,7 @@ class Admission:
         model, shape, rescale = self.model, self.shape, self.request.guidance.rescale
         conditioning = conditionings[0].extended(model.named_of_size(shape))
         area = model.area_of(shape)
-        first = Leg(model, self.plans[0], shape, conditioning, area=area, guidance_rescale=rescale)
+        first = Leg(model, self.plans[0], shape, conditioning, None, area, model.reuse, rescale)
         later = [
             Leg(leg, plan, leg.shape, conditioning, leg.enter, guidance_rescale=rescale)
             for leg, plan, conditioning in zip(model.later_legs, self.plans[1:], conditionings[1:], strict=True)
@@ -94,6 +94,8 @@ def admit(
     """
     if request.seed + request.batch - 1 > MAX_SEED:
         raise RequestRefused(f"need seed + batch - 1 <= {MAX_SEED}, got {request.seed} + {request.batch} - 1")
+    if request.fast and model.reuse is None:
+        raise RequestRefused(f"fast: the network of model {model.name} has no deep features that could be reused")
     conditions, encoding_of = _conditions(request)
     encodings, warnings = [], []
     try:

@@ -11,7 +11,7 @@ from worker.engine.in_flight import InFlight
 from worker.engine.previews import Previews
 from worker.engine.request_state import RequestState
 from worker.engine.runner import run_step
-from worker.engine.trajectory import Trajectory
+from worker.engine.trajectory import Part, Trajectory
 from worker.models.pool import ModelPool
 from worker.networks.device import end_if_lost
 from worker.networks.memory_errors import out_of_memory
@@ -21,10 +21,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Begun:
-    """A batch whose step was begun, with what it cost in network rows."""
+    """A batch whose step was begun.
+
+    Attributes:
+        cost: in network rows.
+        is_whole: whether it ran the whole network.
+    """
 
     rows: Sequence[Trajectory]
     cost: int
+    is_whole: bool
 
 
 class BatchSteps:
@@ -68,7 +74,7 @@ class BatchSteps:
         if not rows:
             self._last_rows = ()
             return []
-        cost = sum(row.cost for row in rows)
+        cost, is_whole = sum(row.cost for row in rows), rows[0].part is not Part.SHALLOW
         try:
             result = run_step(rows, self._batcher.max_batch)
             previewed, framed = self._previews.of(result, self._requests), frames_of(result, self._requests)
@@ -92,7 +98,7 @@ class BatchSteps:
                 if not (row.finished and row.model.codec.in_step):
                     self._join(self._requests[row.job_id], row)
         self._batcher.ran(cost)
-        return [Begun(rows, cost)]
+        return [Begun(rows, cost, is_whole)]
 
     def _begin_each(self, rows: Sequence[Trajectory]) -> list[Begun]:
         """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""

@@ -100,6 +100,7 @@ class Engine:
         )
         self._costs = StepCosts()
         self._last_step_at = clock()
+        self._feature_bytes = 0
         pool.on_change(lambda: self._inbox.put(_ModelsChanged()))
         self._warm_ups.add(pool.loaded())
 
@@ -185,13 +186,21 @@ class Engine:
         self._last_step_at = self._clock()
         cost = sum(batch.cost for batch in batches)
         for batch in batches:
-            self._costs.begun(batch.rows[0].model.name, batch.cost, began)
+            self._costs.begun(batch.rows[0].model.name, batch.cost, began, is_whole=batch.is_whole)
             self._count(batch.rows, (self._last_step_at - began) * batch.cost / cost)
         self._costs.ended(sum(work.is_step for work in completed), self._last_step_at)
         for work in completed:
             self._post_process(work)
         self._save()
+        self._count_features()
         return busy
+
+    def _count_features(self) -> None:
+        """Tell the pool, whose budget they are in, when what deep features take has changed."""
+        feature_bytes = sum(row.feature_bytes for row in self._batcher)
+        if feature_bytes != self._feature_bytes:
+            self._feature_bytes = feature_bytes
+            self._pool.count_features(feature_bytes)
 
     def _take(self, message: EngineRequest | _Cancel | _ModelsChanged) -> None:
         match message:
@@ -241,7 +250,7 @@ class Engine:
 
     def _begin_rows(self, state: RequestState) -> None:
         """Let the images of a request join, whose condition is encoded."""
-        if not state.model.is_ready_for(state.admission.shape):
+        if not state.model.is_ready_for(state.admission.shape, fast=state.request.fast):
             self._stages.add(PrepareSize(state))
             return
         try:

@@ -29,6 +29,7 @@ class SavedImage:
         entry: [C, H, W] float32, the result of the leg before; None in the first.
         earlier_outputs: [C, H, W] float32 each, the network's outputs of earlier steps, the newest first, as far as
             it is read again.
+        full_x_t: [C, H, W] float32, see `worker.engine.save_point`.
         frames: by the steps behind it, [h, w, C] of the moments that its request asked for.
     """
 
@@ -39,6 +40,7 @@ class SavedImage:
     entry: "NDArray[np.float32] | None" = None
     earlier_outputs: "tuple[NDArray[np.float32], ...]" = ()
     frames: "Mapping[int, NDArray[np.uint8]]" = field(default_factory=dict)
+    full_x_t: "NDArray[np.float32] | None" = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ from worker.diffusion.pixels import to_pixels
 from worker.engine.messages import SavedChain, SavedImage
 from worker.engine.readback import Upload
 from worker.engine.request_state import RequestState
+from worker.engine.runner import run_step
+from worker.engine.save_point import SavePoint
 from worker.engine.trajectory import Trajectory
 from worker.models.loaded_model import LoadedModel
 from worker.networks.device import end_if_lost
@@ -26,7 +28,8 @@ class Resumed:
     """What became of a saved state.
 
     Attributes:
-        entering: by image, the states of rows that are still to enter their leg: an encoder may have to run for that.
+        entering: by image, the states of rows that are still to enter their leg or to compute deep features again: a
+            network may have to run for that.
         steps: of all images, behind them.
     """
 
@@ -50,7 +53,8 @@ def resume(state: RequestState, upload: Upload, drop_spares: Callable[[], bool])
     if (reason := misfit(chain, rows, model)) is not None:
         log.warning("job %s begins anew, its saved state can't be used: %s", state.job_id, reason)
         return None
-    now = [(row, image) for row, image in zip(rows, chain.images, strict=True) if image.entry is None]
+    entering = {row.index: image for row, image in zip(rows, chain.images, strict=True) if _runs_network(row, image)}
+    now = [(row, image) for row, image in zip(rows, chain.images, strict=True) if row.index not in entering]
     try:
         for row, image in now:
             _resume_row_with_room(row, image, upload, drop_spares)
@@ -69,7 +73,12 @@ def resume(state: RequestState, upload: Upload, drop_spares: Callable[[], bool])
     plans = state.admission.plans
     steps = sum(image.step + sum(map(len, plans[: image.leg])) for image in chain.images)
     log.info("job %s goes on, %d of its %d steps are behind it", state.job_id, steps, len(rows) * state.steps)
-    return Resumed({i: image for i, image in enumerate(chain.images) if image.entry is not None}, steps)
+    return Resumed(entering, steps)
+
+
+def _runs_network(row: Trajectory, image: SavedImage) -> bool:
+    """Whether the row can't go on from there at once."""
+    return image.entry is not None or row.legs[image.leg].plan.features[image.step] > 0
 
 
 def _resume_row_with_room(row: Trajectory, image: SavedImage, upload: Upload, drop_spares: Callable[[], bool]) -> None:
@@ -104,7 +113,7 @@ def _image_misfit(image: SavedImage, row: Trajectory) -> str | None:
     if not 0 <= image.step <= steps:
         return f"is at step {image.step} of {steps}"
     entered = row.legs[image.leg - 1].shape if image.leg else leg.shape
-    states = [image.x_t, image.x_0_previous, *image.earlier_outputs]
+    states = [image.x_t, image.x_0_previous, image.full_x_t, *image.earlier_outputs]
     for x, shape in (*((x, leg.shape) for x in states), (image.entry, entered)):
         if x is not None and (x.shape != shape or x.dtype != np.float32):
             return f"is {x.dtype} {list(x.shape)}, the model draws float32 {list(shape)}"
@@ -120,6 +129,10 @@ def _image_misfit(image: SavedImage, row: Trajectory) -> str | None:
         lacks_x_0 = image.x_0_previous is None and leg.plan.reads_history(image.step)
         if lacks_x_0 or len(image.earlier_outputs) != leg.plan.earlier_outputs[image.step]:
             return f"lacks the history that step {image.step} reads"
+        if not leg.plan.is_full(image.step):
+            return f"is at step {image.step}, whose deep features nothing makes again"
+        if leg.plan.features[image.step] and leg.plan.last_full(image.step) > 0 and image.full_x_t is None:
+            return f"lacks the last full step's state, whose deep features step {image.step} is read beside"
     return None
 
 
@@ -142,5 +155,22 @@ def resume_row(row: Trajectory, image: SavedImage, upload: Upload) -> None:
     if entry is not None:
         row.enter_leg(image.leg, entry)
     if image.step > 0:
-        row.step, row.x_t, row.x_0_previous = image.step, x_t, x_0_previous
-        row.earlier_outputs = earlier_outputs
+        full_x_t = on_device(image.full_x_t)
+        features = _features_again(row, image.step, full_x_t)
+        row.take_up(SavePoint(image.step, x_t, x_0_previous, earlier_outputs, full_x_t), features)
+
+
+def _features_again(row: Trajectory, step: int, full_x_t: Tensor | None) -> tuple[Tensor, ...]:
+    """The deep features that a fresh row must have at hand at a full step: those of the full step before.
+
+    Args:
+        full_x_t: that step's x_t; None for the first one, whose x_t is where the row begins.
+    """
+    if not row.plan.features[step]:
+        return ()
+    row.step, begins_at = row.plan.last_full(step), row.x_t
+    if full_x_t is not None:
+        row.x_t = full_x_t
+    features = run_step([row], row.network_rows * row.leg.area).features[0]
+    row.step, row.x_t = 0, begins_at
+    return (features,)

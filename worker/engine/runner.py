@@ -4,7 +4,7 @@ Nothing here waits for a GPU: the work is queued on it, and others read back wha
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -14,9 +14,11 @@ from worker.diffusion.learned_variance import split_output
 from worker.diffusion.noise import initial_noise
 from worker.diffusion.step_end import KeptRegion, SpreadRow, StepEnd, Stepped
 from worker.diffusion.update import EARLIER_OUTPUTS
+from worker.engine.reused_features import features_of, with_features
 from worker.engine.step_numbers import StepNumbers, send_numbers
-from worker.engine.trajectory import BatchState, Leg, Trajectory
-from worker.networks.denoiser import use_output
+from worker.engine.trajectory import BatchState, Leg, Part, Trajectory
+from worker.networks.deep_features import unpacked
+from worker.networks.denoiser import in_parts, use_output
 from worker.networks.network_input import NetworkInput
 
 
@@ -43,10 +45,12 @@ class StepResult(Outcome):
     Attributes:
         state: of the rows after the step; x_0 of all of them.
         outputs: [N, C, H, W], the network's, guided; None where no row keeps it.
+        features: of each row that keeps them, [rows, F, H, W], by its place.
     """
 
     state: BatchState
     outputs: Tensor | None = None
+    features: Mapping[int, Tensor] = field(default_factory=dict)
 
     @property
     def x_t(self) -> Tensor:
@@ -61,7 +65,7 @@ class StepResult(Outcome):
         outputs = [None] * len(self.rows) if self.outputs is None else self.outputs.unbind()
         states = zip(self.rows, self.x_t.unbind(), self.x_0.unbind(), outputs, strict=True)
         for place, (row, x_t, x_0, output) in enumerate(states):
-            row.advance(x_t, x_0, output, self.state, place)
+            row.advance(x_t, x_0, output, self.state, place, self.features.get(place))
 
 
 @torch.inference_mode()
@@ -72,12 +76,13 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
     can be run again.
 
     Args:
-        rows: of one network and shape, none of them at the end of its leg.
+        rows: of one network, shape and part, none of them at the end of its leg.
         max_network_rows: most rows in one call of the network, of the size that it was prepared for; a guided row
             takes two.
     """
     leg, model = rows[0].leg, rows[0].model
-    denoise, most_rows = leg.network.denoiser_of(leg.shape), max(1, max_network_rows // leg.area)
+    most_rows = max(1, max_network_rows // leg.area)
+    reuse = next((row.leg.reuse for row in rows if row.leg.reuse is not None), None)
     before = _unchanged_batch(rows)
     numbers = send_numbers(rows, model.device)
     network_rows = [row.network_rows for row in rows]
@@ -107,10 +112,18 @@ def run_step(rows: Sequence[Trajectory], max_network_rows: int) -> StepResult:
         )
         return model.end_step(step_end, leg.network.chain.clip)
 
-    stepped = use_output(denoise, inputs, most_rows, end)
+    kept_features: Mapping[int, Tensor] = {}
+    if reuse is not None and rows[0].part is Part.SHALLOW:
+        stepped = end(in_parts(reuse.reusing(leg.shape), with_features(inputs, rows, model.device), most_rows))
+    elif reuse is not None and any(row.keeps_features for row in rows):
+        both = in_parts(reuse.keeping(leg.shape), inputs, most_rows)
+        outputs, features = unpacked(both, leg.shape, reuse.channels)
+        stepped, kept_features = end(outputs), features_of(rows, features)
+    else:
+        stepped = use_output(leg.network.denoiser_of(leg.shape), inputs, most_rows, end)
     pictured = [row for row in rows if row.finishes and row.model.codec.in_step]
     state = BatchState(stepped.x_t, stepped.x_0, network_rows, named)
-    return StepResult(rows, stepped.finite, stepped.pixels, pictured, state, stepped.outputs)
+    return StepResult(rows, stepped.finite, stepped.pixels, pictured, state, stepped.outputs, kept_features)
 
 
 def _spread(rows: Sequence[Trajectory], variance: Tensor) -> list[SpreadRow]:

@@ -15,6 +15,7 @@ from worker.diffusion.update import EARLIER_OUTPUTS
 from worker.engine.messages import Saved, SavedChain, SavedImage
 from worker.engine.readback import ReadBack, Transfer
 from worker.engine.request_state import RequestState
+from worker.engine.save_point import SavePoint
 from worker.engine.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class _Copy:
                 arrays.get((i, "entry")),
                 tuple(arrays[i, name] for name in OUTPUT_NAMES if (i, name) in arrays),
                 self._frames(i),
+                arrays.get((i, "full_x_t")),
             )
             for i, (leg, step) in enumerate(self.progress)
         )
@@ -132,6 +134,7 @@ def largest_bytes(rows: Sequence[Trajectory]) -> int:
     """Of a state in which every row has all of its history, and in a later leg what that was entered with."""
     legs = rows[0].legs
     tensors = (2 if len(legs) == 1 else 3) + max(max(leg.plan.earlier_outputs) for leg in legs)
+    tensors += any(leg.plan.extrapolation for leg in legs)
     return len(rows) * tensors * max(int(np.prod(leg.shape)) for leg in legs) * BYTES_PER_NUMBER
 
 
@@ -142,19 +145,21 @@ def frame_bytes(request: RequestState) -> int:
 
 @torch.inference_mode()
 def _copy(request: RequestState, read_back: ReadBack) -> _Copy:
+    points = {row.index: row.save_point for row in request.rows}
     by_shape: dict[Shape, dict[Place, Tensor]] = {}
     for row in request.rows:
-        for name, x in _state(row).items():
+        for name, x in _state(row, points[row.index]).items():
             if x is not None:
                 C, H, W = x.shape
                 by_shape.setdefault((C, H, W), {})[row.index, name] = x
     stacked = [torch.stack(list(tensors.values())) for tensors in by_shape.values()]
-    progress = [(row.leg_index, row.step) for row in request.rows]
-    behind = [row.steps_behind for row in request.rows]
+    progress = [(row.leg_index, points[row.index].step) for row in request.rows]
+    behind = [row.steps_behind - row.step + points[row.index].step for row in request.rows]
     return _Copy(request, progress, behind, [list(tensors) for tensors in by_shape.values()], read_back(stacked))
 
 
-def _state(row: Trajectory) -> Mapping[str, Tensor | None]:
+def _state(row: Trajectory, point: SavePoint) -> Mapping[str, Tensor | None]:
     # A leg's beginning follows from what it was entered with.
-    outputs = dict(zip(OUTPUT_NAMES, row.earlier_outputs, strict=False))
-    return {"x_t": row.x_t if row.step else None, "x_0_previous": row.x_0_previous, "entry": row.entry, **outputs}
+    outputs = dict(zip(OUTPUT_NAMES, point.earlier_outputs, strict=False))
+    named = {"x_t": point.x_t, "x_0_previous": point.x_0_previous, "full_x_t": point.full_x_t}
+    return {**named, "entry": row.entry, **outputs}

@@ -27,15 +27,15 @@ class EncodeCondition:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrepareSize:
-    """Part of finding out how images of a request's size are evaluated, which its model has not drawn yet."""
+    """Part of finding out how images of a request's size, or fast ones, are evaluated, which its model has not drawn
+    yet."""
 
     request: RequestState
 
     @torch.inference_mode()
     def run(self) -> None:
         admission = self.request.admission
-        assert admission.model.sizes is not None, "its own size is prepared when it is loaded"
-        admission.model.sizes.network.prepare_some(admission.shape)
+        admission.model.prepare_some(admission.shape, fast=admission.request.fast)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

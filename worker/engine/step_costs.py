@@ -14,6 +14,7 @@ class _Begun:
     model: str
     rows: int
     at: float
+    is_whole: bool
 
 
 @dataclass(slots=True)
@@ -44,9 +45,13 @@ class StepCosts:
         self._sizes: dict[str, _Sizes] = {}
         self._row_step_s: dict[str, float] = {}
 
-    def begun(self, model: str, rows: int, at: float) -> None:
-        """A step of so many network rows began; steps end in the order in which they begin."""
-        self._under_way.append(_Begun(model, rows, at))
+    def begun(self, model: str, rows: int, at: float, *, is_whole: bool = True) -> None:
+        """A step of so many network rows began; steps end in the order in which they begin.
+
+        Args:
+            is_whole: it runs the whole network; others say nothing of what such a row costs.
+        """
+        self._under_way.append(_Begun(model, rows, at, is_whole))
 
     def ended(self, steps: int, at: float) -> None:
         """The oldest steps under way were found to have ended; several share their time by their rows."""
@@ -55,6 +60,8 @@ class StepCosts:
             return
         took_s = at - max(self._ended_at, ended[0].at)
         self._ended_at = at
+        if not all(step.is_whole for step in ended):
+            return
         row_s = took_s / sum(step.rows for step in ended)
         for step in ended:
             sizes = self._sizes.setdefault(step.model, _Sizes())

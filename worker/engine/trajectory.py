@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Protocol
 
 from torch import Tensor
@@ -11,9 +12,20 @@ from worker.conditioning.conditioning import Conditioning
 from worker.diffusion.inpainting import Inpainting
 from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
+from worker.engine.save_point import SavePoint
 from worker.models.chain_config import ChainConfig
 from worker.models.loaded_model import Entry, LoadedModel
+from worker.networks.deep_features import FeatureReuse
 from worker.networks.denoiser import Denoiser
+
+
+class Part(Enum):
+    """What of the network a step runs: the rows of a batch have the same."""
+
+    WHOLE = "whole"
+    KEEPING = "keeping"
+    """All of it, kernel by kernel: calls that are recorded on a GPU don't hand on deep features."""
+    SHALLOW = "shallow"
 
 
 class ChainNetwork(Protocol):
@@ -35,6 +47,7 @@ class Leg:
         enter: makes an image's beginning of the previous leg's result and its seed; None for the first leg, which
             begins at x_T.
         area: network rows of the size that the network was prepared for that one row of this shape takes the place of.
+        reuse: runs the network in part, for plans that reuse its deep features; None: it can't be.
         guidance_rescale: see `worker.diffusion.guidance`; read where guidance mixes two outputs.
     """
 
@@ -44,6 +57,7 @@ class Leg:
     conditioning: Conditioning
     enter: Callable[[Tensor, int], Entry] | None = None
     area: int = 1
+    reuse: FeatureReuse | None = None
     guidance_rescale: float = 0.0
 
 
@@ -77,6 +91,8 @@ class Trajectory:
         x_0_previous: [C, H, W] float32, the last step's x_0; None where the next step does not read it.
         earlier_outputs: [C, H, W] float32 each, the network's outputs of earlier steps, the newest first, as far as the
             next step and those after it read it.
+        features: [rows, F, H, W] float32 each, deep features of the last full steps, the newest first, as far as they
+            are read again.
         entry: what the previous leg ended on, from which this one was entered; None in the first.
         batch, place: the batch whose memory the state lies in, and where; None when it has memory of its own.
         inpainting: what of the first leg's state is kept as it was; None: nothing.
@@ -94,6 +110,7 @@ class Trajectory:
     x_t: Tensor | None = None
     x_0_previous: Tensor | None = None
     earlier_outputs: tuple[Tensor, ...] = ()
+    features: tuple[Tensor, ...] = ()
     entry: Tensor | None = None
     batch: BatchState | None = None
     place: int = 0
@@ -103,6 +120,8 @@ class Trajectory:
     plan: SamplerPlan = field(init=False)
     steps: int = field(init=False)
     _steps_before: int = field(init=False)
+    _full_x_t: Tensor | None = field(init=False, default=None)
+    _save_point: SavePoint | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         self.steps = sum(len(leg.plan) for leg in self.legs)
@@ -113,6 +132,7 @@ class Trajectory:
         self.leg = self.legs[leg_index]
         self.plan, self.conditioning = self.leg.plan, self.leg.conditioning
         self._steps_before = sum(len(leg.plan) for leg in self.legs[:leg_index])
+        self.features, self._full_x_t, self._save_point = (), None, None
 
     @property
     def steps_behind(self) -> int:
@@ -155,9 +175,22 @@ class Trajectory:
         return self.network_rows * self.leg.area
 
     @property
-    def batch_key(self) -> tuple[ChainNetwork, Shape, Codec]:
+    def batch_key(self) -> tuple[ChainNetwork, Shape, Codec, Part]:
         """Rows of one batch have the same: their previews are made by one codec, too."""
-        return self.leg.network, self.leg.shape, self.model.codec
+        return self.leg.network, self.leg.shape, self.model.codec, self.part
+
+    @property
+    def part(self) -> Part:
+        """What of the network the next step runs."""
+        if not self.leg_finished and not self.plan.is_full(self.step):
+            return Part.SHALLOW
+        may_be_recorded = self.model.device.type == "cuda"
+        return Part.KEEPING if may_be_recorded and self.plan.extrapolation else Part.WHOLE
+
+    @property
+    def keeps_features(self) -> bool:
+        """Whether a later step reads the deep features of the next one."""
+        return self.plan.is_full(self.step) and self.plan.features[self.step + 1] > 0
 
     @property
     def timestep(self) -> float:
@@ -180,6 +213,11 @@ class Trajectory:
         return self.plan.numbers[self.step]
 
     @property
+    def feature_bytes(self) -> int:
+        """Memory of its deep features."""
+        return sum(features.nbytes for features in self.features)
+
+    @property
     def kept(self) -> tuple[Inpainting, float] | None:
         """What is kept as it was, and the next x's alpha_bar."""
         if self.inpainting is None or self.leg_index:
@@ -196,20 +234,52 @@ class Trajectory:
         """Whether a later step reads what the network says in the next one."""
         return self.plan.keeps_output[self.step]
 
-    def advance(self, x_t: Tensor, x_0: Tensor, output: Tensor | None, batch: BatchState, place: int) -> None:
+    @property
+    def save_point(self) -> SavePoint:
+        """Where another engine can take it up."""
+        if not self.leg_finished and self.plan.extrapolation:
+            return self._save_point or SavePoint(0, None, None, ())
+        return SavePoint(self.step, self.x_t if self.step else None, self.x_0_previous, self.earlier_outputs)
+
+    def take_up(self, point: SavePoint, features: tuple[Tensor, ...]) -> None:
+        """Go on from there, which another engine reached; of a fresh row, in the leg that it is in."""
+        self.step, self.x_t, self.x_0_previous = point.step, point.x_t, point.x_0_previous
+        self.earlier_outputs, self.features = point.earlier_outputs, features
+        self._save_point = point if self.plan.extrapolation else None
+
+    def advance(
+        self,
+        x_t: Tensor,
+        x_0: Tensor,
+        output: Tensor | None,
+        batch: BatchState,
+        place: int,
+        features: Tensor | None = None,
+    ) -> None:
         """One more step is behind the image.
 
         Args:
             output: the network's, guided; None where no row of the batch keeps it.
+            features: [rows, F, H, W], the step's deep ones, if a later one reads them.
         """
+        if self.plan.extrapolation and self.plan.is_full(self.step):
+            self._full_x_t = None if self.x_t is None or self.step == 0 else self.x_t.clone()
+        if features is not None:
+            self.features = (features, *self.features)
         if output is not None and self.keeps_output:
             self.earlier_outputs = (output, *self.earlier_outputs)
         self.step += 1
         needed = 0 if self.leg_finished else self.plan.earlier_outputs[self.step]
         self.earlier_outputs = self.earlier_outputs[:needed]
+        self.features = self.features[: self.plan.features[self.step]]
         self.x_t = x_t
         self.x_0_previous = x_0 if self.needs_history else None
         self.batch, self.place = batch, place
+        if self.plan.extrapolation and not self.leg_finished and self.plan.is_full(self.step):
+            x_0_previous = None if self.x_0_previous is None else self.x_0_previous.clone()
+            outputs = tuple(x.clone() for x in self.earlier_outputs)
+            full_x_t = self._full_x_t if self.features else None
+            self._save_point = SavePoint(self.step, x_t.clone(), x_0_previous, outputs, full_x_t)
 
     def leave_batch(self) -> None:
         """Copy the state out of its batch's memory, which would else live as long as this row waits."""

@@ -13,7 +13,7 @@ from worker.models.errors import UnsupportedModel
 from worker.models.loaded_model import Execution
 from worker.models.lora_catalogue import LoraCatalogue
 from worker.store.errors import StoreError
-from worker.store.inspection import size_multiple
+from worker.store.inspection import can_reuse_features, size_multiple
 from worker.store.lora_file import LoraTarget, read_target
 from worker.store.lora_store import LoraStore
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
@@ -30,6 +30,7 @@ class _Facts:
     """None of an unsupported configuration: what diffusers assumes is reported."""
     size_multiple: int | None
     lora_target: LoraTarget | None
+    fast: bool
 
 
 class Catalogue:
@@ -163,6 +164,7 @@ class Catalogue:
                     height=manifest.height,
                     channels=manifest.channels,
                     size_multiple=readable[str(shown)].size_multiple,
+                    fast=readable[str(shown)].fast,
                     num_train_timesteps=chain.schedule.num_train_timesteps if chain else 1000,
                     prediction_type=(chain.prediction_type if chain else PredictionType.EPSILON).value,
                     samplers=list(SamplerName),
@@ -191,7 +193,8 @@ class Catalogue:
             chain = _chain_config(checkpoint)
         except StoreError:
             return None
-        return _Facts(checkpoint.manifest, chain, _size_multiple(checkpoint), _lora_target(checkpoint))
+        sizes, target = _size_multiple(checkpoint), _lora_target(checkpoint)
+        return _Facts(checkpoint.manifest, chain, sizes, target, _fast(checkpoint))
 
 
 def _lora_target(checkpoint: Checkpoint) -> LoraTarget | None:
@@ -209,6 +212,14 @@ def _size_multiple(checkpoint: Checkpoint) -> int | None:
         return size_multiple(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
     except StoreError:
         return None
+
+
+def _fast(checkpoint: Checkpoint) -> bool:
+    """False of a version that can't be loaded."""
+    try:
+        return can_reuse_features(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
+    except StoreError:
+        return False
 
 
 def _chain_config(checkpoint: Checkpoint) -> ChainConfig | None:

@@ -13,10 +13,12 @@ from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
 from worker.contract import LoraSet, SamplingRequest
 from worker.diffusion.noise import Shape
+from worker.diffusion.reuse import with_reuse
 from worker.diffusion.samplers import SamplerPlan
 from worker.diffusion.step_end import EndStep, end_step
 from worker.models.chain_config import ChainConfig
 from worker.networks.batch_form import Sizes as BatchSizes
+from worker.networks.deep_features import FeatureReuse
 from worker.networks.denoiser import Denoiser
 from worker.networks.form import Form
 from worker.networks.image_sizes import OtherSizes
@@ -134,6 +136,7 @@ class LoadedModel:
         shared_bytes: of that, components that other models in memory may use too, by their hash.
         sizes: of images beside its own; None: there are none.
         loras: what was laid upon the version's weights, each with its hash.
+        reuse: runs its first leg's network in part; None: that can't be divided.
         on_evict: called once when it is evicted; nothing runs on it, and its memory may be overwritten from then on.
     """
 
@@ -160,6 +163,7 @@ class LoadedModel:
     shared_bytes: Mapping[str, int] = field(default_factory=dict)
     sizes: Sizes | None = None
     loras: LoraSet = ()
+    reuse: FeatureReuse | None = None
     step: int = 0
     created_at: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -211,9 +215,20 @@ class LoadedModel:
         """How many times the model's own state a state of this shape is, rounded up."""
         return -(-shape[1] * shape[2] // (self.shape[1] * self.shape[2]))
 
-    def is_ready_for(self, shape: Shape) -> bool:
-        """Whether `denoiser_of` has it."""
+    def is_ready_for(self, shape: Shape, *, fast: bool = False) -> bool:
+        """Whether `denoiser_of` has it, and `reuse` where the request is fast."""
+        return (self.reuse is None or not fast or shape in self.reuse) and self._has(shape)
+
+    def _has(self, shape: Shape) -> bool:
         return shape == self.shape or self.sizes is None or shape in self.sizes.network
+
+    def prepare_some(self, shape: Shape, *, fast: bool) -> None:
+        """Part of what is to be done until it is ready for that."""
+        if not self._has(shape):
+            assert self.sizes is not None, "its own size is prepared when it is loaded"
+            self.sizes.network.prepare_some(shape)
+        elif fast and self.reuse is not None:
+            self.reuse.prepare_some(shape)
 
     def denoiser_of(self, shape: Shape) -> Denoiser:
         """For states of this shape."""
@@ -235,10 +250,11 @@ class LoadedModel:
             PlanError: more steps than training timesteps, or what the sampler does not know.
         """
         chosen = (request.sampler, request.steps, request.spacing, request.eta, request.karras, request.skipped_steps)
-        key = (*chosen, request.guidance.interval)
+        key = (*chosen, request.guidance.interval, request.fast)
         known = self._plans.pop(key, None)
         if known is None:
             known = self.chain.plan(request)
+            known = with_reuse(known) if request.fast else known
         self._plans[key] = known  # at the end: what was used last leaves last
         while len(self._plans) > PLANS_KEPT:
             self._plans.pop(next(iter(self._plans)), None)

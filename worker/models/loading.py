@@ -32,6 +32,7 @@ from worker.networks.cpu.forms import prepare_on_cpu
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.fused_step import choose_end_step
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
+from worker.networks.deep_features import FeatureReuse, feature_reuse
 from worker.networks.denoiser import Denoiser
 from worker.networks.device import dtype_name
 from worker.networks.exactness import gives_numbers
@@ -56,6 +57,7 @@ from worker.store.inspection import denoiser_config_path, size_multiple
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 from worker.store.pipeline_index import ZEROS_FLAG, latent_pipeline_class, read_index
+from worker.store.unet_config import feature_channels
 
 log = logging.getLogger(__name__)
 
@@ -137,11 +139,20 @@ def load_checkpoint(
     def open_plain() -> Denoiser:
         return architecture.denoiser(open_network(torch.float32).to(device), torch.float32)
 
+    def reuse_of(
+        network: nn.Module, dtype: torch.dtype, around: Callable[[Denoiser], Denoiser], *, is_exact: bool
+    ) -> FeatureReuse | None:
+        if (channels := feature_channels(config)) is None:
+            return None
+        denoiser = partial(architecture.denoiser, dtype=dtype)
+        return feature_reuse(network, channels, denoiser, around, inputs, device, dtype, is_exact=is_exact)
+
     def checked(
         network: nn.Module,
         denoise: Denoiser,
         execution: Execution,
         other_sizes: OtherSizes,
+        reuse: FeatureReuse | None,
         on_evict: Callable[[], None] = lambda: None,
         warm_up: WarmUp | None = None,
     ) -> LoadedModel:
@@ -176,6 +187,7 @@ def load_checkpoint(
                 LoraUse(name=laid.lora.manifest.name, scale=laid.scale, sha256=laid.lora.manifest.sha256)
                 for laid in checkpoint.loras
             ),
+            reuse=reuse,
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
@@ -193,14 +205,15 @@ def load_checkpoint(
             prepared = prepare_on_cpu(source_in(dtype), threads)
         execution = Execution(dtype_name(prepared.dtype), exact=True, form=prepared.form)
         denoise = padded(prepared.denoise, pad_batch, max_batch, device)
-        other_sizes = OtherSizes(
-            denoise,
-            inputs,
-            device,
-            is_exact=prepared.form is Form.ONE_BY_ONE,
-            weight_bytes=partial(bytes_of, prepared.network),
-        )
-        return checked(prepared.network, denoise, execution, other_sizes)
+        is_exact = prepared.form is Form.ONE_BY_ONE
+        weight_bytes = partial(bytes_of, prepared.network)
+        other_sizes = OtherSizes(denoise, inputs.of_shape, device, is_exact=is_exact, weight_bytes=weight_bytes)
+
+        def around(inner: Denoiser) -> Denoiser:
+            return padded(prepared.around(inner), pad_batch, max_batch, device)
+
+        reuse = reuse_of(prepared.network, prepared.dtype, around, is_exact=is_exact)
+        return checked(prepared.network, denoise, execution, other_sizes, reuse)
     if dtype is None:
         raise ValueError(f"need a dtype on {device}, it is chosen by measuring on a CPU only")
     networks = networks or gpu_networks(device, record=False)
@@ -222,12 +235,16 @@ def load_checkpoint(
     )
     # A recording does again what was chosen when it was made.
     warm_up = None if network.recorded else WarmUp(inputs, network.form.sizes)
+
     # Kernel by kernel: recordings are of one size.
-    any_size = PaddedDenoiser(network.plain, network.form.sizes) if network.form.sizes else network.plain
-    other_sizes = OtherSizes(any_size, inputs, device, is_exact=not network.form.exact)
+    def in_sizes(inner: Denoiser) -> Denoiser:
+        return PaddedDenoiser(inner, network.form.sizes) if network.form.sizes else inner
+
+    other_sizes = OtherSizes(in_sizes(network.plain), inputs.of_shape, device, is_exact=not network.form.exact)
+    reuse = reuse_of(network.unet, dtype, in_sizes, is_exact=not network.form.exact)
     try:
         on_evict = partial(networks.give_back, network)
-        return checked(network.unet, network.denoise, execution, other_sizes, on_evict, warm_up)
+        return checked(network.unet, network.denoise, execution, other_sizes, reuse, on_evict, warm_up)
     except BrokenModel:
         networks.give_back(network)
         raise

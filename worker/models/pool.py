@@ -145,6 +145,11 @@ class ModelPool:
             held = self._residents.bytes_by_model()
         return self._catalogue.describe(offered, executions, errors, failures, loads, held, retired)
 
+    def count_features(self, feature_bytes: int) -> None:
+        """What the deep features of all images take now."""
+        with self._changed:
+            self._residents.feature_bytes = feature_bytes
+
     def memory(self) -> MemoryUse:
         """What the models take on the device, now."""
         used_bytes, total_bytes = self._device_memory()

@@ -62,7 +62,8 @@ class Residents:
     """Models in memory and their pins. Not thread-safe: the pool's lock guards it.
 
     Args:
-        budget_bytes: of weights, spares, recordings and the libraries' workspaces; None: no limit.
+        budget_bytes: of weights, spares, recordings, the libraries' workspaces and images' deep features; None: no
+            limit.
         spares: what is kept of evicted models; the first to leave.
     """
 
@@ -70,6 +71,8 @@ class Residents:
         self._budget = math.inf if budget_bytes is None else budget_bytes
         self._spares = spares
         self._residents: dict[ModelKey, _Resident] = {}
+        self.feature_bytes = 0
+        """Of deep features that images carry from step to step."""
 
     def __contains__(self, key: ModelKey) -> bool:
         return key in self._residents
@@ -124,6 +127,7 @@ class Residents:
             spare_bytes=spares.spare_bytes() if spares else 0,
             recording_bytes=spares.recording_bytes() if spares else 0,
             workspace_bytes=spares.workspace_bytes if spares else 0,
+            feature_bytes=self.feature_bytes,
         )
 
     def add(self, model: LoadedModel, now: float, *, demanded: bool) -> None:
@@ -220,4 +224,4 @@ class Residents:
     def _used_bytes(self) -> int:
         spares = self._spares
         shared = spares.recording_bytes() + spares.workspace_bytes if spares else 0
-        return shared + self._weight_bytes()
+        return shared + self._weight_bytes() + self.feature_bytes

@@ -1,5 +1,6 @@
 """Forms in which a network runs, as named in the log and in `/models`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -26,9 +27,14 @@ class Form(StrEnum):
 
 @dataclass(frozen=True, eq=False)
 class PreparedNetwork:
-    """A network that is ready to run."""
+    """A network that is ready to run.
+
+    Attributes:
+        around: makes of a denoiser that calls a part of the network one that serves, as `denoise` does of all of it.
+    """
 
     network: nn.Module
     denoise: Denoiser
     dtype: torch.dtype
     form: Form
+    around: Callable[[Denoiser], Denoiser]

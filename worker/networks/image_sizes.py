@@ -1,7 +1,6 @@
 """Images of other sizes than the one that a network was prepared for."""
 
 from collections.abc import Callable
-from dataclasses import replace
 
 import torch
 
@@ -19,7 +18,7 @@ class OtherSizes:
 
     Args:
         denoise: takes images of any size.
-        spec: of the size that the network was prepared for.
+        spec_of: what the network takes for images of a size.
         is_exact: nothing need be probed: rows are evaluated one by one, or need not be the same in every batch.
         weight_bytes: of the network, now.
     """
@@ -27,14 +26,14 @@ class OtherSizes:
     def __init__(
         self,
         denoise: Denoiser,
-        spec: InputSpec,
+        spec_of: Callable[[Shape], InputSpec],
         device: torch.device,
         *,
         is_exact: bool = False,
         weight_bytes: Callable[[], int] = lambda: 0,
     ) -> None:
         self._denoise = denoise
-        self._spec = spec
+        self._spec_of = spec_of
         self._device = device
         self._is_exact = is_exact
         self._weight_bytes = weight_bytes
@@ -54,7 +53,7 @@ class OtherSizes:
             return
         probe = self._probes.get(shape)
         if probe is None:
-            probe = ExactnessProbe(self._denoise, replace(self._spec, shape=shape), self._device)
+            probe = ExactnessProbe(self._denoise, self._spec_of(shape), self._device)
             self._probes[shape] = probe
         if (exact := probe.run_next()) is not None:
             self._found[shape] = self._denoise if exact else OneByOne(self._denoise)

@@ -1,7 +1,7 @@
 """What a network is given: x, t and any number of named tensors, one row for each evaluation."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -84,6 +84,10 @@ class InputSpec:
 
     shape: Shape
     named: tuple[NamedInput, ...] = ()
+
+    def of_shape(self, shape: Shape) -> "InputSpec":
+        """The same for states of another shape."""
+        return replace(self, shape=shape)
 
     def has(self, name: str) -> bool:
         """Whether the network takes such an input."""

@@ -1,7 +1,8 @@
 """The states of long jobs in Redis: their bytes, and the thread that writes them at a bounded share of the time.
 
-Layout: length of the header (4 bytes, little-endian), the header as JSON, then those of each image's x_t, x_0_previous
-and entry whose shape stands in the header, and its earlier outputs, as raw little-endian float32, [C, H, W] in C order.
+Layout: length of the header (4 bytes, little-endian), the header as JSON, then those of each image's x_t, x_0_previous,
+entry and full_x_t whose shape stands in the header, and its earlier outputs, as raw little-endian float32, [C, H, W] in
+C order; then the frames.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LAYOUT = 3
+LAYOUT = 4
 SHARE = 0.02
 """Most of the time that packing and writing may take, together for all jobs of this worker."""
 _NUMBER = np.dtype("<f4")
@@ -63,12 +64,14 @@ class _ImageHeader(BaseModel):
     x_t: Shape | None
     x_0_previous: Shape | None
     entry: Shape | None
+    full_x_t: Shape | None
     earlier_outputs: list[Shape]
     frames: list[_FrameHeader]
 
     @property
     def shapes(self) -> list[Shape]:
-        return [s for s in (self.x_t, self.x_0_previous, self.entry, *self.earlier_outputs) if s is not None]
+        own = self.x_t, self.x_0_previous, self.entry, self.full_x_t
+        return [s for s in (*own, *self.earlier_outputs) if s is not None]
 
 
 class _Header(BaseModel):
@@ -148,6 +151,7 @@ def unpack(data: bytes, request: SamplingRequest) -> SavedChain:
             x_0_previous=next_array(image.x_0_previous),
             leg=image.leg,
             entry=next_array(image.entry),
+            full_x_t=next_array(image.full_x_t),
             earlier_outputs=tuple(x for shape in image.earlier_outputs if (x := next_array(shape)) is not None),
             frames={frame.step: next_frame(frame.shape) for frame in image.frames},
         )
@@ -171,7 +175,7 @@ def _frame_reader(body: memoryview) -> "Callable[[Shape], NDArray[np.uint8]]":
 
 def _arrays(image: SavedImage) -> "dict[str, NDArray[np.float32] | None]":
     """In the order in which they are written."""
-    return {"x_t": image.x_t, "x_0_previous": image.x_0_previous, "entry": image.entry}
+    return {name: getattr(image, name) for name in ("x_t", "x_0_previous", "entry", "full_x_t")}
 
 
 def _split(data: bytes) -> tuple[_Header, memoryview]:

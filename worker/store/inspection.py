@@ -19,7 +19,7 @@ from worker.store.manifest import (
     FileRecord,
     Manifest,
 )
-from worker.store.unet_config import read_unet_config
+from worker.store.unet_config import feature_channels, read_unet_config
 from worker.store.vae_config import read_vae_config
 
 UNSAFE_SUFFIXES = frozenset(
@@ -152,6 +152,11 @@ def size_multiple(folder: Path, where: str) -> int | None:
     if (folder / VAE_CONFIG_PATH).is_file():
         multiple *= read_vae_config(read_json_object(folder, VAE_CONFIG_PATH, where)).factor
     return multiple
+
+
+def can_reuse_features(folder: Path, where: str) -> bool:
+    """Whether a version's network can be run in part. Raises BadCheckpoint."""
+    return feature_channels(read_json_object(folder, UNET_CONFIG_PATH, where)) is not None
 
 
 def folder_fingerprint(folder: Path) -> Fingerprint:

@@ -42,6 +42,18 @@ SUPPORTED: Mapping[str, Mapping[str, tuple[object, Sequence[object]]]] = {
 }
 """By diffusers' class and key: diffusers' default, and the values that can be served."""
 
+DIVISIBLE = (
+    "DownBlock2D",
+    "AttnDownBlock2D",
+    "CrossAttnDownBlock2D",
+    "UpBlock2D",
+    "AttnUpBlock2D",
+    "CrossAttnUpBlock2D",
+)
+"""Classes of blocks that can be run in part."""
+SHALLOW_LAYERS = 2
+"""Of the last block, those that run in every step; of the first one, one less."""
+
 DEFAULT_TEXT_WIDTH = 1280
 """diffusers' `cross_attention_dim`."""
 
@@ -131,6 +143,24 @@ def _read_transformer(config: Config, channels: int, *, predicts_variance: bool)
         only_size=size,
         null_label=classes,
     )
+
+
+def feature_channels(config: Config) -> int | None:
+    """Of the deep features that can be reused, with which the last `SHALLOW_LAYERS` begin; None of a network that can't
+    be divided there."""
+    levels, layers = config.get("block_out_channels"), config.get("layers_per_block", 2)
+    down, up = config.get("down_block_types"), config.get("up_block_types")
+    if not all(isinstance(each, list | tuple) and len(each) > 1 for each in (levels, down, up)):
+        return None
+    assert isinstance(levels, list | tuple)
+    assert isinstance(down, list | tuple)
+    assert isinstance(up, list | tuple)
+    layers = layers[0] if isinstance(layers, list | tuple) and layers else layers
+    if not (isinstance(layers, int) and down[0] in DIVISIBLE and up[-1] in DIVISIBLE):
+        return None
+    # The last block has one layer more than the first, and the first of its layers begins with the block before it.
+    channels = levels[0] if layers + 1 > SHALLOW_LAYERS else levels[1]
+    return channels if isinstance(channels, int) else None
 
 
 def check_rules(rules: Sequence[Rule]) -> None:

@@ -85,10 +85,13 @@ def test_noise_levels_and_rescale_are_used_again(visit: Open, worker: FakeWorker
     page.get_by_label("Guidance", exact=True).fill("2.5")
     page.get_by_label("Guidance rescale").fill("0.7")
     page.get_by_label("to t/T", exact=True).fill("0.8")
+    page.get_by_label("Fast").check()
     opened.draw()
     worker.succeed(drawn := take(worker))
     first = request_of(drawn)
     assert (first.karras, first.guidance.rescale, first.guidance.interval) == (True, 0.7, (0.0, 0.8))
+    assert first.fast
+    page.get_by_label("Fast").uncheck()
     for label, value in (("Noise levels", ""), ("Sampler", "ddim")):
         page.get_by_label(label, exact=True).select_option(value)
     page.get_by_label("Guidance", exact=True).fill("1")

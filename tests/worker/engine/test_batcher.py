@@ -13,12 +13,24 @@ from worker.engine.batcher import TURN, Batcher
 @dataclass(eq=False)
 class FakeRow:
     remaining_steps: int
-    cost: int = 1
-    batch_key: str = "a"
+    whole_cost: int = 1
+    network: str = "a"
     joined_at: int = 0
     steps: int = 0
     """What it asked for; `ran` must end there."""
     ran: int = 0
+    fast: bool = False
+    """Runs the whole network in every third step only, and is then no company for its own kind."""
+    guided_to: int | None = None
+    """From this step on it costs half, rounded up; None: never."""
+
+    @property
+    def batch_key(self) -> str:
+        return f"{self.network}, shallow" if self.fast and self.ran % 3 else self.network
+
+    @property
+    def cost(self) -> int:
+        return self.whole_cost if self.guided_to is None or self.ran < self.guided_to else -(-self.whole_cost // 2)
 
 
 def row(steps: int, cost: int = 1, batch_key: str = "a", joined_at: int = 0) -> FakeRow:
@@ -46,11 +58,23 @@ class BatcherLife(RuleBasedStateMachine):
         network=st.sampled_from("ab"),
         area=st.sampled_from([1, 2, 5]),
         images=st.integers(1, 6),
+        fast=st.booleans(),
+        guided_to=st.none() | st.integers(0, 6),
     )
-    def join(self, steps: int, network_rows: int, network: str, area: int, images: int) -> None:
+    def join(
+        self,
+        steps: int,
+        network_rows: int,
+        network: str,
+        area: int,
+        images: int,
+        fast: bool,
+        guided_to: int | None,
+    ) -> None:
         """Images of one network may be of several sizes, larger ones more costly than a whole batch."""
         for _ in range(images):
             newcomer = row(steps, network_rows * area, f"{network}, {area}", self.batches)
+            newcomer.fast, newcomer.guided_to = fast, guided_to
             self.alive.append(newcomer)
             self.batcher.add(newcomer)
 
@@ -168,6 +192,24 @@ def test_a_batch_key_keeps_its_share_beside_a_stream_of_short_work_on_another() 
             else:
                 batcher.remove(r)
     assert ran == 100 // (TURN + 1)
+
+
+def test_shallow_steps_and_whole_ones_of_a_network_do_not_starve_one_another() -> None:
+    """Beside a stream of short work of either kind a long row of the other kind moves on at the same share."""
+    for fast in (True, False):
+        batcher: Batcher[FakeRow] = Batcher(4)
+        batcher.add(lonely := row(1000))
+        lonely.fast = not fast
+        for _ in range(150):
+            short = row(3)
+            short.fast, short.ran = fast, 1 if fast else 0
+            batcher.add(short)
+            for r in batcher.choose():
+                r.ran += r is lonely
+                if r is not lonely:
+                    batcher.remove(r)
+        # A whole step of the long one has company of its own kind only where the stream is whole.
+        assert lonely.ran >= 150 // (TURN + 1), fast
 
 
 def test_large_images_keep_their_share_beside_a_stream_of_small_ones_of_the_same_network() -> None:

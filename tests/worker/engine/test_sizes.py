@@ -185,7 +185,7 @@ def test_a_size_whose_batches_are_not_exact_runs_image_by_image() -> None:
         called.append(len(inputs))
         return inputs.x + len(inputs) * (inputs.x.shape[-1] > 8)
 
-    sizes = OtherSizes(leaky, TINY_SPEC, CPU)
+    sizes = OtherSizes(leaky, TINY_SPEC.of_shape, CPU)
     for shape in ((1, 8, 8), (1, 8, 16)):
         while shape not in sizes:
             sizes.prepare_some(shape)

@@ -212,7 +212,7 @@ class FakeEngine:
             self.outbox.put(Succeeded(job.job_id, *made_by, images, frames=frames if job.request.frames else ()))
 
 
-MEMORY = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3, workspace_bytes=2)
+MEMORY = MemoryUse(weight_bytes=700, spare_bytes=50, recording_bytes=3, workspace_bytes=2, feature_bytes=1)
 
 
 class FakeCatalogue:

@@ -30,7 +30,7 @@ def chain(*images: SavedImage) -> SavedChain:
         VERSION,
         "ab" * 32,
         "float32",
-        images or (SavedImage(7, state(1), state(2)), SavedImage(0, None, None)),
+        images or (SavedImage(7, state(1), state(2), full_x_t=state(3)), SavedImage(0, None, None)),
     )
 
 
@@ -39,7 +39,14 @@ def same(one: SavedChain, other: SavedChain) -> bool:
         arrays: list[Any] = [
             x
             for image in saved.images
-            for x in (image.x_t, image.x_0_previous, image.entry, len(image.earlier_outputs), *image.earlier_outputs)
+            for x in (
+                image.x_t,
+                image.x_0_previous,
+                image.entry,
+                image.full_x_t,
+                len(image.earlier_outputs),
+                *image.earlier_outputs,
+            )
         ]
         arrays += [x for image in saved.images for _, x in sorted(image.frames.items())]
         progress = [(image.leg, image.step, *sorted(image.frames)) for image in saved.images]
@@ -115,7 +122,7 @@ def test_no_bytes_whatever_they_are_break_the_worker(data: st.DataObject) -> Non
 def test_a_header_that_contradicts_itself_is_refused() -> None:
     good = pack(chain(), REQUEST)
     for wrong in (
-        good.replace(b'"layout": 3', b'"layout": 2'),
+        good.replace(b'"layout": 4', b'"layout": 3'),
         good.replace(b'"entry": null', b'"entry": 7   '),
         good.replace(b'"x_t": [1, 4, 4]', b'"x_t": [1, 4, 5]'),
         good.replace(b'"x_t": [1, 4, 4]', b'"x_t": [-1,-4,4]'),

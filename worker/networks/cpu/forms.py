@@ -41,8 +41,13 @@ def prepare_on_cpu(source: NetworkSource, threads: int) -> PreparedNetwork:
         # torch has other kernels then, many times slower and with forms of their own.
         log.warning("%s: this processor can't compute in bfloat16, float32 would be many times faster", source.where)
         network = source.open()
-        denoise = ThreadedDenoiser(OneByOne(source.denoiser(network)), CpuTeam(threads))
-        return PreparedNetwork(network, denoise, source.dtype, Form.ONE_BY_ONE)
+        team = CpuTeam(threads)
+
+        def one_by_one(inner: Denoiser) -> Denoiser:
+            return ThreadedDenoiser(OneByOne(inner), team)
+
+        denoise = one_by_one(source.denoiser(network))
+        return PreparedNetwork(network, denoise, source.dtype, Form.ONE_BY_ONE, one_by_one)
     known = _choices.get(source.kind)
     if known is not None:
         network, threaded = _prepare(source, threads, known.form)
@@ -66,10 +71,11 @@ def _prepare(source: NetworkSource, threads: int, form: Form) -> tuple[nn.Module
 
 
 def _finish(source: NetworkSource, network: nn.Module, threaded: ThreadedDenoiser, choice: _Choice) -> PreparedNetwork:
-    denoise: Denoiser = replace(threaded, split=choice.split)
-    if choice.form is Form.ONE_BY_ONE:
-        denoise = OneByOne(denoise)
-    return PreparedNetwork(network, denoise, source.dtype, choice.form)
+    def around(inner: Denoiser) -> Denoiser:
+        denoise = replace(threaded, inner=inner, split=choice.split)
+        return OneByOne(denoise) if choice.form is Form.ONE_BY_ONE else denoise
+
+    return PreparedNetwork(network, around(threaded.inner), source.dtype, choice.form, around)
 
 
 def _split(denoise: ThreadedDenoiser, source: NetworkSource) -> Split:
