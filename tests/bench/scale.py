@@ -130,13 +130,13 @@ def _valkey(folder: Path) -> Iterator[str]:
     with (folder / "scale-valkey.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        client = redis.Redis(unix_socket_path=str(address))
-        for _ in range(100):
-            try:
-                client.ping()
-                break
-            except redis.ConnectionError:
-                time.sleep(0.1)
+        with redis.Redis(unix_socket_path=str(address)) as client:
+            for _ in range(100):
+                try:
+                    client.ping()
+                    break
+                except redis.ConnectionError:
+                    time.sleep(0.1)
         yield f"unix://{address}"
     finally:
         process.terminate()
@@ -149,13 +149,15 @@ async def _at(url: str, count: int, models: int, session: Session) -> Costs:
     row_step_s = dict.fromkeys(names, 0.01)
     with redis.Redis.from_url(url) as client:
         client.flushall()
-        empty = client.info("memory")["used_memory"]
-        connection = AsyncRedis.from_url(url)
+        connection = AsyncRedis.from_url(url, max_connections=2 * AT_ONCE)
         try:
             settings = Settings(redis_url=url, max_queue=10**12, max_queue_jobs=10**7, redis_timeout_s=30)
             queue = JobQueue(connection, settings)
+            await _submit(queue, names[0], row_step_s)  # the scripts stay in the server's memory from now on
+            client.flushall()
+            empty = await _used_bytes(connection, client)
             ids = await _fill(queue, names, row_step_s, count)
-            job_bytes = (client.info("memory")["used_memory"] - empty) / count
+            job_bytes = (await _used_bytes(connection, client) - empty) / count
             reading = Reading(announced=None, live=(), read_at=0.0)
             middle = ids[count // 2]
 
@@ -177,6 +179,19 @@ async def _at(url: str, count: int, models: int, session: Session) -> Costs:
             )
         finally:
             await connection.aclose()
+
+
+def _wait_until_alone(client: "redis.Redis") -> None:
+    while client.info("clients")["connected_clients"] > 1:
+        time.sleep(0.05)
+
+
+async def _used_bytes(connection: AsyncRedis, client: "redis.Redis") -> int:
+    """Of the server's memory without the buffers of connections, which are closed for that."""
+    await connection.connection_pool.disconnect()
+    await asyncio.to_thread(_wait_until_alone, client)
+    used: int = client.info("memory")["used_memory"]
+    return used
 
 
 async def _fill(queue: JobQueue, models: Sequence[str], row_step_s: Mapping[str, float], count: int) -> list[str]:
