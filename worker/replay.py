@@ -7,6 +7,7 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -68,8 +69,10 @@ def _pool(
 ) -> "ModelPool":
     from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
+    from worker.networks.cpu.form_choice import choice_of
     from worker.networks.cuda.networks import gpu_networks
     from worker.networks.device import choose_device, choose_dtype
+    from worker.networks.shared_choices import GivenChoice
     from worker.store import ModelStore, StoreError, bundled_store_path
 
     try:
@@ -80,10 +83,13 @@ def _pool(
     dtype = dtype or computed.dtype
     chosen = choose_device(device or computed.device)
     number_format = choose_dtype(dtype, chosen)
+    on_cpu = chosen.type == "cpu" and number_format is not None
+    drawn_so = GivenChoice(choice_of(dtype, computed.form)) if on_cpu else None
     networks = None if chosen.type == "cpu" else gpu_networks(chosen, record=False, tf32=dtype == "tf32")
+    load = partial(load_checkpoint, choices=drawn_so, max_batch=MAX_BATCH, networks=networks)
     return ModelPool(
         store,
-        lambda checkpoint: load_checkpoint(checkpoint, chosen, number_format, max_batch=MAX_BATCH, networks=networks),
+        lambda checkpoint: load(checkpoint, chosen, number_format),
         spares=networks,
     )
 

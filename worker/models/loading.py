@@ -27,8 +27,7 @@ from worker.models.text_parts import open_readers
 from worker.models.weights import check_finite, open_diffusers
 from worker.networks.architecture import Architecture, NetworkSource, TextShape
 from worker.networks.batch_form import InexactNetworkError
-from worker.networks.cpu.dtype_choice import choice_key, prepare_in_chosen_dtype
-from worker.networks.cpu.forms import prepare_on_cpu
+from worker.networks.cpu.form_choice import choice_key, prepare_in_chosen_form
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.fused_step import choose_end_step
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
@@ -61,6 +60,9 @@ from worker.store.unet_config import feature_channels
 
 log = logging.getLogger(__name__)
 
+OWN_CHOICES = LocalChoices()
+"""Of a process that shares them with no other: what it loads again computes as before."""
+
 
 def load_checkpoint(
     checkpoint: Checkpoint,
@@ -78,7 +80,7 @@ def load_checkpoint(
 
     Args:
         dtype: None chooses for each kind of network, of those that a CPU computes in.
-        choices: keeps what was chosen for all workers; None keeps it for this call.
+        choices: keeps what was chosen for all workers; None keeps it for this process.
         max_batch: the engine's; the only batch size where `pad_batch` asks for one.
         threads: of the CPU; None: all there are.
         tile_above_pixels: larger images are decoded in tiles; None: none are.
@@ -198,11 +200,9 @@ def load_checkpoint(
         return model
 
     if device.type == "cpu" and networks is None:
-        if dtype is None:
-            key = choice_key(config, shape)
-            prepared = prepare_in_chosen_dtype(source_in, threads, max_batch, key, choices or LocalChoices())
-        else:
-            prepared = prepare_on_cpu(source_in(dtype), threads)
+        dtypes = (torch.float32, torch.bfloat16) if dtype is None else (dtype,)
+        key = choice_key(config, shape, dtypes)
+        prepared = prepare_in_chosen_form(source_in, dtypes, threads, max_batch, key, choices or OWN_CHOICES)
         execution = Execution(dtype_name(prepared.dtype), exact=True, form=prepared.form)
         denoise = padded(prepared.denoise, pad_batch, max_batch, device)
         is_exact = prepared.form is Form.ONE_BY_ONE

@@ -17,6 +17,8 @@ class Form(StrEnum):
     """Batches on a CPU, with Winograd's convolutions where they pay."""
     DIRECT = "direct"
     """Batches on a CPU, with plain convolutions."""
+    COMPILED = "compiled"
+    """Batches on a CPU, with norms and convolutions compiled for its kind of processor."""
     ONE_BY_ONE = "one_by_one"
     """One image after the other: on this processor no form is exact in batches."""
     GRAPHS = "graphs"

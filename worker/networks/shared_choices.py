@@ -18,6 +18,19 @@ class SharedChoices(Protocol):
         """Propose a choice; returns the final one, which may be another worker's."""
 
 
+class GivenChoice:
+    """One choice for every key: another worker's, whose pixels are to be drawn again."""
+
+    def __init__(self, choice: str) -> None:
+        self._choice = choice
+
+    def get(self, key: str) -> str | None:
+        return self._choice
+
+    def settle(self, key: str, choice: str) -> str:
+        return self._choice
+
+
 class LocalChoices:
     """Choices of this process, for programs that serve no queue."""
 

@@ -9,7 +9,7 @@ fixed, each matrix product has one shape, and one thread computes each norm's su
 import threading
 from collections.abc import Mapping
 from functools import partial
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,16 @@ from worker.networks.cpu.fast_blocks import (
     TimeShifts,
     is_plain_attention,
     is_plain_resnet,
+    join_last_norm,
 )
+from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledNorm, convolution_suits, norm_suits
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.winograd import WinogradConv2d, winograd_suits
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec
+
+if TYPE_CHECKING:
+    from worker.networks.cpu.jit.kernels import CpuKernels
 
 PIXELS_SPLIT = 1024
 """From this many pixels on torch divides an image's pixels among threads, in channels_last; below, its groups."""
@@ -171,7 +176,13 @@ class FixedGroupNorm(nn.Module):
 
 
 def make_batch_invariant(
-    network: nn.Module, denoise: Denoiser, spec: InputSpec, team: CpuTeam, *, winograd: bool = True
+    network: nn.Module,
+    denoise: Denoiser,
+    spec: InputSpec,
+    team: CpuTeam,
+    *,
+    winograd: bool = True,
+    kernels: "CpuKernels | None" = None,
 ) -> None:
     """Replace a network's modules by forms that are exact in batches and, where possible, faster.
 
@@ -180,10 +191,13 @@ def make_batch_invariant(
 
     Args:
         denoise: calls the network.
+        kernels: compiled for this processor; they stand where they suit.
     """
     time_shifts = TimeShifts()
-    _replace_blocks(network, _image_sizes(network, denoise, spec), winograd, time_shifts, team)
+    _replace_blocks(network, _image_sizes(network, denoise, spec), winograd, time_shifts, team, kernels)
     time_shifts.fuse(FixedLinear)
+    if kernels is not None:
+        join_last_norm(network)
 
 
 def fix_layers(network: nn.Module, team: CpuTeam) -> None:
@@ -196,8 +210,10 @@ def fix_layers(network: nn.Module, team: CpuTeam) -> None:
             setattr(network, name, fixed)
 
 
-def _fixed_layer(layer: nn.Module, team: CpuTeam) -> nn.Module | None:
+def _fixed_layer(layer: nn.Module, team: CpuTeam, kernels: "CpuKernels | None" = None) -> nn.Module | None:
     """None for a module of another kind."""
+    if type(layer) is nn.GroupNorm and kernels is not None and norm_suits(layer, kernels):
+        return CompiledNorm(layer, kernels)
     if type(layer) is nn.Conv2d:
         return FixedConv2d(layer)
     if type(layer) is nn.Linear:
@@ -211,14 +227,17 @@ def _replace_blocks(
     winograd: bool,
     time_shifts: TimeShifts,
     team: CpuTeam,
+    kernels: "CpuKernels | None",
 ) -> None:
     for name, child in module.named_children():
-        if type(child) is nn.Conv2d and child in sizes and winograd and winograd_suits(child, *sizes[child]):
+        if type(child) is nn.Conv2d and child in sizes and kernels and convolution_suits(child, *sizes[child], kernels):
+            setattr(module, name, CompiledConv2d(child, kernels))
+        elif type(child) is nn.Conv2d and child in sizes and winograd and winograd_suits(child, *sizes[child]):
             setattr(module, name, WinogradConv2d(child))
-        elif (fixed := _fixed_layer(child, team)) is not None:
+        elif (fixed := _fixed_layer(child, team, kernels)) is not None:
             setattr(module, name, fixed)
         else:
-            _replace_blocks(child, sizes, winograd, time_shifts, team)
+            _replace_blocks(child, sizes, winograd, time_shifts, team, kernels)
             if is_plain_resnet(child):
                 setattr(module, name, FastResnetBlock(child, time_shifts))
             elif is_plain_attention(child):

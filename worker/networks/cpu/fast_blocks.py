@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledNorm
+
 
 def is_plain_resnet(block: Any) -> bool:
     """Whether this is a ResnetBlock2D as in DDPM's U-Net, the kind that `FastResnetBlock` computes."""
@@ -85,15 +87,35 @@ class FastResnetBlock(nn.Module):
         self.output_scale_factor = float(block.output_scale_factor)
         self.time_shifts = time_shifts
         self.index = time_shifts.add(block.time_emb_proj)
+        for norm in (self.norm1, self.norm2):
+            if isinstance(norm, CompiledNorm):
+                norm.silu = True
 
     def forward(self, x: Tensor, temb: Tensor) -> Tensor:
         """[N, C, H, W] and the time's embedding [N, E] → [N, C', H, W]."""
-        h = F.silu(self.norm1(x), inplace=True)
-        h = self.conv1(h, shift=self.time_shifts(temb, self.index))
-        h = F.silu(self.norm2(h), inplace=True)
+        h = _normed(self.norm1, self.conv1, x, shift=self.time_shifts(temb, self.index))
         residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        y: Tensor = self.conv2(h, residual=residual)
+        y = _normed(self.norm2, self.conv2, h, residual=residual)
         return y if self.output_scale_factor == 1 else y / self.output_scale_factor
+
+
+def _normed(norm: nn.Module, conv: nn.Module, x: Tensor, **added: Tensor) -> Tensor:
+    """Norm, SiLU, convolution, and what it adds: in as few passes over memory as the layers allow."""
+    if not isinstance(norm, CompiledNorm):
+        y: Tensor = conv(F.silu(norm(x), inplace=True), **added)
+    elif isinstance(conv, CompiledConv2d):
+        y = conv(x, norm=norm, **added)
+    else:
+        y = conv(norm(x), **added)
+    return y
+
+
+def join_last_norm(network: Any) -> None:
+    """Have the norm before a U-Net's last convolution do the SiLU after it too."""
+    norm = getattr(network, "conv_norm_out", None)
+    if isinstance(norm, CompiledNorm) and isinstance(getattr(network, "conv_act", None), nn.SiLU):
+        norm.silu = True
+        network.conv_act = nn.Identity()
 
 
 def is_plain_attention(block: Any) -> bool:

@@ -2,21 +2,29 @@
 
 import logging
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from worker.networks.architecture import NetworkSource
 from worker.networks.cpu.batch_invariant import make_batch_invariant
+from worker.networks.cpu.jit.available import cpu_kernels
+from worker.networks.cpu.jit.layers import CompiledConv2d
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.threaded import ALWAYS_NARROW, Split, ThreadedDenoiser, measured_split
 from worker.networks.denoiser import Denoiser
 from worker.networks.exactness import OneByOne, agree, is_batch_invariant
 from worker.networks.form import Form, PreparedNetwork
 
+if TYPE_CHECKING:
+    from worker.networks.cpu.jit.kernels import CpuKernels
+
 log = logging.getLogger(__name__)
 
 CPU = torch.device("cpu")
+WORTH_CHANNELS = 64
+"""Of a network's widest convolution: with fewer there is nothing to gain by compiling kernels."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +71,38 @@ def prepare_on_cpu(source: NetworkSource, threads: int) -> PreparedNetwork:
     return _finish(source, network, threaded, known)
 
 
-def _prepare(source: NetworkSource, threads: int, form: Form) -> tuple[nn.Module, ThreadedDenoiser]:
+def prepare_compiled(source: NetworkSource, threads: int) -> PreparedNetwork | None:
+    """Prepare the network with the kernels that are compiled for this processor.
+
+    None where there are none, where the network has no large convolution for them, or where it is not exact in batches.
+    """
+    kernels = cpu_kernels() if source.dtype is torch.float32 else None
+    if kernels is None:
+        return None
+    network, threaded = _prepare(source, threads, Form.COMPILED, kernels)
+    if not any(isinstance(m, CompiledConv2d) and len(m.bias) >= WORTH_CHANNELS for m in network.modules()):
+        return None
+    try:
+        kernels.compiled()
+    except (RuntimeError, OSError) as error:
+        log.warning("%s: no kernels could be compiled: %s", source.where, error)
+        return None
+    kind = f"compiled {source.kind}"
+    known = _choices.get(kind)
+    if known is None:
+        if not is_batch_invariant(threaded.one_thread, source.inputs, CPU):
+            log.warning("%s: batches in the %s form are not exact on this processor", source.where, Form.COMPILED)
+            return None
+        known = _choices[kind] = _Choice(Form.COMPILED, _split(threaded, source))
+    return _finish(source, network, threaded, known)
+
+
+def _prepare(
+    source: NetworkSource, threads: int, form: Form, kernels: "CpuKernels | None" = None
+) -> tuple[nn.Module, ThreadedDenoiser]:
     team, network = CpuTeam(threads), source.open()
     denoise = source.denoiser(network)
-    make_batch_invariant(network, denoise, source.inputs, team, winograd=form is Form.FAST)
+    make_batch_invariant(network, denoise, source.inputs, team, winograd=form is not Form.DIRECT, kernels=kernels)
     return network, ThreadedDenoiser(denoise, team)
 
 

@@ -65,6 +65,12 @@ def winograd_suits(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
     )
 
 
+def transformed_filters(conv: nn.Conv2d) -> Tensor:
+    """G g G^T of each filter: [36, C, C'] float32."""
+    weight = conv.weight.detach().double().flatten(2)  # [C', C, 9]
+    return torch.matmul(weight, _FILTER_2D.T).permute(2, 1, 0).to(torch.float32).contiguous()
+
+
 class WinogradConv2d(nn.Module):
     """A 3x3 convolution with stride 1 and zero padding 1; images are filled up to sides that are multiples of 4.
 
@@ -75,9 +81,7 @@ class WinogradConv2d(nn.Module):
     def __init__(self, conv: nn.Conv2d) -> None:
         super().__init__()
         self.out_channels = conv.out_channels
-        weight = conv.weight.detach().double().flatten(2)  # [C', C, 9]
-        transformed = torch.matmul(weight, _FILTER_2D.T).permute(2, 1, 0)  # [36, C, C']
-        self.weight = nn.Parameter(transformed.to(torch.float32).contiguous(), requires_grad=False)
+        self.weight = nn.Parameter(transformed_filters(conv), requires_grad=False)
         bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
         self.bias = nn.Parameter(bias, requires_grad=False)
         self.register_buffer("input_2d", _INPUT_2D.to(torch.float32), persistent=False)

@@ -1,31 +1,39 @@
-"""The faster dtype of those that are exact, chosen by the first worker and kept by all."""
+"""The fastest of the forms that are exact, chosen by the first worker and kept by all."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import pytest
 import torch
+from diffusers import UNet2DModel
 from torch import Tensor, nn
 
 from tests.worker.networks.prepared import TINY_SPEC
 from tests.worker.tiny_models import tiny_unet
 from worker.networks.architecture import NetworkSource
-from worker.networks.cpu.dtype_choice import (
+from worker.networks.cpu.form_choice import (
     CLEARLY_FASTER,
+    CLEARLY_SLOWER,
+    COMPILED,
     MEASURING_S,
     choice_key,
-    prepare_in_chosen_dtype,
+    choice_of,
+    prepare_in_chosen_form,
     rows_per_s,
 )
+from worker.networks.cpu.jit.machine_code import registers
 from worker.networks.denoiser import Denoiser
 from worker.networks.form import Form, PreparedNetwork
 from worker.networks.network_input import InputSpec, NetworkInput
-from worker.networks.shared_choices import LocalChoices
+from worker.networks.shared_choices import GivenChoice, LocalChoices, SharedChoices
 from worker.networks.unet2d import UNet2D, UNet2DDenoiser
 
-KEY = "dtype of a tiny network"
+KEY = "form of a tiny network"
+BOTH = (torch.float32, torch.bfloat16)
 kinds = count()
+needs_kernels = pytest.mark.skipif(registers() is None, reason="no kernels are made for this processor")
 
 
 @dataclass(frozen=True)
@@ -71,7 +79,7 @@ def prepare(choices: LocalChoices, measure: Measure, not_exact_in: tuple[torch.d
 
         return NetworkSource(NotExactIn(not_exact_in), open_unet, TINY_SPEC, dtype, f"{kind} {dtype}", "tiny")
 
-    return prepare_in_chosen_dtype(source_in, 1, 16, KEY, choices, measure)
+    return prepare_in_chosen_form(source_in, BOTH, 1, 16, KEY, choices, measure)
 
 
 @pytest.mark.parametrize(
@@ -128,6 +136,69 @@ def test_a_choice_is_kept_where_it_is_not_exact_in_batches() -> None:
     assert (prepared.dtype, prepared.form) == (torch.bfloat16, Form.ONE_BY_ONE)
 
 
+SPEC = InputSpec((3, 8, 8))
+FLOAT32 = (torch.float32,)
+
+
+def prepare_large(choices: SharedChoices, speeds: Mapping[str, float], dtypes: Sequence[torch.dtype] = FLOAT32) -> Form:
+    """A network with a convolution that kernels are compiled for."""
+
+    def open_unet(dtype: torch.dtype) -> nn.Module:
+        unet: nn.Module = UNet2DModel(
+            sample_size=8,
+            layers_per_block=1,
+            block_out_channels=(64,),
+            norm_num_groups=16,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            add_attention=False,
+        )
+        return unet.eval().to(dtype)
+
+    def source_in(dtype: torch.dtype) -> NetworkSource:
+        return NetworkSource(UNet2D(), partial(open_unet, dtype), SPEC, dtype, f"a large network in {dtype}", "large")
+
+    def measure(networks: Mapping[str, Denoiser], spec: InputSpec, most_rows: int, threads: int) -> Mapping[str, float]:
+        assert list(networks) == list(speeds)
+        return speeds
+
+    return prepare_in_chosen_form(source_in, dtypes, 1, 16, KEY, choices, measure).form
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    ("speed", "form"),
+    [(2.0, Form.COMPILED), (CLEARLY_SLOWER + 0.01, Form.COMPILED), (CLEARLY_SLOWER - 0.01, Form.FAST)],
+)
+def test_compiled_kernels_are_chosen_unless_they_are_clearly_slower(speed: float, form: Form) -> None:
+    choices = LocalChoices()
+    assert prepare_large(choices, {COMPILED: speed, "float32": 1.0}) is form
+    assert prepare_large(choices, {}) is form  # kept, and not measured again
+    assert choices.get(KEY) == (COMPILED if form is Form.COMPILED else "float32")
+
+
+@needs_kernels
+def test_bfloat16_is_measured_against_the_compiled_kernels() -> None:
+    if not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("bfloat16 has one form here, row by row")
+    speeds = {COMPILED: 2.0, "float32": 1.0, "bfloat16": 1.9}
+    assert prepare_large(LocalChoices(), speeds, BOTH) is Form.COMPILED
+
+
+@needs_kernels
+@pytest.mark.parametrize(("dtype", "form"), [("float32", "compiled"), ("float32", "fast")])
+def test_what_a_receipt_names_is_drawn_again(dtype: str, form: str) -> None:
+    assert prepare_large(GivenChoice(choice_of(dtype, form)), {}) == form
+
+
+def test_a_worker_without_the_chosen_kernels_does_not_draw_other_pixels() -> None:
+    """The tiny network has no convolution that kernels are compiled for."""
+    choices = LocalChoices()
+    choices.settle(KEY, COMPILED)
+    with pytest.raises(ValueError, match="no kernels"):
+        prepare(choices, Measure(1.0, 1.0))
+
+
 def test_an_unknown_choice_is_not_overruled() -> None:
     choices = LocalChoices()
     choices.settle(KEY, "float8")
@@ -158,7 +229,7 @@ class Timed:
 
 
 @pytest.mark.parametrize(
-    ("seconds_per_row", "rows", "most_s"), [(1e-3, 16, MEASURING_S), (0.02, 12, 1.2 * MEASURING_S), (10.0, 2, 50.0)]
+    ("seconds_per_row", "rows", "most_s"), [(1e-3, 16, MEASURING_S), (0.02, 6, 1.2 * MEASURING_S), (10.0, 2, 50.0)]
 )
 def test_the_batch_that_serves_is_measured_or_what_the_time_allows(
     seconds_per_row: float, rows: int, most_s: float
@@ -175,12 +246,13 @@ def test_the_batch_that_serves_is_measured_or_what_the_time_allows(
 
 def test_the_key_names_what_computes_and_nothing_of_the_weights() -> None:
     config = {"_class_name": "UNet2DModel", "_diffusers_version": "0.1", "block_out_channels": [16, 32]}
-    key = choice_key(config, (1, 8, 8))
-    assert key == choice_key({**config, "_diffusers_version": "0.2", "_name_or_path": "x"}, (1, 8, 8))
+    key = choice_key(config, (1, 8, 8), BOTH)
+    assert key == choice_key({**config, "_diffusers_version": "0.2", "_name_or_path": "x"}, (1, 8, 8), BOTH)
     others = [
-        choice_key({**config, "block_out_channels": [16, 64]}, (1, 8, 8)),
-        choice_key({**config, "_class_name": "Other"}, (1, 8, 8)),
-        choice_key(config, (1, 16, 16)),
+        choice_key({**config, "block_out_channels": [16, 64]}, (1, 8, 8), BOTH),
+        choice_key({**config, "_class_name": "Other"}, (1, 8, 8), BOTH),
+        choice_key(config, (1, 16, 16), BOTH),
+        choice_key(config, (1, 8, 8), BOTH[:1]),
     ]
-    assert len({key, *others}) == 4
+    assert len({key, *others}) == 5
     assert f"torch {torch.__version__}" in key

@@ -1,0 +1,207 @@
+"""The kernels that are compiled for this processor give what torch's operations give, of each image by itself."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DModel
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from worker.networks.architecture import NetworkSource
+from worker.networks.cpu.forms import prepare_compiled, prepare_on_cpu
+from worker.networks.cpu.jit.available import cpu_kernels
+from worker.networks.cpu.jit.kernels import CpuKernels
+from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledNorm, convolution_suits
+from worker.networks.cpu.jit.machine_code import Registers, registers
+from worker.networks.cpu.team import CpuTeam
+from worker.networks.denoiser import Denoiser
+from worker.networks.exactness import is_batch_invariant
+from worker.networks.form import Form
+from worker.networks.network_input import InputSpec
+from worker.networks.unet2d import UNet2D
+
+OWN = registers()
+pytestmark = pytest.mark.skipif(OWN is None, reason="no kernels are made for this processor")
+SPEC = InputSpec((3, 16, 16))
+CPU = torch.device("cpu")
+
+
+@cache
+def kernels_with(known: Registers) -> CpuKernels:
+    return CpuKernels(known)
+
+
+# An older processor's half as wide and half as many registers are there on this one too.
+KINDS = sorted({OWN, Registers(min(OWN.lanes, 8), 16)}, key=str) if OWN else []
+
+
+def drawn(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def norm_of(channels: int, groups: int, seed: int) -> nn.GroupNorm:
+    norm = nn.GroupNorm(groups, channels, eps=1e-5)
+    norm.weight.data, norm.bias.data = drawn(seed, 2, channels)
+    return norm
+
+
+def error(ours: Tensor, expected: Tensor) -> float:
+    return float((ours.double() - expected).abs().max() / expected.abs().max())
+
+
+@pytest.mark.parametrize("known", KINDS, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    channels=st.sampled_from([32, 48, 96]),
+    groups=st.sampled_from([1, 8, 16]),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    silu=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@torch.inference_mode()
+def test_the_norm_is_torchs(
+    known: Registers, images: int, channels: int, groups: int, size: tuple[int, int], silu: bool, seed: int
+) -> None:
+    norm, x = norm_of(channels, groups, seed), 3 * drawn(seed + 1, images, channels, *size) + 1
+    expected = F.group_norm(x.double(), groups, norm.weight.double(), norm.bias.double(), norm.eps)
+    ours = CompiledNorm(norm, kernels_with(known), silu=silu)
+    y = ours(x)
+    assert error(y, F.silu(expected) if silu else expected) < 1e-5
+    assert torch.equal(y, torch.cat([ours(image) for image in torch.split(x, 1)]))
+    assert torch.equal(ours(x.flatten(2)), y.flatten(2))
+
+
+@pytest.mark.parametrize("known", KINDS, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(
+    images=st.integers(1, 6),
+    channels=st.tuples(st.sampled_from([32, 48, 80]), st.sampled_from([32, 96])),
+    tiles=st.tuples(st.integers(2, 9), st.integers(2, 9)),
+    short=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    bias=st.booleans(),
+    fused=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+# Three blocks of images; an image of several bands; an odd number of tiles.
+@example(images=5, channels=(32, 32), tiles=(4, 4), short=(0, 0), bias=True, fused=True, seed=0)
+@example(images=2, channels=(48, 32), tiles=(17, 9), short=(0, 0), bias=True, fused=True, seed=0)
+@example(images=1, channels=(32, 96), tiles=(3, 3), short=(0, 0), bias=False, fused=True, seed=0)
+@torch.inference_mode()
+def test_the_convolution_is_torchs(
+    known: Registers,
+    images: int,
+    channels: tuple[int, int],
+    tiles: tuple[int, int],
+    short: tuple[int, int],
+    bias: bool,
+    fused: bool,
+    seed: int,
+) -> None:
+    """With the norm and the SiLU before it and what is added, or alone; on one thread and on two; in every batch."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        conv = nn.Conv2d(*channels, 3, padding=1, bias=bias)
+    x = drawn(seed, images, channels[0], 4 * tiles[0] - short[0], 4 * tiles[1] - short[1])
+    shift, residual = drawn(seed + 1, images, channels[1]), drawn(seed + 2, images, channels[1], *x.shape[2:])
+    norm = norm_of(channels[0], 8, seed)
+    ours = CompiledConv2d(conv, kernels_with(known))
+
+    def run(rows: slice) -> Tensor:
+        if not fused:
+            return ours.forward(x[rows])
+        normed = CompiledNorm(norm, kernels_with(known), silu=True)
+        return ours.forward(x[rows], shift=shift[rows], residual=residual[rows].clone(), norm=normed)
+
+    exact = x.double()
+    if fused:
+        exact = F.silu(F.group_norm(exact, 8, norm.weight.double(), norm.bias.double(), norm.eps))
+    exact = F.conv2d(exact, conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1)
+    exact = exact + shift[:, :, None, None] + residual if fused else exact
+    team = CpuTeam(2)
+    narrow = team.narrow([lambda: run(slice(None))])[0]
+    assert error(narrow, exact) < 1e-5
+    assert torch.equal(team.wide(lambda: run(slice(None))), narrow)
+    assert torch.equal(torch.cat([run(slice(n, n + 1)) for n in range(images)]), narrow)
+
+
+@torch.inference_mode()
+def test_what_is_no_number_stays_none() -> None:
+    """A broken checkpoint must be seen to be one."""
+    kernels = cpu_kernels()
+    assert kernels is not None
+    x = drawn(0, 1, 32, 8, 8)
+    x[0, 3, 5, 2] = torch.nan
+    y = CompiledConv2d(nn.Conv2d(32, 32, 3, padding=1), kernels)(x, norm=CompiledNorm(norm_of(32, 8, 0), kernels))
+    assert y.isnan().any()
+
+
+@torch.inference_mode()
+def test_large_values_pass_through_the_silu() -> None:
+    kernels = cpu_kernels()
+    assert kernels is not None
+    norm = nn.GroupNorm(8, 32)
+    norm.weight.data.fill_(60.0)
+    x = drawn(0, 2, 32, 8, 8)
+    expected = F.silu(F.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double()))
+    y = CompiledNorm(norm, kernels, silu=True)(x)
+    assert expected.abs().max() > 150
+    assert torch.allclose(y.double(), expected, rtol=1e-5, atol=1e-4)
+
+
+def test_which_convolutions_suit() -> None:
+    kernels = cpu_kernels()
+    assert kernels is not None
+    conv = nn.Conv2d(64, 64, 3, padding=1)
+    assert convolution_suits(conv, 16, 8, kernels)
+    assert not convolution_suits(conv, 4, 4, kernels)
+    assert not convolution_suits(conv, 15, 16, kernels)
+    assert not convolution_suits(nn.Conv2d(64, 64, 3, padding=1, stride=2), 16, 16, kernels)
+    assert not convolution_suits(nn.Conv2d(64, 3, 3, padding=1), 16, 16, kernels)
+    assert not convolution_suits(conv.to(torch.bfloat16), 16, 16, kernels)
+
+
+def unet(width: int = 64) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network: nn.Module = UNet2DModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(width, width),
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+            norm_num_groups=16,
+        ).eval()
+        return network
+
+
+def source(width: int = 64) -> NetworkSource:
+    return NetworkSource(UNet2D(), lambda: unet(width), SPEC, torch.float32, f"compiled {width}", "a test")
+
+
+def test_a_network_of_them_is_exact_in_batches_and_computes_what_torchs_operations_do() -> None:
+    compiled, plain = prepare_compiled(source(), 2), prepare_on_cpu(source(), 2)
+    assert compiled is not None
+    assert (compiled.form, plain.form) == (Form.COMPILED, Form.FAST)
+    assert is_batch_invariant(compiled.denoise, SPEC, CPU)
+    inputs = SPEC.probe(3)
+    assert error(compiled.denoise(inputs), plain.denoise(inputs).double()) < 1e-4
+
+
+def test_a_network_without_large_convolutions_has_no_such_form() -> None:
+    assert prepare_compiled(source(32), 1) is None
+
+
+def test_prepared_anew_it_gives_the_same_bits() -> None:
+    inputs = SPEC.probe(2)
+
+    def evaluated() -> Tensor:
+        prepared = prepare_compiled(source(), 2)
+        assert prepared is not None
+        denoise: Denoiser = prepared.denoise
+        return denoise(inputs)
+
+    assert torch.equal(evaluated(), evaluated())

@@ -1,0 +1,95 @@
+"""A network's layers by the kernels that are compiled for this processor, in float32."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from worker.networks.cpu.winograd import TILE, transformed_filters
+
+if TYPE_CHECKING:
+    from worker.networks.cpu.jit.kernels import CpuKernels
+
+FEWEST_CHANNELS = 32
+SMALLEST_PX = 8
+"""Of an image's side: below, most of a tile is border."""
+
+
+def packed_norm(weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """[2 C + 1] of a group norm, as the kernels take it."""
+    return torch.cat([weight.detach(), bias.detach(), torch.tensor([eps])])
+
+
+def norm_suits(norm: nn.GroupNorm, kernels: "CpuKernels") -> bool:
+    return norm.weight is not None and norm.weight.dtype == torch.float32 and kernels.norms(norm.num_channels)
+
+
+def convolution_suits(conv: nn.Conv2d, height_px: int, width_px: int, kernels: "CpuKernels") -> bool:
+    """Whether the kernel computes this convolution on images of this size, and fast."""
+    of_this_kind = (
+        conv.kernel_size == (3, 3)
+        and conv.stride == conv.padding == conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and conv.weight.dtype == torch.float32
+    )
+    return (
+        of_this_kind
+        and height_px % TILE == width_px % TILE == 0
+        and min(height_px, width_px) >= SMALLEST_PX
+        and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
+        and kernels.convolves(conv.in_channels, conv.out_channels)
+    )
+
+
+class CompiledNorm(nn.Module):
+    """A group norm of images, and the SiLU after it if one follows."""
+
+    def __init__(self, norm: nn.GroupNorm, kernels: "CpuKernels", *, silu: bool = False) -> None:
+        super().__init__()
+        self.packed = nn.Parameter(packed_norm(norm.weight, norm.bias, norm.eps), requires_grad=False)
+        self.num_groups, self.num_channels, self.eps = norm.num_groups, norm.num_channels, norm.eps
+        self.silu = silu
+        self.kernels = kernels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[N, C, H, W] → the same shape, in channels_last; [N, C, L] → the same shape."""
+        if x.dim() == 4:
+            return self.kernels.norm(x, self.packed, self.num_groups, silu=self.silu)
+        return self.kernels.norm(x[..., None], self.packed, self.num_groups, silu=self.silu)[..., 0]
+
+
+class CompiledConv2d(nn.Module):
+    """A 3x3 convolution with stride 1 and zero padding 1, and the norm and SiLU before it where they come with it."""
+
+    def __init__(self, conv: nn.Conv2d, kernels: "CpuKernels") -> None:
+        super().__init__()
+        self.weight = nn.Parameter(kernels.panels(transformed_filters(conv)), requires_grad=False)
+        bias = torch.zeros(conv.out_channels) if conv.bias is None else conv.bias.detach()
+        self.bias = nn.Parameter(bias, requires_grad=False)
+        self.kernels = kernels
+
+    def forward(
+        self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None, norm: CompiledNorm | None = None
+    ) -> Tensor:
+        """Norm where there is one, convolve, then add `shift` and `residual`.
+
+        Args:
+            x: [N, C, H, W].
+            shift: [N, C'] added to every pixel.
+            residual: [N, C', H, W].
+
+        Returns:
+            [N, C', H, W] in channels_last.
+        """
+        bias = self.bias if shift is None else self.bias + shift
+        height, width = x.shape[-2:]
+        if height % TILE == width % TILE == 0:
+            packed, groups = (None, 1) if norm is None else (norm.packed, norm.num_groups)
+            return self.kernels.winograd(x, self.weight, bias, norm=packed, groups=groups, residual=residual)
+        x = x if norm is None else norm(x)
+        filled = F.pad(x, (0, -width % TILE, 0, -height % TILE))
+        y = self.kernels.winograd(filled, self.weight, bias)[..., :height, :width]
+        y = y.contiguous(memory_format=torch.channels_last)
+        return y if residual is None else y.add_(residual)
