@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from pydantic_core import PydanticUndefined
 
 from service.launcher.up import UpSettings
 from service.settings import Settings
@@ -50,6 +51,33 @@ def test_every_setting_that_a_document_names_is_read_by_a_process_or_by_compose(
         others |= set(re.findall(r"\$\{(REVERIE_[A-Z_]+)", text_of(file)))
     named = set(re.findall(r"REVERIE_[A-Z_]+", text_of(document)))
     assert named - others - {f"REVERIE_{field.upper()}" for field in fields} - {"REVERIE_"} == set()
+
+
+def test_the_defaults_that_the_readme_tells_are_those_of_the_code() -> None:
+    fields = {
+        f"REVERIE_{name.upper()}": field.default
+        for settings in (UpSettings, WorkerSettings, Settings)
+        for name, field in settings.model_fields.items()
+    }
+    rows = re.findall(r"^\| (`REVERIE_\w+`(?:, `REVERIE_\w+`)*) \| ([^|]*) \|", text_of("README.md"), re.MULTILINE)
+    assert len(rows) > 30
+    told = {
+        name: default.strip()
+        for names, cell in rows
+        for name, default in zip(
+            re.findall(r"\w+", names),
+            cell.split(",") if "," in cell else [cell] * (names.count(",") + 1),
+            strict=True,
+        )
+    }
+    units = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+    for name, default in told.items():
+        if number := re.fullmatch(r"(\d+) ?([KMG]iB|)", default):
+            assert float(fields[name]) == int(number[1]) * units[number[2]], name
+        elif literal := re.fullmatch(r"`(.+)`", default):
+            assert str(fields[name]) == literal[1], name
+        else:
+            assert not fields[name] or fields[name] is PydanticUndefined, f"{name}: {default}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
