@@ -42,6 +42,10 @@ class TrainingConfiguration(BaseModel):
     """mirror every other picture, left to right"""
     broken_share: Share = 0.01
     """share of a folder's files that may be unreadable; they are named and left out"""
+    autoencoder: Path | None = None
+    """folder of a KL autoencoder: train in its latents"""
+    latents: Path = Path(".reverie/latents")
+    """folder that keeps encoded images"""
     memory_mib: Positive = 1024
     """pictures are kept in memory up to this much, else read again for every batch"""
     workers: Annotated[int, Field(ge=0)] = 0
@@ -177,6 +181,8 @@ class TrainingConfiguration(BaseModel):
             raise ValueError(f"need a batch that accumulate divides, got {self.batch} and {self.accumulate}")
         if self.zero_terminal_snr and self.prediction is PredictionType.EPSILON:
             raise ValueError("need v_prediction or sample with zero_terminal_snr, got epsilon")
+        if self.autoencoder is not None and self.flips:
+            raise ValueError("need no flips with an autoencoder: the latents of a mirrored image are not mirrored ones")
         optimizer_class(self.optimizer)
         return self
 
@@ -196,6 +202,7 @@ class TrainingConfiguration(BaseModel):
 
 
 NOT_OF_THE_WEIGHTS = (
+    *("autoencoder", "latents"),  # the fingerprint of the data tells them by their hashes
     *("steps", "epochs", "minutes", "workers", "memory_mib", "threads", "device", "compile", "channels_last"),
     *("store", "model", "publish_every", "publish_best", "publish_dtype", "state", "save_every"),
     *("log", "log_every", "held_out_rows"),

@@ -32,7 +32,7 @@ from training.opening import OpenedVersion, open_version
 from training.publishing import spacing_of
 from training.randomness import generator
 from training.sampling import draw_images
-from training.sources import load_sources
+from training.sources import load_images
 from training.text import CaptionTokenizer, build_text_encoder
 from worker.store import ModelStore
 
@@ -67,6 +67,8 @@ def draw(version: OpenedVersion, source: ImageSource, conditions: Conditions, op
     given = conditions.labels if conditions.labels is not None else conditions.tokens
     count = options.samples if given is None else len(given)
     none = null_label(source)
+    config = version.denoiser.network.config
+    shape = source.shape if version.autoencoder is None else (config.in_channels, *[config.sample_size] * 2)
     without = Conditions(
         None if none is None else torch.tensor([none]), None if version.tokenizer is None else version.tokenizer([""])
     )
@@ -75,7 +77,7 @@ def draw(version: OpenedVersion, source: ImageSource, conditions: Conditions, op
             draw_images(
                 version.denoiser,
                 version.configuration.noise_schedule(),
-                source.shape,
+                shape,
                 (options.seed + rows).tolist(),
                 conditions[rows],
                 steps=options.steps,
@@ -84,6 +86,7 @@ def draw(version: OpenedVersion, source: ImageSource, conditions: Conditions, op
                 prediction_type=version.configuration.prediction,
                 guidance_scale=options.guidance_scale,
                 without=None if given is None else without,
+                autoencoder=version.autoencoder,
             )
             for rows in torch.split(torch.arange(count), BATCH)
         ]
@@ -221,7 +224,7 @@ def judged(
 
 def evaluate(version: OpenedVersion, options: Options) -> dict[str, float]:
     """All measures that the data of a version allows."""
-    train, held_out = load_sources(version.configuration)
+    train, held_out = load_images(version.configuration)
     if isinstance(train, EmojiData) and isinstance(held_out, EmojiData):
         return measure_prompts(version, train, held_out, options)
     return measure_distribution(version, train, held_out, options)

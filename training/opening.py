@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel
 
 from training.configuration import TrainingConfiguration, read_configuration
+from training.data.latents import Autoencoder, open_autoencoder
 from training.errors import ConfigurationError
 from training.network import Backbone, Denoiser
 from training.text import CaptionTokenizer
@@ -23,12 +24,14 @@ class OpenedVersion:
     configuration: of its training.
     denoiser: in float32.
     tokenizer: None without captions.
+    autoencoder: None for a model of pixels.
     """
 
     checkpoint: Checkpoint
     configuration: TrainingConfiguration
     denoiser: Denoiser
     tokenizer: CaptionTokenizer | None
+    autoencoder: Autoencoder | None = None
 
 
 def settings_like(name: str, store: ModelStore) -> Mapping[str, object]:
@@ -65,7 +68,11 @@ def open_version(name: str, store: ModelStore) -> OpenedVersion:
             network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ConfigurationError(f"can't open {name}: {error}") from error
-    return OpenedVersion(checkpoint, configuration, Denoiser(network, text_encoder).eval(), tokenizer)
+    autoencoder = None
+    if (folder / "vae").is_dir():
+        configuration = configuration.model_copy(update={"autoencoder": folder / "vae"})
+        autoencoder = open_autoencoder(folder / "vae")
+    return OpenedVersion(checkpoint, configuration, Denoiser(network, text_encoder).eval(), tokenizer, autoencoder)
 
 
 def store_at(path: str | None, environment: str | None) -> ModelStore:

@@ -19,6 +19,7 @@ from training.card import SAMPLES_NAME, model_card
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource
 from training.data.examples import null_label
+from training.data.latents import Autoencoder, LatentData
 from training.network import Conditions, Denoiser
 from training.text import CaptionTokenizer
 from worker.diffusion import NoiseSchedule, Spacing
@@ -63,8 +64,12 @@ class Publication:
         dtype = getattr(torch, self.configuration.publish_dtype)
         published = copy.deepcopy(denoiser).cpu().to(dtype)
 
+        autoencoder = self.source.autoencoder if isinstance(self.source, LatentData) else None
+
         def write(folder: Path) -> None:
-            write_pipeline(folder, published.to(dtype), self.configuration, self.tokenizer, self.source.label_names)
+            write_pipeline(
+                folder, published.to(dtype), self.configuration, self.tokenizer, self.source.label_names, autoencoder
+            )
             if samples is not None:
                 card = model_card(self.model, self.configuration, self.source, metrics, self.recipe.command)
                 (folder / "README.md").write_text(card, encoding="utf-8")
@@ -115,7 +120,7 @@ def scheduler_config(configuration: TrainingConfiguration) -> dict[str, object]:
         "trained_betas": None,
         "prediction_type": configuration.prediction.value,
         **of_sampler,
-        "clip_sample": True,
+        "clip_sample": configuration.autoencoder is None,
         "clip_sample_range": 1.0,
         "thresholding": False,
         "dynamic_thresholding_ratio": 0.995,
@@ -132,11 +137,13 @@ def write_pipeline(
     configuration: TrainingConfiguration,
     tokenizer: CaptionTokenizer | None,
     labels: Sequence[str] = (),
+    autoencoder: Autoencoder | None = None,
 ) -> None:
     """Write a directory that diffusers opens into the empty `folder`.
 
     Args:
         labels: names of the classes, which DiT's pipelines keep.
+        autoencoder: goes along, as `vae`.
     """
     class_name = type(denoiser.network).__name__
     components = {denoiser_folder(class_name): class_name, "scheduler": scheduler_class(configuration)}
@@ -145,17 +152,20 @@ def write_pipeline(
         if denoiser.text_encoder is not None and tokenizer is not None:
             denoiser.text_encoder.save_pretrained(folder / "text_encoder")
             tokenizer.save(folder / "tokenizer")
+        if autoencoder is not None:
+            autoencoder.vae.save_pretrained(folder / "vae", safe_serialization=True)
     except SafetensorError as error:
         raise PublishFailed(f"can't write the weights: {error}") from error
     (folder / "scheduler").mkdir()
     text = json.dumps(scheduler_config(configuration), indent=2) + "\n"
     (folder / "scheduler" / "scheduler_config.json").write_text(text, encoding="utf-8")
+    vae = {} if autoencoder is None else {"vae": "AutoencoderKL"}
     if isinstance(denoiser.network, DiTTransformer2DModel):
-        write_index(folder, "DiTPipeline", components, absent=("vae",), labels=labels)
+        write_index(folder, "DiTPipeline", components | vae, absent={"vae"} - vae.keys(), labels=labels)
     elif denoiser.text_encoder is None:
         write_index(folder, "DDPMPipeline" if configuration.learned_variance else "DDIMPipeline", components)
     else:
-        write_text_to_image_index(folder, scheduler=scheduler_class(configuration))
+        write_text_to_image_index(folder, scheduler=scheduler_class(configuration), latent=autoencoder is not None)
 
 
 @torch.no_grad()

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from training.data.latents import Autoencoder
 from training.network import Conditions, Denoiser
 from worker.diffusion import (
     Clip,
@@ -36,6 +37,7 @@ def draw_images(
     prediction_type: PredictionType = PredictionType.EPSILON,
     guidance_scale: float = 1.0,
     without: Conditions | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> Tensor:
     """[N, H, W, C] uint8 pixels, one image for each seed and row of conditions.
 
@@ -50,6 +52,7 @@ def draw_images(
         prediction_type: what the network's output means.
         guidance_scale: w in n + w (p - n); needs `without` unless it is 1.
         without: the conditions of one row that has none.
+        autoencoder: what is denoised are its latents; None: images.
     """
     device = next(denoiser.parameters()).device
     chain = plan(sampler, schedule, steps, eta=eta, spacing=spacing, prediction_type=prediction_type)
@@ -66,4 +69,6 @@ def draw_images(
         return output
 
     x_T = initial_noise(seed_rows, shape)
-    return to_pixels(run_chain(chain, model, x_T, Clip(), noise_of(seed_rows, shape))).cpu()
+    clip = Clip(clip_sample=autoencoder is None)
+    x_0 = run_chain(chain, model, x_T, clip, noise_of(seed_rows, shape)).cpu()
+    return to_pixels(x_0 if autoencoder is None else autoencoder.decode(x_0))

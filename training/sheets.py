@@ -7,6 +7,7 @@ from torch import Tensor
 
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource
+from training.data.latents import LatentData
 from training.network import Conditions, Denoiser
 from training.publishing import spacing_of
 from training.sampling import draw_images
@@ -41,6 +42,7 @@ def sheet_images(
         prediction_type=configuration.prediction,
         guidance_scale=GUIDANCE if without is not None else 1.0,
         without=without,
+        autoencoder=source.autoencoder if isinstance(source, LatentData) else None,
     )
 
 

@@ -8,6 +8,7 @@ from training.data.arrays import load_arrays
 from training.data.digits import load_digits
 from training.data.emoji import load_emoji
 from training.data.image_folder import load_image_folder
+from training.data.latents import LatentData, open_autoencoder
 from training.data.splitting import OneClass
 from training.data.textures import load_textures
 from training.errors import DataError
@@ -21,6 +22,18 @@ TEXTURES_PX = 32
 
 def load_sources(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSource]:
     """(what is trained on, what is held out), as the backbone takes it. Raises DataError."""
+    train, held_out = load_images(configuration)
+    if configuration.autoencoder is None:
+        return train, held_out
+    if configuration.backbone == "unet" and not train.captioned:
+        raise DataError("need --backbone dit or images with captions with an autoencoder, got a U-Net without text")
+    autoencoder = open_autoencoder(configuration.autoencoder)
+    cache = configuration.latents
+    return LatentData(train, autoencoder, cache), LatentData(held_out, autoencoder, cache)
+
+
+def load_images(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSource]:
+    """(what is trained on, what is held out) as images, also where a model is trained in latents. Raises DataError."""
     train, held_out = _load(configuration)
     if configuration.backbone == "unet":
         return train, held_out

@@ -26,6 +26,7 @@ STORE_COMMANDS = {
 }
 TRAINING_COMMANDS = {
     "train": ("training", "train a model and publish it; see `reverie train --help`"),
+    "train-autoencoder": ("training.autoencoder", "train a KL autoencoder to train latent models with"),
     "evaluate": ("training.evaluate", "measure how good a published version is"),
     "compare": ("training.compare", "draw the same seeds from two versions, side by side"),
 }

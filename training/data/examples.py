@@ -13,7 +13,7 @@ class Examples:
     """Some images and what they show.
 
     Attributes:
-        levels: [N, C, H, W] uint8 in [0, max_level of the source].
+        levels: [N, C, H, W] uint8 in [0, max_level of the source]; or float32, latents that are x_0 themselves.
         labels: [N] int64 class indices; None for a source without classes.
         captions: N texts; None for a source without captions.
         unreadable: files that could not be read, and that others stand in for.
@@ -74,5 +74,7 @@ def null_label(source: ImageSource) -> int | None:
 
 
 def to_x_0(levels: Tensor, max_level: int) -> Tensor:
-    """uint8 levels in [0, max_level] → float32 in [-1, 1]."""
+    """uint8 levels in [0, max_level] → float32 in [-1, 1]; latents stay as they are."""
+    if levels.is_floating_point():
+        return levels
     return levels.float() * (2 / max_level) - 1

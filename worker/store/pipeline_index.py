@@ -114,10 +114,10 @@ def write_index(
     (folder / PIPELINE_INDEX_PATH).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def write_text_to_image_index(folder: Path, *, scheduler: str = "DDPMScheduler") -> None:
-    """Write the index of a text-to-image model in pixel space: unet, text_encoder, tokenizer and scheduler.
+def write_text_to_image_index(folder: Path, *, scheduler: str = "DDPMScheduler", latent: bool = False) -> None:
+    """Write the index of a text-to-image model: unet, text_encoder, tokenizer, scheduler, and vae if it is `latent`.
 
-    It is a Stable Diffusion pipeline without an autoencoder, so that diffusers opens and runs it:
+    In pixel space it is a Stable Diffusion pipeline without an autoencoder, so that diffusers opens and runs it:
     `StableDiffusionPipeline.from_pretrained(folder, vae=None)(prompt, output_type="latent")` returns x_0 in [-1, 1].
     """
     write_index(
@@ -128,7 +128,8 @@ def write_text_to_image_index(folder: Path, *, scheduler: str = "DDPMScheduler")
             "text_encoder": "CLIPTextModel",
             "tokenizer": "CLIPTokenizer",
             "scheduler": scheduler,
-        },
-        absent=("vae", "safety_checker", "feature_extractor", "image_encoder"),
+        }
+        | ({"vae": "AutoencoderKL"} if latent else {}),
+        absent=(*(() if latent else ("vae",)), "safety_checker", "feature_extractor", "image_encoder"),
         flags={"requires_safety_checker": False},
     )
