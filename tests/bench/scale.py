@@ -22,6 +22,7 @@ from tests.bench.figures import Bar, Figure
 from tests.bench.samples import median
 from tests.bench.scale_plot import Curve, write_plot
 from tests.bench.session import Session
+from tests.waiting import wait_until
 from worker.contract import QUEUE_NAME, SamplingRequest
 from worker.engine.batcher import Batcher
 from worker.queue.claim_terms import ClaimTerms
@@ -131,16 +132,18 @@ def _valkey(folder: Path) -> Iterator[str]:
         process = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         with redis.Redis(unix_socket_path=str(address)) as client:
-            for _ in range(100):
-                try:
-                    client.ping()
-                    break
-                except redis.ConnectionError:
-                    time.sleep(0.1)
+            wait_until(lambda: _answers(client), "the server to answer")
         yield f"unix://{address}"
     finally:
         process.terminate()
         process.wait(10)
+
+
+def _answers(client: "redis.Redis") -> bool:
+    try:
+        return bool(client.ping())
+    except redis.ConnectionError:
+        return False
 
 
 async def _at(url: str, count: int, models: int, session: Session) -> Costs:
