@@ -217,6 +217,10 @@ class Image(BaseModel):
     width: int
     height: int
     size_bytes: int
+    flagged: bool | None = Field(
+        default=None,
+        description="Whether the model's safety checker objected to it, and it is black for that; null: not asked.",
+    )
 
 
 class JobLinks(BaseModel):

@@ -33,6 +33,9 @@ class WorkerSettings(LogSettings, TraceSettings):
     tile_above_pixels: int | None = Field(default=None, ge=1)
     """Images of more pixels are decoded from their latents in overlapping tiles, which takes less memory and changes
     pixels. None: none are."""
+    safety_checker: Literal["on", "off"] = "off"
+    """Whether drawn images are shown to the safety checker of models that were imported with theirs; those to which it
+    objects become black, and the job says so."""
     cuda_graphs: Literal["auto", "off"] = "auto"
     """Whether a GPU runs recordings of the few sizes of batches that `pad_batch` asks for. `off`: kernel by kernel."""
     model_budget_bytes: int | None = Field(default=None, ge=1)

@@ -138,6 +138,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
     from worker.process import Background, WorkerProcess
     from worker.queue.network_choices import RedisChoices
     from worker.queue.retention import Retention
+    from worker.store.component_rules import SAFETY_PARTS
 
     try:
         device = choose_device(settings.device)
@@ -157,6 +158,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
         else gpu_networks(device, record=record, tf32=tf32, exact=ExactMode(settings.exact))
     )
     choices = RedisChoices(client)
+    safety_checker = settings.safety_checker == "on"
     pool = ModelPool(
         store,
         lambda checkpoint: load_checkpoint(
@@ -169,12 +171,14 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
             threads=settings.cpu_threads,
             networks=networks,
             tile_above_pixels=settings.tile_above_pixels,
+            safety_checker=safety_checker,
         ),
         spares=networks,
         check_device=partial(end_if_lost, device),
         device_memory=partial(device_memory, device),
         memory_budget_bytes=settings.model_budget_bytes,
         keep_versions=settings.keep_versions,
+        not_run=frozenset() if safety_checker else frozenset(SAFETY_PARTS),
     )
     # Once before anything is announced, so that a worker that says it is ready has its models.
     try:
@@ -195,7 +199,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
         pool,
         open_results(settings, client),
         device=str(device),
-        arithmetic=arithmetic_of(device, settings.tile_above_pixels),
+        arithmetic=arithmetic_of(device, settings.tile_above_pixels, safety_checker=safety_checker),
         dtype="tf32" if tf32 else "auto" if dtype is None else dtype_name(dtype),
         background=[
             Background("models", pool.run, pool.wake),

@@ -44,6 +44,8 @@ class ImageRecord(Message):
     width: int
     height: int
     size_bytes: int
+    flagged: bool | None = None
+    """Whether the safety checker objected to it, and it is black for that; None: it was not asked."""
     file: str | None = None
     """Name of its kept file; None in outcomes that were written before files had names: those are gone."""
     frames_file: str | None = None

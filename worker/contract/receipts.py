@@ -46,6 +46,8 @@ class Computation(Message):
     """Whether the pixels are those of every batch."""
     versions: dict[str, str]
     """By library."""
+    checked: bool | None = None
+    """True where the version's safety checker saw the images, which makes those that it objects to black."""
     tile_px: int | None = None
     """Side of the overlapping tiles that an autoencoder decoded large images in; absent where it decoded them whole."""
 

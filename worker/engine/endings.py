@@ -42,10 +42,13 @@ class Endings:
         self._counters = counters
         self._outbox = outbox
 
-    def keep_image(self, state: RequestState, row: Trajectory, pixels: NDArray[np.uint8]) -> None:
-        """Keep a finished image; the request's last one ends the request."""
-        start = state.admission.start
-        state.images[row.index] = pixels if start is None else start.pasted(pixels)
+    def keep_image(
+        self, state: RequestState, row: Trajectory, image: NDArray[np.uint8], *, flagged: bool = False
+    ) -> None:
+        """Keep a finished image, black if it is flagged; the request's last one ends the request."""
+        state.images[row.index] = image
+        if flagged:
+            state.black_out(row.index)
         if state.done:
             if state.reported_step == 0:
                 self._outbox.put(state.last_progress())

@@ -20,7 +20,7 @@ from worker.engine.readback import ReadBack, Upload, read_back, upload
 from worker.engine.request_state import RequestState
 from worker.engine.resuming import resume
 from worker.engine.saving import ChainSaver
-from worker.engine.stages import Decode, EncodeCondition, EnterLeg, PrepareSize, Stage, StageQueue
+from worker.engine.stages import CheckImage, Decode, EncodeCondition, EnterLeg, PrepareSize, Stage, StageQueue
 from worker.engine.step_costs import StepCosts
 from worker.engine.trajectory import Trajectory
 from worker.engine.warming import WarmUps
@@ -320,6 +320,8 @@ class Engine:
         match stage:
             case Decode():
                 self._in_flight.begin(stage.run(), self._requests)
+            case CheckImage():
+                self._endings.keep_image(state, stage.row, stage.image, flagged=stage.run())
             case EnterLeg(row=row):
                 stage.run()
                 self._join(state, row)
@@ -353,7 +355,11 @@ class Engine:
                 hint = ": it leaves the range of float16, ask for REVERIE_DTYPE=float32" if narrow else ""
                 self._endings.fail(row.job_id, "not_finite", f"{where}{decoded} is not a number{hint}", retryable=False)
             elif outcome.pixels is not None:
-                self._endings.keep_image(outcome.request, row, outcome.pixels)
+                image = outcome.request.delivered(outcome.pixels)
+                if row.model.checker is None:
+                    self._endings.keep_image(outcome.request, row, image)
+                else:
+                    self._stages.add(CheckImage(outcome.request, row, image))
         for state in work.requests:
             state.in_flight -= 1
             if state.ended:

@@ -121,6 +121,8 @@ class Succeeded:
     """What their receipt says; None: they have none."""
     frames: "tuple[tuple[NDArray[np.uint8], ...], ...]" = ()
     """Of each image, moments on its way, uint8 [h, w, C]; none where the request asked for none."""
+    flagged: tuple[bool, ...] = ()
+    """Of each image, whether the safety checker objected to it; none where it was not asked."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,4 +45,6 @@ class Previews:
     def _is_due(self, row: Trajectory, request: RequestState, now: float) -> bool:
         if row.job_id not in self.watched or row.index >= MOST_PREVIEWED or row.finishes:
             return False
+        if row.model.checker is not None:  # nobody sees an image before it does
+            return False
         return now >= request.previewed_at.get(row.index, float("-inf")) + self._interval_s

@@ -26,17 +26,19 @@ def provenance_of(admission: Admission) -> Provenance:
             dtype=model.execution.dtype,
             form=model.execution.form.value,
             exact=model.execution.exact,
+            checked=True if model.checker is not None else None,
             tile_px=model.codec.tile_px(model.later_legs[-1].shape if model.later_legs else admission.shape),
             versions=_versions(model.device.type),
         ),
     )
 
 
-def arithmetic_of(device: torch.device, tile_above_pixels: int | None = None) -> str:
+def arithmetic_of(device: torch.device, tile_above_pixels: int | None = None, *, safety_checker: bool = False) -> str:
     """Equal where equal requests of one dtype and form round alike; see `WorkerStatus`."""
     versions = ", ".join(f"{name} {version}" for name, version in _versions(device.type).items())
+    checked = ", safety checker" if safety_checker else ""
     tiles = "" if tile_above_pixels is None else f", tiles above {tile_above_pixels} pixels"
-    return f"{processor_name(device)}, {versions}{tiles}"
+    return f"{processor_name(device)}, {versions}{tiles}{checked}"
 
 
 @cache

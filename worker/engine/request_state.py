@@ -28,6 +28,7 @@ class RequestState:
         moments: steps behind an image at which a picture of it is kept.
         frames: those pictures, [h, w, C], by image and step.
         awaited_frames: image and step of those that are under way.
+        flagged: images to which the safety checker objected, by index.
         saved_at: when its state was last saved, or it was admitted; never while infinite.
         ran_s: seconds of the steps that its rows were in.
         in_flight: steps and decodings of its rows that are under way.
@@ -40,6 +41,7 @@ class RequestState:
     rows: Sequence[Trajectory] = ()
     encoded: list[Any] = field(default_factory=list)
     images: dict[int, NDArray[np.uint8]] = field(default_factory=dict)
+    flagged: set[int] = field(default_factory=set)
     reported_at: float = float("-inf")
     reported_step: int = 0
     previewed_at: dict[int, float] = field(default_factory=dict)
@@ -117,7 +119,20 @@ class RequestState:
             tuple(of_image[step] for step in sorted(of_image)) for _, of_image in sorted(self.frames.items())
         )
         made_from = provenance_of(self.admission)
-        return Succeeded(*bound_to, run.dtype, images, warnings, run.exact, made_from, frames)
+        flagged = () if model.checker is None else tuple(index in self.flagged for index in range(len(images)))
+        return Succeeded(*bound_to, run.dtype, images, warnings, run.exact, made_from, frames, flagged)
+
+    def delivered(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """A drawn image, pasted into its picture where that was asked for."""
+        start = self.admission.start
+        return pixels if start is None else start.pasted(pixels)
+
+    def black_out(self, index: int) -> None:
+        """Show nothing of a finished image, nor of its way."""
+        self.flagged.add(index)
+        self.images[index] = np.zeros_like(self.images[index])
+        if index in self.frames:
+            self.frames[index] = {step: np.zeros_like(frame) for step, frame in self.frames[index].items()}
 
 
 def moments_of(steps: int, frames: int) -> frozenset[int]:

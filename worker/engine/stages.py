@@ -3,7 +3,9 @@
 from collections import deque
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from worker.diffusion.pixels import to_pixels
 from worker.engine.messages import SavedImage
@@ -70,7 +72,21 @@ class Decode:
         return Outcome((self.row,), finite, to_pixels(image), (self.row,))
 
 
-Stage = EncodeCondition | PrepareSize | EnterLeg | Decode
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckImage:
+    """A finished image's way past the safety checker."""
+
+    request: RequestState
+    row: Trajectory
+    image: NDArray[np.uint8]
+
+    def run(self) -> bool:
+        """Whether it objects."""
+        assert self.row.model.checker is not None, "only such images wait for it"
+        return self.row.model.checker(self.image)
+
+
+Stage = CheckImage | EncodeCondition | PrepareSize | EnterLeg | Decode
 
 
 class StageQueue:

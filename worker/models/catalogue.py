@@ -36,9 +36,10 @@ class _Facts:
 class Catalogue:
     """A snapshot of the store. Only `refresh` reads the disk; it is called by one thread, the rest by any."""
 
-    def __init__(self, store: ModelStore) -> None:
+    def __init__(self, store: ModelStore, not_run: AbstractSet[str] = frozenset()) -> None:
         self._store = store
         self._lora_catalogue = LoraCatalogue(LoraStore(store.root))
+        self._not_run = not_run
         self._lock = threading.Lock()
         self._facts: dict[tuple[str, str], _Facts] = {}
         self._names: dict[str, frozenset[str]] = {}
@@ -171,8 +172,8 @@ class Catalogue:
                     dtype=execution.dtype if execution else None,
                     exact=execution.exact if execution else None,
                     form=execution.form if execution else None,
-                    skipped=manifest.skipped,
                     loras=self._lora_catalogue.fitting(model, readable[str(shown)].lora_target),
+                    skipped=sorted({*manifest.skipped, *(self._not_run & manifest.components.keys())}),
                     takes=_takes(manifest),
                     batch_sizes=list(execution.batch_sizes) if execution else None,
                     exact_cost=execution.exact_cost if execution else None,

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from worker.codecs.codec import Codec
@@ -134,6 +136,7 @@ class LoadedModel:
         end_step: what follows the network in a step; one kernel where the device can build it.
         weight_bytes: memory that the weights take on the device.
         shared_bytes: of that, components that other models in memory may use too, by their hash.
+        checker: whether it objects to a drawn image, uint8 [H, W, C]; None: nothing is asked.
         sizes: of images beside its own; None: there are none.
         loras: what was laid upon the version's weights, each with its hash.
         reuse: runs its first leg's network in part; None: that can't be divided.
@@ -161,6 +164,7 @@ class LoadedModel:
     end_step: EndStep = end_step
     weight_bytes: int = 0
     shared_bytes: Mapping[str, int] = field(default_factory=dict)
+    checker: Callable[[NDArray[np.uint8]], bool] | None = None
     sizes: Sizes | None = None
     loras: LoraSet = ()
     reuse: FeatureReuse | None = None

@@ -23,6 +23,7 @@ from worker.models.errors import BrokenModel, UnsupportedModel
 from worker.models.golden import check_golden
 from worker.models.loaded_model import Execution, LoadedModel, Sizes, WarmUp
 from worker.models.lora_merge import laid_upon, merge, merged_sha256
+from worker.models.safety_checker import open_safety_checker
 from worker.models.text_parts import open_readers
 from worker.models.weights import check_finite, open_diffusers
 from worker.networks.architecture import Architecture, NetworkSource, TextShape
@@ -50,7 +51,7 @@ from worker.networks.text_projections import (
 )
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import TEXT_EMBEDS, TEXT_STATES, TIME_IDS
-from worker.store.component_rules import TEXT_PARTS
+from worker.store.component_rules import SAFETY_CHECKER, TEXT_PARTS
 from worker.store.errors import BadCheckpoint
 from worker.store.inspection import denoiser_config_path, size_multiple
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
@@ -75,6 +76,7 @@ def load_checkpoint(
     threads: int | None = None,
     networks: GpuNetworks | None = None,
     tile_above_pixels: int | None = None,
+    safety_checker: bool = False,
 ) -> LoadedModel:
     """Read, check and prepare one version. Slow; changes nothing that serves.
 
@@ -84,6 +86,7 @@ def load_checkpoint(
         max_batch: the engine's; the only batch size where `pad_batch` asks for one.
         threads: of the CPU; None: all there are.
         tile_above_pixels: larger images are decoded in tiles; None: none are.
+        safety_checker: run the one that the checkpoint brings.
         networks: prepares networks on a GPU and keeps evicted ones for reuse; None: no CUDA graphs, nothing kept.
 
     Raises:
@@ -161,6 +164,9 @@ def load_checkpoint(
         number_format = "float32" if execution.dtype == "tf32" else execution.dtype
         codec = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads, tile_above_pixels)
         shared = _shared_bytes(checkpoint, readers, codec)
+        checker = open_safety_checker(checkpoint, device) if safety_checker else None
+        if checker is not None:
+            shared[manifest.components[SAFETY_CHECKER].sha256] = checker.weight_bytes
         projections = projections_of(network)
         projector = None if projections is None else TextProjector(projections)
         model = LoadedModel(
@@ -184,6 +190,7 @@ def load_checkpoint(
             end_step=choose_end_step(device),
             weight_bytes=bytes_of(network) + sum(shared.values()) + (projector.most_bytes if projector else 0),
             shared_bytes=shared,
+            checker=checker,
             sizes=None if multiple is None else Sizes(multiple, factor, other_sizes),
             loras=tuple(
                 LoraUse(name=laid.lora.manifest.name, scale=laid.scale, sha256=laid.lora.manifest.sha256)

@@ -54,6 +54,7 @@ class ModelPool:
         check_device: called with the error of each failed load; raises DeviceLost when it was more than that.
         device_memory: bytes in use and in all on a GPU; (0, 0) on a CPU.
         keep_versions: of each model, offer these many newest versions and delete the rest, see `prune`; None: all.
+        not_run: components that versions bring and that this worker does not run, to be named.
         poll_interval_s: how often `current` is looked at.
         retry_after_s: a load that failed for a temporary reason is tried again after so long.
         clock: monotonic seconds.
@@ -69,6 +70,7 @@ class ModelPool:
         check_device: Callable[[Exception], None] = lambda error: None,
         device_memory: Callable[[], tuple[int, int]] = lambda: (0, 0),
         keep_versions: int | None = None,
+        not_run: AbstractSet[str] = frozenset(),
         poll_interval_s: float = 1.0,
         retry_after_s: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
@@ -91,7 +93,7 @@ class ModelPool:
         self._bytes_per_file_byte = 1.0  # of the last load: another dtype takes another part
         self._retirement = Retirement(keep_versions, clock)
         self._listeners: list[Callable[[], None]] = []
-        self._catalogue = Catalogue(store)
+        self._catalogue = Catalogue(store, not_run)
         self._verified = VerifiedFiles()
 
     def acquire(self, model: str, version: str | None = None, loras: LoraSet = ()) -> LoadedModel | None:

@@ -276,6 +276,7 @@ class Finisher:
                 size_bytes=len(image.data),
                 file=file.name,
                 frames_file=frames.name if frames else None,
+                flagged=event.flagged[index] if event.flagged else None,
             )
             for index, (image, file, frames) in enumerate(
                 zip_longest(drawn.images, drawn.image_files, drawn.frame_files)

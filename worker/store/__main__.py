@@ -57,6 +57,9 @@ def parser(default_store: Path) -> argparse.ArgumentParser:
     take.add_argument("--null-label", type=int, help='row of the class embedding that means "no class"')
     take.add_argument("--step", type=int, default=0, help="training step of the weights")
     take.add_argument("--variant", help="variant of the weights, for example fp16; default: those without one")
+    take.add_argument(
+        "--safety-checker", action="store_true", help="take it along, for workers with REVERIE_SAFETY_CHECKER=on"
+    )
     lora = commands.add_parser(
         "import-lora", parents=[where], help="import a LoRA's .safetensors file, in diffusers' layout or kohya's"
     )
@@ -103,6 +106,7 @@ def run(options: argparse.Namespace) -> None:
                     null_label=options.null_label,
                     step=options.step,
                     variant=options.variant,
+                    safety_checker=options.safety_checker,
                     source=options.source.name,
                 )
             if checkpoint.manifest.absent:

@@ -122,6 +122,13 @@ RULES: Mapping[str, ComponentRule] = {
     "CLIPTextModelWithProjection": ComponentRule(
         "transformers", ("text_encoder_2",), "config.json", "model", check_nothing
     ),
+    "StableDiffusionSafetyChecker": ComponentRule(
+        "stable_diffusion", ("safety_checker",), "config.json", "model", check_nothing
+    ),
+    **dict.fromkeys(
+        ("CLIPImageProcessor", "CLIPImageProcessorPil", "CLIPFeatureExtractor"),
+        ComponentRule("transformers", ("feature_extractor",), "preprocessor_config.json", None, check_nothing),
+    ),
     "CLIPTokenizer": _tokenizer,
     "CLIPTokenizerFast": _tokenizer,
     **{
@@ -137,6 +144,10 @@ RULES: Mapping[str, ComponentRule] = {
     **dict.fromkeys(SCHEDULERS, _scheduler),
 }
 
+SAFETY_CHECKER = "safety_checker"
+SAFETY_PARTS = (SAFETY_CHECKER, "feature_extractor")
+"""The checker, and what makes its input of an image."""
+
 SYSTEMS: Mapping[str, frozenset[str]] = {
     "UNet2DModel": frozenset({"unet", "scheduler"}),
     "UNet2DConditionModel": frozenset({"unet", "scheduler", "text_encoder", "tokenizer"}),
@@ -144,15 +155,16 @@ SYSTEMS: Mapping[str, frozenset[str]] = {
 }
 """Class of the denoiser → the components that the system consists of."""
 OPTIONAL: Mapping[str, frozenset[str]] = {
-    "UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2"}),
+    "UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2", *SAFETY_PARTS}),
     "DiTTransformer2DModel": frozenset({"vae"}),
 }
 """Class of the denoiser → what it may be with or without: an autoencoder, a second text encoder."""
 TEXT_PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 """Which tokenizer goes with which encoder, in the order in which a network reads their states."""
 
-SKIPPED = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
-"""Components that a pipeline may bring and that no system runs; they are not taken, and `/models` says so."""
+SKIPPED = frozenset({*SAFETY_PARTS, "image_encoder"})
+"""Components that a pipeline may bring and that no system needs; they are not taken, and `/models` says so. The safety
+checker is when the import asks for it."""
 
 
 def check_files(folder: Path, name: str, class_name: str, where: str) -> None:
@@ -201,6 +213,8 @@ def check_variance(denoiser: str, config: Config, noise: Config, where: str) -> 
 
 def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
     """Raise BadCheckpoint unless tokenizers, text encoders, U-Net and autoencoder fit each other."""
+    if len(components.keys() & set(SAFETY_PARTS)) == 1:
+        raise BadCheckpoint(f"{where}: {' and '.join(SAFETY_PARTS)} need each other")
     if components.keys().isdisjoint({"vae", "text_encoder"}):
         return
     unet = read_json_object(folder, f"{denoiser_of(components, where)}/config.json", where)

@@ -10,7 +10,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from worker.store.component_rules import RULES, check_fit, check_system, check_variance, denoiser_of, rule_for
+from worker.store.component_rules import (
+    RULES,
+    SAFETY_PARTS,
+    SKIPPED,
+    check_fit,
+    check_system,
+    check_variance,
+    denoiser_of,
+    rule_for,
+)
 from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
@@ -43,6 +52,7 @@ def import_pipeline(
     null_label: int | None = None,
     step: int = 0,
     variant: str | None = None,
+    safety_checker: bool = False,
     make_current: bool = True,
     source: str | None = None,
 ) -> Checkpoint:
@@ -58,6 +68,7 @@ def import_pipeline(
             network's kind, which for a DiT is the last one.
         step: training step of the weights, if known.
         variant: of the weights, for example `fp16`; None: those without one, or the only one there is.
+        safety_checker: take it along, if the directory brings one.
         make_current: serve it at once.
         source: what the manifest says was imported; None: the directory's name.
 
@@ -69,7 +80,7 @@ def import_pipeline(
         raise StoreError(f"need a diffusers directory to import, got {str(directory)!r}")
     where = str(directory)
     if (directory / PIPELINE_INDEX_PATH).is_file():
-        index = read_index(directory, where)
+        index = read_index(directory, where, SKIPPED - set(SAFETY_PARTS) if safety_checker else SKIPPED)
         folders = {name: directory / name for name in index.components}
     else:
         index, folders = _bare_unet(directory)

@@ -6,10 +6,11 @@ pipeline could have it and this one has not. Everything else (class of the pipel
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from worker.store.component_rules import RULES, SKIPPED, rule_for
+from worker.store.component_rules import RULES, rule_for
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH
@@ -40,8 +41,11 @@ class PipelineIndex:
     labels: tuple[str, ...] = ()
 
 
-def read_index(folder: Path, where: str) -> PipelineIndex:
+def read_index(folder: Path, where: str, skipped_names: AbstractSet[str] = frozenset()) -> PipelineIndex:
     """Read the index of a pipeline directory.
+
+    Args:
+        skipped_names: components that are not taken.
 
     Raises:
         BadCheckpoint: it can't be read, or names a component that no supported system has.
@@ -59,7 +63,7 @@ def read_index(folder: Path, where: str) -> PipelineIndex:
         match entry:
             case [None, None]:
                 absent.append(name)
-            case [str(), str()] if name in SKIPPED:
+            case [str(), str()] if name in skipped_names:
                 skipped.append(name)
             case [str(), str(class_name)]:
                 rule_for(name, class_name, where)
