@@ -50,13 +50,13 @@ async def _follow(port: int, pid: int, started: "Stack", jobs: list[Job], count:
         writer.write(request("GET", f"/jobs/{job_id}/events"))
         opened = False
         while line := await reader.readline():
+            if line.startswith(b"id: ") and not opened:
+                first.release()
+                opened = True
             if line.startswith(b"id: running-"):
                 began = told.get((job_id, int(line.rsplit(b"-", 1)[1])))
                 if began is not None:
                     delays_s.append(time.perf_counter() - began)
-                if not opened:
-                    first.release()
-                    opened = True
         writer.close()
 
     watchers = [asyncio.create_task(watch(jobs[number % len(jobs)].id)) for number in range(count)]
