@@ -21,7 +21,7 @@ from tests.conftest import ValkeyHandle, live_workers
 from tests.worker.queue.fake_engine import MODEL, PROMPTED
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 FAKE_WORKER = ("tests.worker.queue.fake_worker", "2", f"{MODEL},{PROMPTED}")
 """A real worker process around the fake engine, 2 ms a step."""
 REAL_WORKER = ("worker",)
@@ -120,7 +120,11 @@ class Machines:
         for slot in self.slots:
             slot.start()
         self._keeper.start()
-        self.wait_until_ready()
+        try:
+            self.wait_until_ready()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
