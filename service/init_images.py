@@ -56,6 +56,9 @@ def broken_by_pictures(body: GenerateRequest, model: ModelInfo, named: Mapping[s
             broken.append(FieldProblem(field, "needs an init_image", str(value)[:80]))
     if body.paste_back and body.mask is None:
         broken.append(FieldProblem("paste_back", "needs a mask", body.paste_back))
+    for field, value in (("init_image", body.init_image), ("mask", body.mask)):
+        if value is None and model.needs_mask:
+            broken.append(FieldProblem(field, f"{model.name} inpaints: it needs an init_image and a mask"))
     width, height = body.width or model.width, body.height or model.height
     for field, upload in named.items():
         if (upload.width, upload.height) != (width, height):

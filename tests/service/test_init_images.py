@@ -80,3 +80,22 @@ def test_a_model_that_ships_with_plms_begins_at_a_picture_with_ddim(
     http = start_gateway()
     assert http.post("/generate", json=BODY).json()["sampler"] == "plms"
     assert http.post("/generate", json={**BODY, "init_image": uploaded(http)}).json()["sampler"] == "ddim"
+
+
+def test_a_model_that_inpaints_needs_a_picture_and_a_mask(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    worker.announce(models=(DIGITS.model_copy(update={"needs_mask": True}),))
+    http = start_gateway()
+    picture = uploaded(http)
+    absent: list[tuple[dict[str, str], list[str]]] = [
+        ({}, ["init_image", "mask"]),
+        ({"init_image": picture}, ["mask"]),
+    ]
+    for fields, missing in absent:
+        answer = http.post("/generate", json={**BODY, **fields})
+        assert answer.status_code == 422
+        problems = answer.json()["errors"]
+        assert [problem["field"] for problem in problems] == missing
+        assert problems[0]["rule"] == "digits inpaints: it needs an init_image and a mask"
+    assert http.post("/generate", json={**BODY, "init_image": picture, "mask": picture}).status_code == 202

@@ -63,6 +63,8 @@ class ModelInfo(Message):
     """Components that its directory brought and that are not run, a safety checker say."""
     loras: list[LoraInfo] = Field(default_factory=list)
     """Those of the store that fit it."""
+    needs_mask: bool = False
+    """It inpaints: a request must have an `init_image` and a `mask`."""
     takes: Takes = Takes.NOTHING
     """The field of a request that says what to draw; a model with labels or a prompt draws without it too."""
     batch_sizes: list[int] | None = None

@@ -22,7 +22,7 @@ INITIAL_STREAM = 0
 STEP_STREAM = 1
 """The noise z of a step; its draw number is the step, counted from 0."""
 POSTERIOR_STREAM = 2
-"""Of an autoencoder, where a picture is encoded; its draw number is 0."""
+"""Of an autoencoder, where a picture is encoded; its draw number is 0, and 1 for one with a part masked out."""
 DIFFUSION_STREAM = 3
 """What a picture is noised with; its draw number is 0."""
 

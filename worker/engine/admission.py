@@ -66,6 +66,7 @@ class Admission:
         if self.start is not None:
             for row, beginning in zip(rows, self.start.beginnings(list(remaining), self.plans[0]), strict=True):
                 row.x_t, row.inpainting = beginning.x_t, beginning.inpainting
+                row.conditioning = row.conditioning.extended(beginning.named)
         return rows
 
     def _legs(self, conditionings: Sequence[Conditioning]) -> Sequence[Leg]:

@@ -1,7 +1,7 @@
 """How a chain begins at a picture in place of noise: SDEdit (Meng et al. 2022), and inpainting on the same way."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -28,10 +28,12 @@ class Beginning:
     Attributes:
         x_t: [C, H, W] float32; None: at noise, as without a picture.
         inpainting: None where nothing is kept.
+        named: further inputs of the network, those of one row.
     """
 
     x_t: Tensor | None
     inpainting: Inpainting | None
+    named: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -54,10 +56,23 @@ class PictureStart:
 
     @property
     def calls(self) -> Sequence[Callable[[], Tensor]]:
-        """What is left to run: one image through the encoder for each image; none where it is denoised as it is."""
+        """What is left to run: one image through the encoder for each image; none where it is denoised as it is.
+
+        A network that inpaints reads the picture without the part that is drawn anew, too, and at full strength nothing
+        but that.
+        """
         if self.model.codec.in_step:
             return ()
-        return [partial(self._encode, index) for index in range(self.request.batch)]
+        images = range(self.request.batch)
+        if self.model.picture_input is None:
+            return [partial(self._encode, index) for index in images]
+        whole = [] if self._is_full else [partial(self._encode, index) for index in images]
+        return [*whole, *(partial(self._encode_masked, index) for index in images)]
+
+    @property
+    def _is_full(self) -> bool:
+        """Whether nothing of the picture is in what is drawn anew."""
+        return self.init.strength == 1
 
     def beginnings(self, encoded: Sequence[Tensor], plan: SamplerPlan) -> list[Beginning]:
         """Of each image.
@@ -69,6 +84,10 @@ class PictureStart:
             encoded = [self._image()] * self.request.batch
         noise = self._noise(DIFFUSION_STREAM)
         mask = None if self.mask is None else self._state_mask(self.mask)
+        if self.model.picture_input is not None and mask is not None:
+            images = len(encoded) - self.request.batch
+            pairs = zip(encoded[:images] or noise, noise, encoded[images:], strict=True)
+            return [self._inpainting(plan, x_0, eps, mask, masked) for x_0, eps, masked in pairs]
         return [self._beginning(plan, x_0, eps, mask) for x_0, eps in zip(encoded, noise, strict=True)]
 
     def pasted(self, pixels: Pixels) -> Pixels:
@@ -81,9 +100,14 @@ class PictureStart:
         noised = Inpainting.noised(x_0, eps, plan.alpha_bar[0])
         if mask is None:
             return Beginning(noised, None)
-        # At full strength nothing of the picture is in what is drawn anew.
-        x_t = plan.initial_scale * eps if self.init.strength == 1 else noised
+        x_t = plan.initial_scale * eps if self._is_full else noised
         return Beginning(x_t, Inpainting(x_0, eps, mask))
+
+    def _inpainting(self, plan: SamplerPlan, x_0: Tensor, eps: Tensor, mask: Tensor, masked: Tensor) -> Beginning:
+        """Of a network that reads what is to be kept."""
+        x_t = plan.initial_scale * eps if self._is_full else Inpainting.noised(x_0, eps, plan.alpha_bar[0])
+        assert self.model.picture_input is not None
+        return Beginning(x_t, None, {self.model.picture_input: torch.cat([mask.to(masked.dtype), masked])})
 
     def _image(self) -> Tensor:
         return as_image(self.original).to(self.model.device)
@@ -92,10 +116,17 @@ class PictureStart:
         eps = self._noise(POSTERIOR_STREAM)[index : index + 1]
         return self.model.codec.encode(self._image()[None], eps)[0]
 
-    def _noise(self, stream: int) -> Tensor:
+    def _encode_masked(self, index: int) -> Tensor:
+        """Grey where the picture is drawn anew."""
+        assert self.mask is not None
+        kept = torch.from_numpy(~self.mask).to(self.model.device)
+        eps = self._noise(POSTERIOR_STREAM, draw=1)[index : index + 1]
+        return self.model.codec.encode((self._image() * kept)[None], eps)[0]
+
+    def _noise(self, stream: int, draw: int = 0) -> Tensor:
         first = self.request.seed
         seeds = torch.arange(first, first + self.request.batch, device=self.model.device)
-        return standard_normal(seeds, stream, torch.zeros_like(seeds), self.shape)
+        return standard_normal(seeds, stream, torch.full_like(seeds, draw), self.shape)
 
     def _state_mask(self, mask: NDArray[np.bool_]) -> Tensor:
         """[1, h, w] bool: of each block of pixels that is one place of the state, the one at the top left."""
@@ -116,6 +147,8 @@ def picture_start(
         PictureMisfit: a picture is missing or of another size than the model draws.
     """
     init = request.init
+    if model.picture_input is not None and (init is None or init.mask is None):
+        raise PictureMisfit(f"model {model.name} inpaints: need an init_image and a mask")
     if init is None:
         return None
     channels, own_height, own_width = model.image_shape

@@ -13,7 +13,7 @@ from worker.models.errors import UnsupportedModel
 from worker.models.loaded_model import Execution
 from worker.models.lora_catalogue import LoraCatalogue
 from worker.store.errors import StoreError
-from worker.store.inspection import can_reuse_features, size_multiple
+from worker.store.inspection import can_reuse_features, reads_pictures, size_multiple
 from worker.store.lora_file import LoraTarget, read_target
 from worker.store.lora_store import LoraStore
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
@@ -31,6 +31,7 @@ class _Facts:
     size_multiple: int | None
     lora_target: LoraTarget | None
     fast: bool
+    needs_mask: bool
 
 
 class Catalogue:
@@ -174,6 +175,7 @@ class Catalogue:
                     form=execution.form if execution else None,
                     loras=self._lora_catalogue.fitting(model, readable[str(shown)].lora_target),
                     skipped=sorted({*manifest.skipped, *(self._not_run & manifest.components.keys())}),
+                    needs_mask=readable[str(shown)].needs_mask,
                     takes=_takes(manifest),
                     batch_sizes=list(execution.batch_sizes) if execution else None,
                     exact_cost=execution.exact_cost if execution else None,
@@ -195,7 +197,15 @@ class Catalogue:
         except StoreError:
             return None
         sizes, target = _size_multiple(checkpoint), _lora_target(checkpoint)
-        return _Facts(checkpoint.manifest, chain, sizes, target, _fast(checkpoint))
+        return _Facts(checkpoint.manifest, chain, sizes, target, _fast(checkpoint), _needs_mask(checkpoint))
+
+
+def _needs_mask(checkpoint: Checkpoint) -> bool:
+    """False of a version that can't be loaded."""
+    try:
+        return reads_pictures(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
+    except StoreError:
+        return False
 
 
 def _lora_target(checkpoint: Checkpoint) -> LoraTarget | None:

@@ -125,6 +125,7 @@ class LoadedModel:
     Attributes:
         shape: (C, H, W) of the state that the first leg denoises.
         codec: makes images of the last leg's states.
+        picture_input: of the first leg's network, where that inpaints: it takes a mask and the rest of the picture.
         named_of_size: inputs of the first leg's network that follow from the shape of its state, those of one row.
         decoded_shape: (C, H, W) of the images; None: that of the state.
         later_legs: what follows the first leg, which is this model's own network.
@@ -151,6 +152,7 @@ class LoadedModel:
     shape: Shape
     conditioner: Conditioner
     codec: Codec = field(default_factory=Pixels)
+    picture_input: str | None = None
     named_of_size: Callable[[Shape], Mapping[str, Tensor]] = lambda shape: {}
     decoded_shape: Shape | None = None
     later_legs: tuple[LaterLeg, ...] = ()

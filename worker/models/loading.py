@@ -50,7 +50,7 @@ from worker.networks.text_projections import (
     without_text,
 )
 from worker.networks.unet2d import CLASS_LABELS
-from worker.networks.unet2d_condition import TEXT_EMBEDS, TEXT_STATES, TIME_IDS
+from worker.networks.unet2d_condition import MASKED_PICTURE, TEXT_EMBEDS, TEXT_STATES, TIME_IDS
 from worker.store.component_rules import SAFETY_CHECKER, TEXT_PARTS
 from worker.store.errors import BadCheckpoint
 from worker.store.inspection import denoiser_config_path, size_multiple
@@ -179,6 +179,7 @@ def load_checkpoint(
             codec=codec,
             conditioner=_conditioner(num_classes, readers, inputs, checkpoint, device, projector),
             named_of_size=partial(_time_ids, factor, device) if inputs.has(TIME_IDS) else lambda shape: {},
+            picture_input=MASKED_PICTURE if inputs.has(MASKED_PICTURE) else None,
             decoded_shape=(manifest.channels, manifest.height, manifest.width),
             components={name: component.sha256 for name, component in manifest.components.items()},
             labels=tuple(manifest.labels),

@@ -157,7 +157,7 @@ def feature_reuse(
 
     def with_features(shape: Shape) -> InputSpec:
         features = NamedInput(FEATURES, (channels, *shape[1:]), torch.float32)
-        return InputSpec(shape, (*inputs.named, features))
+        return InputSpec(shape, (*inputs.of_shape(shape).named, features))
 
     return FeatureReuse(
         channels,

@@ -66,12 +66,14 @@ class NamedInput:
     Attributes:
         shape: of one row; () for a number.
         values: how many an integer input can take, from 0; None for floating-point ones.
+        as_state: whether its height and width are those of the state.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: torch.dtype
     values: int | None = None
+    as_state: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +88,12 @@ class InputSpec:
     named: tuple[NamedInput, ...] = ()
 
     def of_shape(self, shape: Shape) -> "InputSpec":
-        """The same for states of another shape."""
-        return replace(self, shape=shape)
+        """For states of another size."""
+        named = [
+            replace(declared, shape=(*declared.shape[:-2], *shape[1:])) if declared.as_state else declared
+            for declared in self.named
+        ]
+        return InputSpec(shape, tuple(named))
 
     def has(self, name: str) -> bool:
         """Whether the network takes such an input."""

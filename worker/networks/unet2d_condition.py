@@ -21,6 +21,9 @@ TIME_IDS = "time_ids"
 """Name of the input that holds six numbers of pixels: original height and width, top and left of the crop, target
 height and width. Podell et al. 2023, section 2.2."""
 TIME_ID_COUNT = 6
+MASKED_PICTURE = "masked_picture"
+"""Name of the input that an inpainting U-Net reads beside its state: [5, h, w], a mask that is 1 where the picture is
+drawn anew, and the latent of the picture without that part."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +40,10 @@ class UNet2DConditionDenoiser:
     text_name: str = TEXT_STATES
 
     def __call__(self, inputs: NetworkInput) -> Tensor:
-        x = inputs.x.to(self.dtype).contiguous(memory_format=self.memory_format)
+        x = inputs.x
+        if MASKED_PICTURE in inputs.named:
+            x = torch.cat([x, inputs.named[MASKED_PICTURE]], dim=1)
+        x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
         text = inputs.named[self.text_name].to(self.dtype)
         added = {TEXT_EMBEDS, TIME_IDS} & inputs.named.keys()
         extra = {"added_cond_kwargs": {name: inputs.named[name] for name in added}} if added else {}
@@ -57,9 +63,13 @@ class UNet2DCondition:
             raise BadCheckpoint(
                 f"need cross_attention_dim {text_shape.width} as the text encoder, got {known.text_width}"
             )
+        pictures: tuple[NamedInput, ...] = ()
+        if known.picture_channels:
+            beside = (known.picture_channels, *shape[1:])
+            pictures = (NamedInput(MASKED_PICTURE, beside, torch.float32, as_state=True),)
         states = NamedInput(TEXT_STATES, (text_shape.tokens, text_shape.width), torch.float32)
         if known.added_width is None:
-            return InputSpec(shape, (states,))
+            return InputSpec(shape, (states, *pictures))
         if text_shape.pooled is None:
             raise BadCheckpoint(
                 "the network reads a text as a whole, and no text encoder of the checkpoint projects it"
@@ -67,7 +77,7 @@ class UNet2DCondition:
         if (width := text_shape.pooled + TIME_ID_COUNT * known.time_id_width) != known.added_width:
             raise BadCheckpoint(f"need projection_class_embeddings_input_dim {width}, got {known.added_width}")
         embeds = NamedInput(TEXT_EMBEDS, (text_shape.pooled,), torch.float32)
-        return InputSpec(shape, (states, embeds, NamedInput(TIME_IDS, (TIME_ID_COUNT,), torch.float32)))
+        return InputSpec(shape, (states, embeds, NamedInput(TIME_IDS, (TIME_ID_COUNT,), torch.float32), *pictures))
 
     def model_class(self) -> type[nn.Module]:
         from diffusers import UNet2DConditionModel

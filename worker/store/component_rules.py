@@ -217,15 +217,19 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
         raise BadCheckpoint(f"{where}: {' and '.join(SAFETY_PARTS)} need each other")
     if components.keys().isdisjoint({"vae", "text_encoder"}):
         return
-    unet = read_json_object(folder, f"{denoiser_of(components, where)}/config.json", where)
+    denoiser = denoiser_of(components, where)
+    unet = read_json_object(folder, f"{denoiser}/config.json", where)
+    network = read_unet_config(components[denoiser], unet)
     if "vae" in components:
         latent_channels = read_vae_config(read_json_object(folder, "vae/config.json", where)).latent_channels
-        if (channels := unet.get("in_channels", 4)) != latent_channels:
+        if network.channels != latent_channels:
             raise BadCheckpoint(
-                f"{where}: the network denoises {channels} channels, the VAE's latents have {latent_channels}"
+                f"{where}: the network denoises {network.channels} channels, the VAE's latents have {latent_channels}"
             )
     if "text_encoder" not in components:
         return
+    if "vae" not in components and network.picture_channels:
+        raise BadCheckpoint(f"{where}: a U-Net of 9 in_channels needs a vae")
     parts = [(encoder, tokenizer) for encoder, tokenizer in TEXT_PARTS if {encoder, tokenizer} & components.keys()]
     for encoder, tokenizer in parts:
         if missing := {encoder, tokenizer} - components.keys():
@@ -233,7 +237,7 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
     if (unet.get("addition_embed_type") == "text_time") != (len(parts) > 1):
         raise BadCheckpoint(f"{where}: a U-Net with addition_embed_type text_time and a text_encoder_2 need each other")
     width = sum(_text_width(folder, encoder, tokenizer, where) for encoder, tokenizer in parts)
-    if (wanted := read_unet_config(components["unet"], unet).text_width) != width:
+    if (wanted := network.text_width) != width:
         many = "the text encoders write" if len(parts) > 1 else "the text encoder writes"
         raise BadCheckpoint(f"{where}: the U-Net reads text of width {wanted!r}, {many} {width!r}")
 

@@ -159,6 +159,12 @@ def can_reuse_features(folder: Path, where: str) -> bool:
     return feature_channels(read_json_object(folder, UNET_CONFIG_PATH, where)) is not None
 
 
+def reads_pictures(folder: Path, where: str) -> bool:
+    """Whether a version's U-Net takes a mask and a masked picture beside its state. Raises BadCheckpoint."""
+    config = read_json_object(folder, UNET_CONFIG_PATH, where)
+    return read_unet_config(str(config.get("_class_name", "UNet2DModel")), config).picture_channels > 0
+
+
 def folder_fingerprint(folder: Path) -> Fingerprint:
     """Inode, size, mode and times of everything below `folder`, skipping what can't be read."""
     seen = []

@@ -104,7 +104,8 @@ def import_pipeline(
         flags = {name: value for name, value in index.flags.items() if name == ZEROS_FLAG}
         if "safety_checker" in absent:
             flags["requires_safety_checker"] = False
-        write_index(folder, _pipeline_of(components), components, absent, flags, index.labels)
+        pipeline = _pipeline_of(components, inpaints=network.picture_channels > 0)
+        write_index(folder, pipeline, components, absent, flags, index.labels)
 
     return store.publish(
         model,
@@ -118,13 +119,14 @@ def import_pipeline(
     )
 
 
-def _pipeline_of(components: Mapping[str, str]) -> str:
+def _pipeline_of(components: Mapping[str, str], *, inpaints: bool) -> str:
     """diffusers' class that opens a directory of these components."""
     if "transformer" in components:
         return "DiTPipeline"
     if components["unet"] == "UNet2DModel":
         return "DDPMPipeline"
-    return "StableDiffusionXLPipeline" if "text_encoder_2" in components else "StableDiffusionPipeline"
+    family = "StableDiffusionXL" if "text_encoder_2" in components else "StableDiffusion"
+    return f"{family}{'Inpaint' if inpaints else ''}Pipeline"
 
 
 def _bare_unet(directory: Path) -> tuple[PipelineIndex, dict[str, Path]]:

@@ -16,6 +16,8 @@ from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH
 
 LABELS_KEY = "id2label"
+FIRST_INPAINTING = "0.6.0"
+"""The release of diffusers whose inpainting pipelines are those of today."""
 ZEROS_FLAG = "force_zeros_for_empty_prompt"
 """Of Stable Diffusion XL's pipelines, true by default: zeros stand for a negative prompt that is not given."""
 
@@ -111,6 +113,8 @@ def write_index(
         labels: names of the classes, for DiT's.
     """
     index: dict[str, object] = {"_class_name": pipeline, **(flags or {})}
+    if pipeline.endswith("InpaintPipeline"):
+        index["_diffusers_version"] = FIRST_INPAINTING  # diffusers opens no inpainting pipeline without
     if labels:
         index[LABELS_KEY] = {str(number): label for number, label in enumerate(labels)}
     index |= {name: [RULES[class_name].library, class_name] for name, class_name in sorted(components.items())}

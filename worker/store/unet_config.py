@@ -15,6 +15,9 @@ Rule = tuple[str, object, Sequence[object]]
 CHANNELS = (1, 3, 4)
 """Of images: grey, RGB, RGB with alpha."""
 
+INPAINTING_CHANNELS = 9
+"""Of an inpainting U-Net's input: four of the latent, one of the mask, four of the masked picture's latent."""
+
 SUPPORTED: Mapping[str, Mapping[str, tuple[object, Sequence[object]]]] = {
     "UNet2DModel": {
         "in_channels": (3, CHANNELS),
@@ -23,7 +26,7 @@ SUPPORTED: Mapping[str, Mapping[str, tuple[object, Sequence[object]]]] = {
         "class_embed_type": (None, (None,)),
     },
     "UNet2DConditionModel": {
-        "in_channels": (4, CHANNELS),
+        "in_channels": (4, (*CHANNELS, INPAINTING_CHANNELS)),
         "out_channels": (4, CHANNELS),
         "time_embedding_type": ("positional", ("positional",)),
         "time_cond_proj_dim": (None, (None,)),
@@ -63,7 +66,8 @@ class UNetConfig:
     """What the service reads of a denoiser's configuration, with diffusers' defaults filled in.
 
     Attributes:
-        channels: of its input, and of what it predicts.
+        channels: of its state, and of what it predicts.
+        picture_channels: of its input beside the state, a mask and a masked picture; 0: it has no such.
         predicts_variance: whether its output has as many again, the variance's.
         num_classes: rows of its class embedding.
         text_width: of the hidden states that it reads; None: it reads no text.
@@ -83,12 +87,15 @@ class UNetConfig:
     time_id_width: int = 0
     only_size: int | None = None
     null_label: int | None = None
+    picture_channels: int = 0
 
 
 def read_unet_config(class_name: str, config: Config) -> UNetConfig:
     """Check the configuration of a network of a class in `SUPPORTED`. Raises BadCheckpoint naming the key."""
     found = {key: (config.get(key, default), values) for key, (default, values) in SUPPORTED[class_name].items()}
-    channels = config.get("in_channels", SUPPORTED[class_name]["in_channels"][0])
+    in_channels = config.get("in_channels", SUPPORTED[class_name]["in_channels"][0])
+    inpaints = in_channels == INPAINTING_CHANNELS and class_name == "UNet2DConditionModel"
+    channels = (INPAINTING_CHANNELS - 1) // 2 if inpaints else in_channels
     with_variance = 2 * channels if isinstance(channels, int) else channels
     out_channels = channels if found["out_channels"][0] is None else found["out_channels"][0]
     found["out_channels"] = (out_channels, (channels, with_variance))
@@ -111,15 +118,18 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
     # A conditional one brings each level back to the size that it had on the way down, odd ones too.
     multiple = 1 if class_name == "UNet2DConditionModel" else 2 ** (len(levels) - 1)
     predicts_variance = out_channels != channels
+    beside = INPAINTING_CHANNELS - channels if inpaints else 0
     if config.get("addition_embed_type") != "text_time":
-        return UNetConfig(channels, predicts_variance, classes, text_width, multiple)
+        return UNetConfig(channels, predicts_variance, classes, text_width, multiple, picture_channels=beside)
     added, time_id = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
     if not (isinstance(added, int) and isinstance(time_id, int)):
         raise BadCheckpoint(
             "need projection_class_embeddings_input_dim and addition_time_embed_dim as whole numbers with text_time, "
             f"got {added!r} and {time_id!r}"
         )
-    return UNetConfig(channels, predicts_variance, classes, text_width, multiple, added, time_id)
+    return UNetConfig(
+        channels, predicts_variance, classes, text_width, multiple, added, time_id, picture_channels=beside
+    )
 
 
 def _read_transformer(config: Config, channels: int, *, predicts_variance: bool) -> UNetConfig:

@@ -9,7 +9,7 @@ from worker.networks.architecture import TextShape
 from worker.networks.registry import ARCHITECTURES
 from worker.store.component_rules import RULES, SYSTEMS
 from worker.store.errors import BadCheckpoint
-from worker.store.unet_config import SUPPORTED, read_unet_config
+from worker.store.unet_config import INPAINTING_CHANNELS, SUPPORTED, read_unet_config
 
 SIDE = 32
 """diffusers' default of a Transformer, which takes no other states."""
@@ -25,7 +25,10 @@ def configs(class_name: str, key: str) -> Iterator[tuple[dict[str, object], int]
         if key in ("in_channels", "out_channels"):
             channels_of_value = channels if value is None else value
             assert isinstance(channels_of_value, int)
-            yield {"in_channels": channels_of_value, "out_channels": value}, channels_of_value
+            if value == INPAINTING_CHANNELS:
+                yield {"in_channels": value, "out_channels": channels}, channels
+            else:
+                yield {"in_channels": channels_of_value, "out_channels": value}, channels_of_value
         else:
             beside = {"addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 8 + 6 * 4}
             yield {key: value, "in_channels": channels, "out_channels": channels, **beside}, channels

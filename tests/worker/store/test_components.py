@@ -215,7 +215,7 @@ def test_sharded_weights_that_are_not_whole_are_refused(
         (
             "unet/config.json",
             {"in_channels": 5, "out_channels": 5},
-            "need in_channels 1 or 3 or 4, got 5",
+            "need in_channels 1 or 3 or 4 or 9, got 5",
         ),
         ("model_index.json", {"text_encoder": ["transformers", "T5EncoderModel"]}, "need CLIPTextModel, got 'T5Enc"),
         ("model_index.json", {"text_encoder": [None, None]}, "UNet2DConditionModel lacks text_encoder"),
