@@ -30,6 +30,7 @@ from worker.store.pipeline_index import write_index, write_text_to_image_index
 
 GOLDEN_SEED = 0
 GOLDEN_ROWS = 4
+GOLDEN_PROMPT = "a picture"
 BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "cosine": (1e-4, 0.02)}
 """As `NoiseSchedule` has them by default; a cosine has none, and diffusers reads these and leaves them unused."""
 DIFFUSERS_SCHEDULES = {"cosine": "squaredcos_cap_v2"}
@@ -75,11 +76,14 @@ class Publication:
                 (folder / "README.md").write_text(card, encoding="utf-8")
                 Image.fromarray(samples.squeeze(-1).numpy()).save(folder / SAMPLES_NAME)
 
-        golden = None
-        if self.tokenizer is None:
-            # Of the weights as they are published: rounded to their dtype.
-            schedule = self.configuration.noise_schedule()
-            golden = golden_output(published.float(), schedule, self.source.shape, len(self.source.label_names))
+        # Of the weights as they are published: rounded to their dtype.
+        golden = golden_output(
+            published.float(),
+            self.configuration.noise_schedule(),
+            self.source.shape,
+            len(self.source.label_names),
+            self.tokenizer,
+        )
         return self.store.publish(
             self.model,
             write,
@@ -170,19 +174,28 @@ def write_pipeline(
 
 @torch.no_grad()
 def golden_output(
-    denoiser: Denoiser, schedule: NoiseSchedule, shape: tuple[int, int, int], num_labels: int
+    denoiser: Denoiser,
+    schedule: NoiseSchedule,
+    shape: tuple[int, int, int],
+    num_labels: int,
+    tokenizer: CaptionTokenizer | None = None,
 ) -> GoldenOutput:
-    """What the network returns now, from noise at timesteps over the whole schedule, for loaders to compare with."""
+    """What the network returns now, from noise at timesteps over the whole schedule, for loaders to compare with.
+
+    With captions, of one prompt: tokenizer and text encoder are compared so, too.
+    """
     last = schedule.num_train_timesteps - 1
     timesteps = [last * row // (GOLDEN_ROWS - 1) for row in range(GOLDEN_ROWS)]
     labels = [row % num_labels for row in range(GOLDEN_ROWS)] if num_labels else None
     x_t, t = golden_inputs(GOLDEN_SEED, timesteps, shape)
-    output = denoiser.eval()(x_t, t, Conditions(None if labels is None else torch.tensor(labels)))
+    tokens = None if tokenizer is None else tokenizer([GOLDEN_PROMPT] * GOLDEN_ROWS)
+    output = denoiser.eval()(x_t, t, Conditions(None if labels is None else torch.tensor(labels), tokens))
     values = spread_values(output).to(torch.float32).contiguous()
     return GoldenOutput(
         seed=GOLDEN_SEED,
         timesteps=timesteps,
         class_labels=labels,
+        prompt=None if tokenizer is None else GOLDEN_PROMPT,
         values_base64=base64.b64encode(values.numpy().tobytes()).decode(),
     )
 

@@ -1,6 +1,7 @@
 """From captioned pictures to a published text-to-image model that other libraries open."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,9 @@ from training.data.emoji import load_emoji
 from training.network import Conditions
 from training.opening import OpenedVersion, open_version
 from training.text import CaptionTokenizer
-from worker.store import ModelStore
+from worker.models.errors import BrokenModel
+from worker.models.loading import load_checkpoint
+from worker.store import GoldenOutput, ModelStore
 
 TINY = [
     *("--channels", "8,16", "--layers", "1", "--text-width", "32", "--text-layers", "1", "--vocabulary", "700"),
@@ -51,6 +54,17 @@ def test_the_manifest_names_the_components(opened: OpenedVersion) -> None:
     }
     assert "vae" in manifest.absent
     assert manifest.recipe.settings["prediction"] == "v_prediction"
+
+
+def test_a_loader_compares_tokenizer_encoder_and_network_with_what_was_published(opened: OpenedVersion) -> None:
+    checkpoint, cpu = opened.checkpoint, torch.device("cpu")
+    golden = checkpoint.manifest.golden
+    assert isinstance(golden, GoldenOutput)
+    assert golden.prompt
+    load_checkpoint(checkpoint, cpu, torch.float32)
+    other = checkpoint.manifest.model_copy(update={"golden": golden.model_copy(update={"prompt": "a red square"})})
+    with pytest.raises(BrokenModel, match="need the golden output within"):
+        load_checkpoint(replace(checkpoint, manifest=other), cpu, torch.float32)
 
 
 def test_other_libraries_open_each_component_and_say_the_same(opened: OpenedVersion) -> None:

@@ -11,6 +11,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from worker.conditioning.conditioning import ConditionRefusedError
+from worker.contract import Guidance, TextCondition
 from worker.diffusion.golden import golden_inputs, spread_values
 from worker.models.errors import BrokenModel
 from worker.models.golden_sample import check_golden_sample
@@ -55,7 +57,10 @@ def _check_output(model: LoadedModel, golden: GoldenOutput) -> None:
     classes = golden.class_labels
     if (classes is not None) != (model.num_classes > 0) or any(label >= model.num_classes for label in classes or ()):
         raise BrokenModel(f"{where}: the golden output has classes {classes}, the network {model.num_classes}")
-    output = model.denoise(_inputs(model, golden.seed, golden.timesteps, classes))
+    inputs = _inputs(model, golden.seed, golden.timesteps, classes)
+    if golden.prompt is not None:
+        inputs = NetworkInput(inputs.x, inputs.t, {**inputs.named, **_prompted(model, golden.prompt, len(inputs))})
+    output = model.denoise(inputs)
     if expected.shape[1] > (values := output[0].numel()):
         raise BrokenModel(f"{where}: the golden output has {expected.shape[1]} values a row, the network's {values}")
     _compare(model, spread_values(output, expected.shape[1]), expected.to(model.device))
@@ -64,6 +69,16 @@ def _check_output(model: LoadedModel, golden: GoldenOutput) -> None:
 def _inputs(model: LoadedModel, seed: int, timesteps: list[int], classes: list[int] | None) -> NetworkInput:
     x, t = golden_inputs(seed, timesteps, model.shape, model.device)
     return NetworkInput(x, t, {} if classes is None else {CLASS_LABELS: torch.tensor(classes, device=model.device)})
+
+
+def _prompted(model: LoadedModel, prompt: str, rows: int) -> dict[str, Tensor]:
+    """The named inputs of rows that are all guided by one prompt."""
+    try:
+        encoding = model.conditioner(TextCondition(prompt=prompt), Guidance(scale=1.0))
+    except ConditionRefusedError as error:
+        raise BrokenModel(f"{model.name}/{model.version}: the golden output has a prompt: {error}") from error
+    conditioning = encoding.assemble([call() for call in encoding.calls])[0].extended(model.named_of_size(model.shape))
+    return {name: value.expand(rows, *value.shape[1:]).contiguous() for name, value in conditioning.named.items()}
 
 
 def _compare(model: LoadedModel, output: Tensor, expected: Tensor) -> None:

@@ -78,6 +78,8 @@ class GoldenOutput(ManifestPart):
     """One for each row."""
     class_labels: list[Annotated[int, Field(ge=0)]] | None = None
     """One for each row; None for a network without classes."""
+    prompt: str | None = None
+    """Of all rows, encoded by the version's own tokenizer and text encoder; None for a network without text."""
     values_base64: str
     """Little-endian float32, as many values of each row."""
 
