@@ -1,7 +1,7 @@
 """`make bench`, that is `python -m tests.bench [PART ...] [--quick]`: prints a table, writes JSON.
 
-Parts: engine, prompts, serving, http, gateway, overhead, previews, memory, reload, training, scale; all of them when
-none is named.
+Parts: engine, prompts, serving, http, gateway, overhead, previews, memory, reload, training, fast, scale; all of
+them when none is named.
 """
 
 import argparse
@@ -29,6 +29,7 @@ PARTS = (
     "memory",
     "reload",
     "training",
+    "fast",
     "scale",
 )
 

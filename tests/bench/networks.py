@@ -15,14 +15,16 @@ from worker.store.model_store import Checkpoint, ModelStore
 CIFAR_10 = "cifar10"
 CIFAR_10_PARAMETERS = 35_746_307
 QUARTER = "quarter"
+SMALL = "small"
 DIGITS = "digits"
 PROMPTS, PROMPTS_QUICK = "prompts", "prompts-quick"
 """Of Stable Diffusion's architecture."""
 
-SHAPES = {CIFAR_10: (3, 32, 32), QUARTER: (3, 32, 32), DIGITS: (1, 8, 8)}
+SHAPES = {CIFAR_10: (3, 32, 32), QUARTER: (3, 32, 32), SMALL: (3, 32, 32), DIGITS: (1, 8, 8)}
 TITLES = {
     CIFAR_10: "CIFAR-10 configuration (35.7 M)",
     QUARTER: "CIFAR-10 configuration at a quarter of its width (2.2 M)",
+    SMALL: "64, 128, 128 channels at 32x32",
     DIGITS: "digits 8x8 (1.1 M)",
     PROMPTS: "Stable Diffusion 1, U-Net 64/128/256/256 wide (38 M), 256x256, w 7.5",
     PROMPTS_QUICK: "Stable Diffusion 1, U-Net 8/16/16/16 wide, 64x64, w 7.5",
@@ -44,6 +46,16 @@ def build(model: str, weights_seed: int = 0) -> UNet2DModel:
                 down_block_types=("DownBlock2D", "AttnDownBlock2D"),
                 up_block_types=("AttnUpBlock2D", "UpBlock2D"),
                 attention_head_dim=None,
+            )
+        if model == SMALL:
+            return UNet2DModel(
+                sample_size=32,
+                layers_per_block=2,
+                block_out_channels=(64, 128, 128),
+                norm_num_groups=32,
+                attention_head_dim=None,
+                down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+                up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
             )
         # google/ddpm-cifar10-32: attention at 16x16.
         width = {CIFAR_10: 128, QUARTER: 32}[model]

@@ -38,7 +38,7 @@ WAITING_BESIDE_MODELS = 1_000
 ROWS = (1, 10, 100, 1_000, 10_000)
 """Rows in the engine at a time; a worker claims about a second ahead, so that few hundred is much."""
 SAMPLES = 40
-AT_ONCE = 200
+AT_ONCE = 50
 """Submits under way together while the queue is filled."""
 PLOT = Path("docs/scale.svg")
 
@@ -151,13 +151,13 @@ async def _at(url: str, count: int, models: int, session: Session) -> Costs:
     names = [f"model-{number}" for number in range(models)]
     row_step_s = dict.fromkeys(names, 0.01)
     with redis.Redis.from_url(url) as client:
-        client.flushall()
-        connection = AsyncRedis.from_url(url, max_connections=2 * AT_ONCE)
+        client.execute_command("FLUSHALL", "SYNC")
+        connection = AsyncRedis.from_url(url, max_connections=2 * AT_ONCE, socket_connect_timeout=60, socket_timeout=60)
         try:
             settings = Settings(redis_url=url, max_queue=10**12, max_queue_jobs=10**7, redis_timeout_s=30)
             queue = JobQueue(connection, settings)
             await _submit(queue, names[0], row_step_s)  # the scripts stay in the server's memory from now on
-            client.flushall()
+            client.execute_command("FLUSHALL", "SYNC")
             empty = await _used_bytes(connection, client)
             ids = await _fill(queue, names, row_step_s, count)
             job_bytes = (await _used_bytes(connection, client) - empty) / count
