@@ -93,6 +93,10 @@ async def generate(body: GenerateRequest, request: Request) -> Response:
     return job_response(job, HTTPStatus.ACCEPTED, headers)
 
 
+PUBLISHED = frozenset({"model", "version", "loras"})
+"""Fields that name what may be published at any time."""
+
+
 async def accept(
     body: GenerateRequest,
     gateway: Gateway,
@@ -109,7 +113,14 @@ async def accept(
     """
     reading = await gateway.catalogue.read()
     pictures = await named_pictures(gateway.uploads, caller, body)
-    admitted = admit(body, reading, gateway.settings, pictures)
+    try:
+        admitted = admit(body, reading, gateway.settings, pictures)
+    except InvalidRequest as error:
+        if PUBLISHED.isdisjoint(problem.field for problem in error.fields):
+            raise
+        # What it names may have gone live since the workers' word was read.
+        reading = await gateway.catalogue.read_now()
+        admitted = admit(body, reading, gateway.settings, pictures)
     return await _submit(gateway, caller, body, admitted, idempotency_key, reading, request, anew)
 
 

@@ -226,3 +226,14 @@ def test_before_any_worker_has_announced_itself_the_answer_is_503(start_gateway:
     assert answer.status_code == 503
     assert answer.json()["code"] == "no_worker"
     assert "Retry-After" in answer.headers
+
+
+def test_a_version_is_served_from_the_moment_that_it_is_announced(http: httpx.Client, worker: FakeWorker) -> None:
+    body = {"seed": 1, "steps": 5, "batch": 1}
+    (first,) = DIGITS.versions
+    second = first.model_copy(update={"version": "000013000-3f2a9c1b"})
+    answer = http.post("/generate", json={**body, "version": first.version})
+    assert answer.status_code == 202, answer.text
+    worker.announce(models=(DIGITS.model_copy(update={"versions": [first, second]}),))
+    answer = http.post("/generate", json={**body, "version": second.version})
+    assert (answer.status_code, answer.json().get("version")) == (202, second.version), answer.text
