@@ -116,7 +116,7 @@ async def accept(
     try:
         admitted = admit(body, reading, gateway.settings, pictures)
     except InvalidRequest as error:
-        if PUBLISHED.isdisjoint(problem.field for problem in error.fields):
+        if PUBLISHED.isdisjoint(problem.field.partition(".")[0] for problem in error.fields):
             raise
         # What it names may have gone live since the workers' word was read.
         reading = await gateway.catalogue.read_now()

@@ -74,3 +74,11 @@ def test_models_says_which_loras_there_are(http: httpx.Client) -> None:
         ("face", OTHER, []),
         ("style", NEW, [OLD]),
     ]
+
+
+def test_a_lora_is_known_from_the_moment_that_it_is_announced(http: httpx.Client, worker: FakeWorker) -> None:
+    asked = {**BODY, "loras": [{"name": "hat"}]}
+    assert http.post("/generate", json=asked).status_code == 422
+    hat = LoraInfo(name="hat", sha256=OTHER)
+    worker.announce(models=(DIGITS.model_copy(update={"loras": [hat]}),))
+    assert http.post("/generate", json=asked).status_code == 202

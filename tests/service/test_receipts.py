@@ -13,7 +13,7 @@ from service.settings import Settings
 from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, NAME, VERSION, FakeWorker
 from tests.service.test_jobs import submit
 from tests.worker.contract.any_request import any_request
-from worker.contract import SamplingRequest, WorkerStatus
+from worker.contract import LoraInfo, SamplingRequest, WorkerStatus
 from worker.contract.receipts import DERIVED, public_request, sampling_request
 from worker.contract.status import EngineCounters
 from worker.results.uploads import Upload
@@ -30,7 +30,7 @@ READING = Reading(
             "dtype": "float32",
             "max_batch": 16,
             "default_model": "digits",
-            "models": [DIGITS, CLOUDS, EMOJI],
+            "models": [DIGITS, CLOUDS, EMOJI.model_copy(update={"loras": [LoraInfo(name="style", sha256="c" * 64)]})],
             "counters": EngineCounters(),
         }
     ),
@@ -44,6 +44,7 @@ BODIES: list[dict[str, Any]] = [
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "sampler": "dpmpp_2m", "format": "webp"},
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "negative_prompt": "b", "eta": 0.5},
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "guidance_scale": 1.0},
+    {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "loras": [{"name": "style", "scale": 0.5}]},
     {"steps": 5, "batch": 2, "seed": 7, "model": "emoji", "prompts": ["a", "b"], "clip_skip": 1},
     {"steps": 5, "batch": 1, "seed": 7, "width": 16, "height": 8},
     {"steps": 5, "batch": 1, "seed": 7, "sampler": "euler", "karras": True, "spacing": "trailing"},
