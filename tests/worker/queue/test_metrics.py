@@ -52,7 +52,7 @@ def test_every_end_and_every_lost_try_is_counted_once(jobs: Jobs, workers: Worke
     }
     poison = jobs.submit(KILLS_ITS_PROCESS)
     worker.wait()
-    workers.start()
+    workers.start(wait=False)  # the job kills it too, maybe before it is seen to be ready
     wait_until(lambda: totals(jobs).get((Total.WORKER_LOST, MODEL)) == 1, "its lease to run out")
     for _ in range(3):
         workers.start(wait=False)
