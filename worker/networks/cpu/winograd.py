@@ -44,24 +44,26 @@ _CONSTANT = 7
 """Which of the 36 numbers A^T . A spreads evenly: a bias added to it is added to all 16 values."""
 
 
-def winograd_suits(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
-    """Whether Winograd's algorithm applies to images of this size and is faster, in float32.
-
-    The transforms' share of the time falls with the number of channels; few tiles make slow matrix products.
-    """
-    of_this_kind = (
+def winograd_applies(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
+    """Whether Winograd's algorithm computes this convolution on images of this size, in float32."""
+    return (
         conv.kernel_size == (3, 3)
         and conv.stride == conv.padding == conv.dilation == (1, 1)
         and conv.groups == 1
         and conv.padding_mode == "zeros"
         and conv.weight.dtype == torch.float32
+        and height_px % TILE == width_px % TILE == 0
     )
+
+
+def winograd_suits(conv: nn.Conv2d, height_px: int, width_px: int) -> bool:
+    """Whether Winograd's algorithm applies and is faster.
+
+    The transforms' share of the time falls with the number of channels; few tiles make slow matrix products.
+    """
     tiles = (height_px // TILE) * (width_px // TILE)
     return (
-        of_this_kind
-        and height_px % TILE == width_px % TILE == 0
-        and tiles >= 16
-        and min(conv.in_channels, conv.out_channels) >= 64
+        winograd_applies(conv, height_px, width_px) and tiles >= 16 and min(conv.in_channels, conv.out_channels) >= 64
     )
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.networks.cpu.winograd import TILE, transformed_filters
+from worker.networks.cpu.winograd import TILE, transformed_filters, winograd_applies
 
 if TYPE_CHECKING:
     from worker.networks.cpu.jit.kernels import CpuKernels
@@ -27,16 +27,8 @@ def norm_suits(norm: nn.GroupNorm, kernels: "CpuKernels") -> bool:
 
 def convolution_suits(conv: nn.Conv2d, height_px: int, width_px: int, kernels: "CpuKernels") -> bool:
     """Whether the kernel computes this convolution on images of this size, and fast."""
-    of_this_kind = (
-        conv.kernel_size == (3, 3)
-        and conv.stride == conv.padding == conv.dilation == (1, 1)
-        and conv.groups == 1
-        and conv.padding_mode == "zeros"
-        and conv.weight.dtype == torch.float32
-    )
     return (
-        of_this_kind
-        and height_px % TILE == width_px % TILE == 0
+        winograd_applies(conv, height_px, width_px)
         and min(height_px, width_px) >= SMALLEST_PX
         and min(conv.in_channels, conv.out_channels) >= FEWEST_CHANNELS
         and kernels.convolves(conv.in_channels, conv.out_channels)
