@@ -2,9 +2,11 @@
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
 
 from worker.contract import LoraSet, ModelInfo, SamplerName, Takes, VersionInfo
 from worker.diffusion.prediction import PredictionType
@@ -19,6 +21,8 @@ from worker.store.lora_store import LoraStore
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import latent_pipeline_class
+
+FactT = TypeVar("FactT")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,41 +200,23 @@ class Catalogue:
             chain = _chain_config(checkpoint)
         except StoreError:
             return None
-        sizes, target = _size_multiple(checkpoint), _lora_target(checkpoint)
-        return _Facts(checkpoint.manifest, chain, sizes, target, _fast(checkpoint), _needs_mask(checkpoint))
+        classes = {name: component.class_name for name, component in checkpoint.manifest.components.items()}
+        return _Facts(
+            checkpoint.manifest,
+            chain,
+            size_multiple=_if_readable(size_multiple, checkpoint, None),
+            lora_target=_if_readable(lambda path, where: read_target(path, classes, where), checkpoint, None),
+            fast=_if_readable(can_reuse_features, checkpoint, False),
+            needs_mask=_if_readable(reads_pictures, checkpoint, False),
+        )
 
 
-def _needs_mask(checkpoint: Checkpoint) -> bool:
-    """False of a version that can't be loaded."""
+def _if_readable(read: Callable[[Path, str], FactT], checkpoint: Checkpoint, otherwise: FactT) -> FactT:
+    """What `read` finds in a version's folder; `otherwise` of a version that can't be loaded."""
     try:
-        return reads_pictures(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
-    except StoreError:
-        return False
-
-
-def _lora_target(checkpoint: Checkpoint) -> LoraTarget | None:
-    """None of a version that can't be loaded."""
-    classes = {name: component.class_name for name, component in checkpoint.manifest.components.items()}
-    try:
-        return read_target(checkpoint.path, classes, f"{checkpoint.model}/{checkpoint.version}")
+        return read(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
     except (StoreError, OSError, ValueError):
-        return None
-
-
-def _size_multiple(checkpoint: Checkpoint) -> int | None:
-    """None of a version that can't be loaded."""
-    try:
-        return size_multiple(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
-    except StoreError:
-        return None
-
-
-def _fast(checkpoint: Checkpoint) -> bool:
-    """False of a version that can't be loaded."""
-    try:
-        return can_reuse_features(checkpoint.path, f"{checkpoint.model}/{checkpoint.version}")
-    except StoreError:
-        return False
+        return otherwise
 
 
 def _chain_config(checkpoint: Checkpoint) -> ChainConfig | None:
