@@ -52,12 +52,12 @@ from worker.networks.text_projections import (
 from worker.networks.unet2d import CLASS_LABELS
 from worker.networks.unet2d_condition import MASKED_PICTURE, TEXT_EMBEDS, TEXT_STATES, TIME_IDS
 from worker.store.component_rules import SAFETY_CHECKER, TEXT_PARTS
+from worker.store.denoiser_config import feature_channels
 from worker.store.errors import BadCheckpoint
 from worker.store.inspection import denoiser_config_path, size_multiple
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint
 from worker.store.pipeline_index import ZEROS_FLAG, latent_pipeline_class, read_index
-from worker.store.unet_config import feature_channels
 
 log = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from worker.diffusion.noise import Shape
 from worker.networks.denoiser import Denoiser
 from worker.networks.image_sizes import OtherSizes
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
-from worker.store.unet_config import SHALLOW_LAYERS
+from worker.store.denoiser_config import SHALLOW_LAYERS
 
 FEATURES = "deep_features"
 """Name of the input that holds them, [C, H, W] with H and W those of the state."""
@@ -144,7 +144,7 @@ def feature_reuse(
     """The two forms of a network that is prepared.
 
     Args:
-        channels: of its deep features, see `worker.store.unet_config`.
+        channels: of its deep features, see `worker.store.denoiser_config`.
         denoiser: calls such a network.
         around: makes a denoiser that serves, by threads or sizes of batches, of one that is called as it is.
         inputs: of the network.

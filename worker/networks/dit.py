@@ -10,8 +10,8 @@ from worker.diffusion.noise import Shape
 from worker.networks.architecture import TextShape, check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 from worker.networks.unet2d import CLASS_LABELS
+from worker.store.denoiser_config import read_denoiser_config
 from worker.store.errors import BadCheckpoint
-from worker.store.unet_config import read_unet_config
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,7 +32,7 @@ class DiT:
     """Implements `Architecture`."""
 
     def input_spec(self, config: Mapping[str, object], shape: Shape, text_shape: TextShape | None = None) -> InputSpec:
-        known = read_unet_config("DiTTransformer2DModel", config)
+        known = read_denoiser_config("DiTTransformer2DModel", config)
         check_channels(known.channels, shape)
         if shape[1:] != (known.only_size, known.only_size):
             raise BadCheckpoint(f"need states of sample_size {known.only_size}, got {shape[1]}x{shape[2]}")

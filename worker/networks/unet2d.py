@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from worker.diffusion.noise import Shape
 from worker.networks.architecture import TextShape, check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
-from worker.store.unet_config import read_unet_config
+from worker.store.denoiser_config import read_denoiser_config
 
 CLASS_LABELS = "class_labels"
 """Name of the input that holds a row of the class embedding."""
@@ -33,7 +33,7 @@ class UNet2D:
     """Implements `Architecture`."""
 
     def input_spec(self, config: Mapping[str, object], shape: Shape, text_shape: TextShape | None = None) -> InputSpec:
-        known = read_unet_config("UNet2DModel", config)
+        known = read_denoiser_config("UNet2DModel", config)
         check_channels(known.channels, shape)
         classes = known.num_classes
         named = (NamedInput(CLASS_LABELS, (), torch.int64, classes),) if classes else ()

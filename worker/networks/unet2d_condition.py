@@ -10,8 +10,8 @@ from worker.diffusion.noise import Shape
 from worker.networks.architecture import TextShape, check_channels
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 from worker.networks.text_projections import TEXT_PROJECTIONS, projections_of
+from worker.store.denoiser_config import read_denoiser_config
 from worker.store.errors import BadCheckpoint
-from worker.store.unet_config import read_unet_config
 
 TEXT_STATES = "encoder_hidden_states"
 """Name of the input that holds the text encoders' hidden states, [tokens, width]."""
@@ -55,7 +55,7 @@ class UNet2DCondition:
     """Implements `Architecture`."""
 
     def input_spec(self, config: Mapping[str, object], shape: Shape, text_shape: TextShape | None = None) -> InputSpec:
-        known = read_unet_config("UNet2DConditionModel", config)
+        known = read_denoiser_config("UNet2DConditionModel", config)
         check_channels(known.channels, shape)
         if text_shape is None:
             raise BadCheckpoint("the network reads text, and the checkpoint has no text encoder")

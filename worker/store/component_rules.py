@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from worker.store.denoiser_config import SUPPORTED, Config, Rule, check_rules, read_denoiser_config
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
-from worker.store.unet_config import SUPPORTED, Config, Rule, check_rules, read_unet_config
 from worker.store.vae_config import read_vae_config
 from worker.store.weight_files import check_weights
 
@@ -65,7 +65,7 @@ def denoiser_of(components: Mapping[str, str], where: str) -> str:
 def check_unet(class_name: str, config: Config, where: str) -> None:
     """Raise BadCheckpoint unless the network can be called and guided."""
     try:
-        read_unet_config(class_name, config)
+        read_denoiser_config(class_name, config)
     except BadCheckpoint as error:
         raise BadCheckpoint(f"{where}: the {'U-Net' if class_name in U_NETS else 'Transformer'}: {error}") from error
 
@@ -203,7 +203,7 @@ def check_variance(denoiser: str, config: Config, noise: Config, where: str) -> 
     predicts none."""
     if noise.get("variance_type") != LEARNED_RANGE:
         return
-    unet = read_unet_config(denoiser, config)
+    unet = read_denoiser_config(denoiser, config)
     if not unet.predicts_variance:
         raise BadCheckpoint(
             f"{where}: variance_type {LEARNED_RANGE} needs a network of {2 * unet.channels} out_channels, twice its "
@@ -219,7 +219,7 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
         return
     denoiser = denoiser_of(components, where)
     unet = read_json_object(folder, f"{denoiser}/config.json", where)
-    network = read_unet_config(components[denoiser], unet)
+    network = read_denoiser_config(components[denoiser], unet)
     if "vae" in components:
         latent_channels = read_vae_config(read_json_object(folder, "vae/config.json", where)).latent_channels
         if network.channels != latent_channels:

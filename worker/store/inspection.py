@@ -8,6 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from worker.store.component_rules import check_files
+from worker.store.denoiser_config import feature_channels, read_denoiser_config
 from worker.store.durable_files import hash_file
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
@@ -19,7 +20,6 @@ from worker.store.manifest import (
     FileRecord,
     Manifest,
 )
-from worker.store.unet_config import feature_channels, read_unet_config
 from worker.store.vae_config import read_vae_config
 
 UNSAFE_SUFFIXES = frozenset(
@@ -145,7 +145,7 @@ def size_multiple(folder: Path, where: str) -> int | None:
     Raises BadCheckpoint.
     """
     config = read_json_object(folder, denoiser_config_path(folder), where)
-    known = read_unet_config(str(config.get("_class_name", "UNet2DModel")), config)
+    known = read_denoiser_config(str(config.get("_class_name", "UNet2DModel")), config)
     if known.only_size is not None:
         return None
     multiple = known.multiple
@@ -162,7 +162,7 @@ def can_reuse_features(folder: Path, where: str) -> bool:
 def reads_pictures(folder: Path, where: str) -> bool:
     """Whether a version's U-Net takes a mask and a masked picture beside its state. Raises BadCheckpoint."""
     config = read_json_object(folder, UNET_CONFIG_PATH, where)
-    return read_unet_config(str(config.get("_class_name", "UNet2DModel")), config).picture_channels > 0
+    return read_denoiser_config(str(config.get("_class_name", "UNet2DModel")), config).picture_channels > 0
 
 
 def folder_fingerprint(folder: Path) -> Fingerprint:

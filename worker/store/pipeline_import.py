@@ -20,12 +20,12 @@ from worker.store.component_rules import (
     denoiser_of,
     rule_for,
 )
+from worker.store.denoiser_config import read_denoiser_config
 from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import ZEROS_FLAG, PipelineIndex, read_index, write_index
-from worker.store.unet_config import read_unet_config
 from worker.store.weight_files import WeightFiles, copy_weights, find_weights
 
 WITHOUT_PRK = ("StableDiffusionInpaintPipeline",)
@@ -93,7 +93,7 @@ def import_pipeline(
     by_name = {part.name: part for part in parts}
     denoiser, noise = by_name[denoiser_of(components, where)], by_name["scheduler"]
     check_variance(denoiser.class_name, denoiser.config, noise.config, where)
-    network = read_unet_config(denoiser.class_name, denoiser.config)
+    network = read_denoiser_config(denoiser.class_name, denoiser.config)
     null_label = network.null_label if null_label is None else null_label
     labels = _labels(network.num_classes, labels or index.labels or None, null_label, where)
 

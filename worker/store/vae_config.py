@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from worker.store.denoiser_config import CHANNELS, Config, check_rules
 from worker.store.errors import BadCheckpoint
-from worker.store.unet_config import CHANNELS, Config, check_rules
 
 
 @dataclass(frozen=True, slots=True)

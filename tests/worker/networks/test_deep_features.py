@@ -16,7 +16,7 @@ from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec
 from worker.networks.unet2d import UNet2D
 from worker.networks.unet2d_condition import UNet2DCondition
-from worker.store.unet_config import feature_channels
+from worker.store.denoiser_config import feature_channels
 
 
 def deeper() -> UNet2DModel:

@@ -62,7 +62,7 @@ DEFAULT_TEXT_WIDTH = 1280
 
 
 @dataclass(frozen=True, slots=True)
-class UNetConfig:
+class DenoiserConfig:
     """What the service reads of a denoiser's configuration, with diffusers' defaults filled in.
 
     Attributes:
@@ -90,7 +90,7 @@ class UNetConfig:
     picture_channels: int = 0
 
 
-def read_unet_config(class_name: str, config: Config) -> UNetConfig:
+def read_denoiser_config(class_name: str, config: Config) -> DenoiserConfig:
     """Check the configuration of a network of a class in `SUPPORTED`. Raises BadCheckpoint naming the key."""
     found = {key: (config.get(key, default), values) for key, (default, values) in SUPPORTED[class_name].items()}
     in_channels = config.get("in_channels", SUPPORTED[class_name]["in_channels"][0])
@@ -120,19 +120,19 @@ def read_unet_config(class_name: str, config: Config) -> UNetConfig:
     predicts_variance = out_channels != channels
     beside = INPAINTING_CHANNELS - channels if inpaints else 0
     if config.get("addition_embed_type") != "text_time":
-        return UNetConfig(channels, predicts_variance, classes, text_width, multiple, picture_channels=beside)
+        return DenoiserConfig(channels, predicts_variance, classes, text_width, multiple, picture_channels=beside)
     added, time_id = config.get("projection_class_embeddings_input_dim"), config.get("addition_time_embed_dim")
     if not (isinstance(added, int) and isinstance(time_id, int)):
         raise BadCheckpoint(
             "need projection_class_embeddings_input_dim and addition_time_embed_dim as whole numbers with text_time, "
             f"got {added!r} and {time_id!r}"
         )
-    return UNetConfig(
+    return DenoiserConfig(
         channels, predicts_variance, classes, text_width, multiple, added, time_id, picture_channels=beside
     )
 
 
-def _read_transformer(config: Config, channels: int, *, predicts_variance: bool) -> UNetConfig:
+def _read_transformer(config: Config, channels: int, *, predicts_variance: bool) -> DenoiserConfig:
     """Of a DiT. Peebles & Xie 2023. Its position embedding is of one size, and its output always a square."""
     numbers = {
         key: config.get(key, default)
@@ -144,7 +144,7 @@ def _read_transformer(config: Config, channels: int, *, predicts_variance: bool)
     classes, patch, size = (int(str(value)) for value in numbers.values())
     if size % patch:
         raise BadCheckpoint(f"need a sample_size that is a multiple of patch_size, got {size} and {patch}")
-    return UNetConfig(
+    return DenoiserConfig(
         channels,
         predicts_variance,
         num_classes=classes + 1,  # diffusers always makes a row more, for rows without their label

@@ -8,8 +8,8 @@ import pytest
 from worker.networks.architecture import TextShape
 from worker.networks.registry import ARCHITECTURES
 from worker.store.component_rules import RULES, SYSTEMS
+from worker.store.denoiser_config import INPAINTING_CHANNELS, SUPPORTED, read_denoiser_config
 from worker.store.errors import BadCheckpoint
-from worker.store.unet_config import INPAINTING_CHANNELS, SUPPORTED, read_unet_config
 
 SIDE = 32
 """diffusers' default of a Transformer, which takes no other states."""
@@ -59,7 +59,7 @@ def test_a_configuration_without_a_key_means_what_diffusers_takes_for_it() -> No
         parameters = signature(model_class.__init__).parameters
         for key, (default, _) in SUPPORTED[model_class.__name__].items():
             assert default == parameters[key].default, key
-    assert read_unet_config("UNet2DConditionModel", {}).text_width == 1280
+    assert read_denoiser_config("UNet2DConditionModel", {}).text_width == 1280
 
 
 def test_a_network_of_other_channels_than_the_images_is_refused() -> None:
@@ -69,5 +69,5 @@ def test_a_network_of_other_channels_than_the_images_is_refused() -> None:
 
 def test_a_number_of_classes_is_a_whole_number() -> None:
     with pytest.raises(BadCheckpoint, match="need num_class_embeds as a whole number, got 'ten'"):
-        read_unet_config("UNet2DModel", {"num_class_embeds": "ten"})
-    assert read_unet_config("UNet2DModel", {"num_class_embeds": 10}).num_classes == 10
+        read_denoiser_config("UNet2DModel", {"num_class_embeds": "ten"})
+    assert read_denoiser_config("UNet2DModel", {"num_class_embeds": 10}).num_classes == 10
