@@ -181,14 +181,10 @@ class Manifest(ManifestPart):
             if component.sha256 != component_sha256(name, self.files):
                 raise ValueError(f"sha256 of component {name} is not the hash that follows from its files")
 
-    def files_of(self, component: str) -> list[str]:
-        """Paths of one component's files, sorted."""
-        return _files_of(component, self.files)
-
 
 def component_sha256(component: str, files: Mapping[str, FileRecord]) -> str:
     """SHA-256 over one line for each file, sorted: its path inside the component's folder, a space, its SHA-256."""
-    paths = _files_of(component, files)
+    paths = sorted(path for path in files if path.startswith(component + "/"))
     if not paths:
         raise ValueError(f"component {component} has no files")
     return _sha256_of_lines(f"{path.removeprefix(component + '/')} {files[path].sha256}" for path in paths)
@@ -221,10 +217,6 @@ def is_version_name(name: str) -> bool:
 def utc(seconds: float) -> datetime:
     """Convert a clock's reading in seconds since 1970 to the manifest's time."""
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _files_of(component: str, files: Mapping[str, FileRecord]) -> list[str]:
-    return sorted(path for path in files if path.startswith(component + "/"))
 
 
 def _sha256_of_lines(lines: Iterable[str]) -> str:

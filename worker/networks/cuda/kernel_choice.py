@@ -60,8 +60,6 @@ class KernelChoice:
             cuda.preferred_blas_library(self.blas)
 
 
-TORCHS_OWN = KernelChoice()
-
 REPRODUCIBLE = KernelChoice(
     deterministic=True,
     cudnn_tf32=False,
