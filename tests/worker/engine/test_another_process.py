@@ -6,10 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 from tests.worker.engine.another_process import hashes
-from tests.worker.engine.harness import Driver, ask, draw, filled_pool
+from tests.worker.engine.harness import Driver, ask, draw
 from worker.contract import SamplerName, SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.messages import Saved, SavedChain, Succeeded
@@ -26,11 +24,6 @@ REQUESTS = [
     ask(seed=11, steps=STEPS, batch=2, sampler=SamplerName.DPMPP_2M, class_label=1),
     ask(seed=2**32, steps=STEPS, batch=2, sampler=SamplerName.DDIM, eta=0.7, class_label=3, guidance_scale=3.5),
 ]
-
-
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
 
 
 def left_in_the_middle(pool: ModelPool, request: SamplingRequest) -> SavedChain:

@@ -33,18 +33,6 @@ from worker.networks.unet2d import CLASS_LABELS
 from worker.store.model_store import ModelStore
 
 
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
-
-
-@pytest.fixture(scope="module")
-def model(pool: ModelPool) -> LoadedModel:
-    loaded = pool.acquire(TINY)
-    assert loaded is not None
-    return loaded
-
-
 def test_a_request_is_admitted_progresses_and_succeeds(pool: ModelPool) -> None:
     driver = Driver(pool)
     port: EnginePort = driver.engine

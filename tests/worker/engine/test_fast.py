@@ -20,23 +20,6 @@ from worker.models.pool import ModelPool
 from worker.store.model_store import Checkpoint, ModelStore
 
 
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
-
-
-@pytest.fixture(scope="module")
-def model(pool: ModelPool) -> LoadedModel:
-    model = pool.acquire("tiny", None)
-    assert model is not None
-    return model
-
-
-@pytest.fixture(scope="module")
-def alone(pool: ModelPool) -> Alone:
-    return Alone(pool)
-
-
 def fast(steps: int = 10, **rest: object) -> SamplingRequest:
     return ask(steps=steps, fast=True, **rest)  # type: ignore[arg-type]
 

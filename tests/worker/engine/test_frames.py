@@ -1,11 +1,10 @@
 """The moments that a request keeps of its chains: evenly spread, exact, and kept by whoever takes it over."""
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worker.engine.harness import Driver, SlowDevice, ask, draw, filled_pool, plain, same_pixels
+from tests.worker.engine.harness import Driver, SlowDevice, ask, draw, plain, same_pixels
 from tests.worker.engine.test_resume import resumed, saving_driver
 from worker.contract import MAX_FRAMES, SamplerName, SamplingRequest
 from worker.diffusion.pixels import to_pixels
@@ -14,12 +13,6 @@ from worker.engine.engine import Engine
 from worker.engine.messages import Saved, Succeeded
 from worker.engine.request_state import moments_of
 from worker.models.pool import ModelPool
-from worker.store.model_store import ModelStore
-
-
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
 
 
 def frames_of(driver: Driver, job_id: str = "a") -> tuple[tuple[np.ndarray, ...], ...]:

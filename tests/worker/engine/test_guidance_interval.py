@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worker.engine.harness import Driver, ask, draw, filled_pool, same_pixels, trajectories
+from tests.worker.engine.harness import Driver, ask, draw, same_pixels, trajectories
 from worker.contract import SamplerName, SamplingRequest, Spacing
 from worker.diffusion import NoiseSchedule, PlanError, plan
 from worker.diffusion.plan_hash import plan_sha256
@@ -14,21 +14,8 @@ from worker.engine.messages import Succeeded
 from worker.engine.runner import run_step
 from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
-from worker.store.model_store import ModelStore
 
 GUIDED = {"class_label": 1, "guidance_scale": 3.5}
-
-
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
-
-
-@pytest.fixture(scope="module")
-def model(pool: ModelPool) -> LoadedModel:
-    model = pool.acquire("tiny", None)
-    assert model is not None
-    return model
 
 
 def asked(low: float, high: float, **rest: object) -> SamplingRequest:

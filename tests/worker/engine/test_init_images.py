@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tests.worker.engine.harness import Driver, ask, filled_pool, plain, same_pixels
+from tests.worker.engine.harness import Driver, ask, plain, same_pixels
 from worker.contract import InitImage, SamplerName, SamplingRequest
 from worker.engine.engine import Engine
 from worker.engine.messages import Saved, SavedChain
 from worker.models.pool import ModelPool
-from worker.store.model_store import ModelStore
 
 Pixels = NDArray[np.uint8]
 
@@ -39,11 +38,6 @@ PICTURES: Mapping[str, Pixels] = {
     LARGE: noise_picture(4, 16, 8),
 }
 WITHOUT_PLMS = [name for name in SamplerName if name != SamplerName.PLMS]
-
-
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
 
 
 def driver_with_pictures(pool: ModelPool, max_batch: int = 4, save_interval_s: float | None = None) -> Driver:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.worker.engine.harness import Driver, ask, draw, filled_pool
+from tests.worker.engine.harness import Driver, ask, draw
 from tests.worker.engine.mixtures import Alone, Mixture, check_neighbours_do_not_matter, mixtures
 from tests.worker.tiny_models import CHAIN_CONFIG, LABELS, NULL_LABEL, publish_tiny
 from worker.contract import SamplerName
@@ -21,15 +21,10 @@ from worker.store.model_store import ModelStore
 
 
 @pytest.fixture(scope="module")
-def pool(tmp_path_factory: pytest.TempPathFactory) -> ModelPool:
+def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     store = ModelStore(tmp_path_factory.mktemp("store"))
     publish_tiny(store, out_channels=2, chain_config={**CHAIN_CONFIG, "variance_type": "learned_range"})
-    return filled_pool(store)
-
-
-@pytest.fixture(scope="module")
-def alone(pool: ModelPool) -> Alone:
-    return Alone(pool)
+    return store
 
 
 def test_a_guided_image_takes_the_variance_of_its_condition(pool: ModelPool) -> None:

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.worker.engine.harness import Driver, ask, draw, filled_pool, same_pixels
+from tests.worker.engine.harness import Driver, ask, draw, same_pixels
 from worker.contract import SamplerName
 from worker.engine.messages import Failed
 from worker.models.pool import ModelPool
-from worker.store.model_store import ModelStore
 
 REQUEST = ask(seed=3, steps=2, batch=2, sampler=SamplerName.DDPM, class_label=1, guidance_scale=2.0)
 POINTS = 14
@@ -32,11 +30,6 @@ class Allocator(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if self._full(self.operations):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
         return func(*args, **(kwargs or {}))
-
-
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
 
 
 def run(pool: ModelPool, allocator: Allocator) -> Driver:

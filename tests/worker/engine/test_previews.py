@@ -27,11 +27,6 @@ from worker.models.pool import ModelPool
 from worker.store.model_store import Checkpoint, ModelStore
 
 
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
-
-
 def finish(driver: Driver, step_s: float = 1.0) -> None:
     """Each step takes so long by the driver's clock."""
     assert isinstance(driver.clock, HandClock)

@@ -75,11 +75,6 @@ def pool(request: pytest.FixtureRequest, store: ModelStore) -> ModelPool:
     return filled_pool(store, lambda checkpoint: load_checkpoint(checkpoint, CPU, dtype))
 
 
-@pytest.fixture(scope="module")
-def alone(pool: ModelPool) -> Alone:
-    return Alone(pool)
-
-
 @st.composite
 def requests(draw: st.DrawFn) -> SamplingRequest:
     request = prompted(

@@ -39,11 +39,6 @@ NEVER = 10**9
 """Looks; such a transfer comes when it is waited for."""
 
 
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
-
-
 def endings(driver: Driver) -> dict[str, Succeeded | Failed | Canceled]:
     """The one terminal event of each job."""
     ended = [e for e in driver.events if isinstance(e, Succeeded | Failed | Canceled)]

@@ -17,11 +17,6 @@ from worker.models.pool import ModelPool
 from worker.store.model_store import ModelStore
 
 
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
-
-
 class Ticking(HandClock):
     """A second passes at every look."""
 

@@ -30,16 +30,6 @@ from worker.networks.unet2d import UNet2D
 from worker.store.model_store import Checkpoint, ModelStore
 
 
-@pytest.fixture(scope="module")
-def pool(tiny_store: ModelStore) -> ModelPool:
-    return filled_pool(tiny_store)
-
-
-@pytest.fixture(scope="module")
-def alone(pool: ModelPool) -> Alone:
-    return Alone(pool)
-
-
 @st.composite
 def requests(draw: st.DrawFn, max_steps: int = 7) -> SamplingRequest:
     sampler = draw(st.sampled_from(SamplerName))

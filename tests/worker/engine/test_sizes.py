@@ -1,18 +1,15 @@
 """Images of other sizes than the model's own: the same law, one line for all, batches of one size each."""
 
-from collections.abc import Callable
-from functools import cache
-
 import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, load_float32, plain, same_pixels
+from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, load_float32, same_pixels
+from tests.worker.engine.mixtures import Alone, Mixture, check_neighbours_do_not_matter, mixtures
 from tests.worker.engine.test_resume import resumed, saved_states
 from tests.worker.networks.prepared import TINY_SPEC, tiny_inputs
 from tests.worker.stable_diffusion import BETAS, SD, import_sd, wider_unet
@@ -39,28 +36,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     return store
 
 
-@pytest.fixture(scope="module")
-def pool(store: ModelStore) -> ModelPool:
-    return filled_pool(store)
-
-
 def sized(width: int | None, height: int | None, *, seed: int = 0, steps: int = 3, **rest: object) -> SamplingRequest:
     condition = TextCondition(prompt="a cat", negative_prompt="dog")
     fields = {"model": SD, "condition": condition, "guidance_scale": 3.0, "width": width, "height": height, **rest}
     return ask(seed, steps, **fields)  # type: ignore[arg-type]
-
-
-Alone = Callable[[SamplingRequest], NDArray[np.uint8]]
-
-
-@pytest.fixture(scope="module")
-def alone(pool: ModelPool) -> Alone:
-    @cache
-    def drawn(as_json: str) -> NDArray[np.uint8]:
-        (image,) = draw(pool, SamplingRequest.model_validate_json(as_json), max_batch=1)
-        return image
-
-    return lambda request: drawn(request.model_dump_json())
 
 
 @st.composite
@@ -86,23 +65,11 @@ def test_the_network_runs_whole_batches_of_its_own_and_of_other_sizes(pool: Mode
 
 
 @settings(max_examples=6, deadline=None)
-@given(
-    mixture=st.lists(st.tuples(st.integers(0, 4), requests()), min_size=2, max_size=5),
-    max_batch=st.sampled_from([1, 3, 8]),
-)
+@given(mixture=mixtures(requests(), most=5), max_batch=st.sampled_from([1, 3, 8]))
 def test_an_image_does_not_depend_on_neighbours_of_any_size(
-    pool: ModelPool, alone: Alone, mixture: list[tuple[int, SamplingRequest]], max_batch: int
+    pool: ModelPool, alone: Alone, mixture: Mixture, max_batch: int
 ) -> None:
-    driver = Driver(pool, max_batch)
-    for now in range(5):
-        for number, (joins_at, request) in enumerate(mixture):
-            if joins_at == now:
-                driver.submit(str(number), request)
-        driver.step()
-    driver.finish()
-    for number, (_, request) in enumerate(mixture):
-        images = [plain(request, seed=request.seed + i, batch=1) for i in range(request.batch)]
-        assert same_pixels(driver.images(str(number)), [alone(each) for each in images])
+    check_neighbours_do_not_matter(Driver(pool, max_batch), alone, mixture)
 
 
 def test_a_size_is_that_of_the_image_and_one_side_may_be_left_to_the_model(alone: Alone) -> None:

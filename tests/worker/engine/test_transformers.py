@@ -47,16 +47,6 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     return store
 
 
-@pytest.fixture(scope="module")
-def pool(store: ModelStore) -> ModelPool:
-    return filled_pool(store)
-
-
-@pytest.fixture(scope="module")
-def alone(pool: ModelPool) -> Alone:
-    return Alone(pool)
-
-
 @settings(max_examples=8, deadline=None)
 @given(
     mixture=mixtures(

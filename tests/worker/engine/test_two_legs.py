@@ -26,11 +26,6 @@ def pool(tiny_store: ModelStore) -> ModelPool:
     return two_leg_pool(tiny_store)
 
 
-@pytest.fixture(scope="module")
-def alone(pool: ModelPool) -> Alone:
-    return Alone(pool)
-
-
 requests = st.builds(
     ask,
     seed=st.sampled_from([0, 5, 2**32]),
