@@ -9,11 +9,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionInpaintPipeline
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from tests.worker.engine.harness import Driver, filled_pool, load_float32, plain, same_pixels
-from tests.worker.engine.test_stable_diffusion import NEGATIVE, PROMPT, SHIPPED, STEPS, W, prompted
+from tests.worker.engine.reference import W, prompted, reference_of_picture
+from tests.worker.engine.test_stable_diffusion import SHIPPED
 from tests.worker.stable_diffusion import BETAS, LATENT, SD, import_sd, tiny_unet, wider_unet
 from worker.conditioning.images import as_image
 from worker.contract import Guidance, InitImage, SamplerName, SamplingRequest
@@ -82,20 +82,7 @@ def test_the_image_is_that_of_the_reference(store: ModelStore, strength: float, 
     posterior, eps, of_masked = draws if strength < 1 else (draws[0], *draws[:2])
     image = inpainted(model, request, posterior, eps, of_masked)
     pipeline = StableDiffusionInpaintPipeline.from_pretrained(checkpoint.path)
-    pipeline.set_progress_bar_config(disable=True)
-    expected = pipeline(
-        PROMPT,
-        image=Image.fromarray(PICTURE),
-        mask_image=Image.fromarray(MASK),
-        height=16,
-        width=16,
-        strength=strength,
-        negative_prompt=NEGATIVE,
-        num_inference_steps=STEPS,
-        guidance_scale=W,
-        generator=torch.Generator().manual_seed(3),
-        output_type="np",
-    ).images
+    expected = reference_of_picture(pipeline, PICTURE, MASK, strength)
     drawn = (image / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()
     np.testing.assert_allclose(drawn, expected, atol=1e-5)
     if expected_sum is not None:

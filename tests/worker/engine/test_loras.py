@@ -9,8 +9,9 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 
 from tests.worker.engine.harness import CPU, Driver, draw, filled_pool, load_float32, plain, same_pixels
+from tests.worker.engine.reference import NEGATIVE, PROMPT, STEPS, W, prompted, reference
 from tests.worker.engine.test_resume import resumed, saved_states
-from tests.worker.engine.test_stable_diffusion import DDIM, NEGATIVE, PROMPT, STEPS, W, latent_of, prompted, reference
+from tests.worker.engine.test_stable_diffusion import DDIM, latent_of
 from tests.worker.loras import random_pairs, write_kohya, write_peft
 from tests.worker.stable_diffusion import LATENT, SD, import_sd, sd_pipeline, wider_unet
 from worker.contract import LoraUse, SamplerName

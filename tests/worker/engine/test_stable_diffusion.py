@@ -19,10 +19,10 @@ from diffusers import (
     StableDiffusionPipeline,
 )
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-from tests.worker.engine.harness import CPU, Driver, ask, draw, filled_pool, load_float32, plain, same_pixels
+from tests.worker.engine.harness import CPU, Driver, draw, filled_pool, load_float32, plain, same_pixels
+from tests.worker.engine.reference import STEPS, W, prompted, reference, reference_of_picture
 from tests.worker.engine.test_resume import resumed, saved_states
 from tests.worker.stable_diffusion import BETAS, LATENT, SD, import_sd, tiny_vae, wider_unet
 from tests.worker.text_pipeline import TEXT, publish_text
@@ -41,17 +41,10 @@ from worker.models.loading import load_checkpoint
 from worker.networks.network_input import NetworkInput
 from worker.store import Checkpoint, ModelStore
 
-PROMPT, NEGATIVE, STEPS, W = "a cat and a dog!", "blurry", 20, 7.5
 DDIM = DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False)
 DPM = DPMSolverMultistepScheduler(**BETAS, steps_offset=1)
 V = DDIMScheduler(**BETAS, steps_offset=1, clip_sample=False, prediction_type="v_prediction")
 CASES = [("ddim", DDIM, SamplerName.DDIM), ("dpm", DPM, SamplerName.DPMPP_2M), ("v", V, SamplerName.DDIM)]
-
-
-def prompted(**rest: Any) -> SamplingRequest:
-    condition = TextCondition(prompt=PROMPT, negative_prompt=NEGATIVE)
-    fields = {"model": SD, "condition": condition, "guidance_scale": W, "steps": STEPS, **rest}
-    return ask(**fields)
 
 
 @torch.inference_mode()
@@ -73,15 +66,6 @@ def guided_model(model: LoadedModel, request: SamplingRequest) -> Model:
         return negative + W * (positive - negative)
 
     return guided
-
-
-def reference(store: ModelStore, scheduler: Any, noise: Tensor, output_type: str) -> Any:
-    """diffusers' own pipeline on what was imported."""
-    pipeline = StableDiffusionPipeline.from_pretrained(store.checkpoint(SD).path)
-    pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = scheduler
-    fields = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": W}
-    return pipeline(PROMPT, **fields, latents=noise, output_type=output_type).images
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' DPM-Solver
@@ -167,19 +151,8 @@ def test_image_to_image_and_inpainting_are_those_of_the_reference(
     components = StableDiffusionPipeline.from_pretrained(checkpoint.path).components
     kind = StableDiffusionInpaintPipeline if masked else StableDiffusionImg2ImgPipeline
     pipeline = kind(**components, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    sizes = {"mask_image": Image.fromarray(mask.numpy()), "height": 16, "width": 16} if masked else {}
-    expected = pipeline(
-        PROMPT,
-        image=Image.fromarray(picture),
-        strength=strength,
-        negative_prompt=NEGATIVE,
-        num_inference_steps=STEPS,
-        guidance_scale=W,
-        generator=torch.Generator().manual_seed(3),
-        output_type="np",
-        **sizes,
-    ).images
+    as_levels = mask.numpy().astype(np.uint8) * 255 if masked else None
+    expected = reference_of_picture(pipeline, picture, as_levels, strength)
     drawn = (image / 2 + 0.5).clamp(0, 1).movedim(1, -1).numpy()
     np.testing.assert_allclose(drawn, expected, atol=1e-5)
 
