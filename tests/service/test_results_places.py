@@ -3,6 +3,7 @@
 import io
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -43,24 +44,36 @@ def assert_unavailable(answer: httpx.Response) -> None:
     assert int(answer.headers["Retry-After"]) > 0
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"])
-def test_images_come_from_where_they_are_kept(
-    place: str,
+@dataclass(frozen=True)
+class Kept:
+    """A gateway whose worker keeps its images where `in_s3` says."""
+
+    http: httpx.Client
+    in_s3: bool
+
+
+@pytest.fixture(params=["folder", "s3"])
+def kept(
+    request: pytest.FixtureRequest,
     worker: FakeWorker,
     start_gateway: Callable[..., httpx.Client],
     valkey: ValkeyHandle,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> None:
-    if place == "s3":
+) -> Kept:
+    in_s3 = request.param == "s3"
+    if in_s3:
         request.getfixturevalue("s3")
-    address = S3 if place == "s3" else f"file://{tmp_path}/kept"
-    http = start_gateway(results=address)
+    address = S3 if in_s3 else f"file://{tmp_path}/kept"
     worker.files = open_files(address, valkey.client)
+    return Kept(start_gateway(results=address), in_s3)
+
+
+def test_images_come_from_where_they_are_kept(kept: Kept, worker: FakeWorker, valkey: ValkeyHandle) -> None:
+    http = kept.http
     job_id, images = draw(http, worker)
     assert [http.get(f"/jobs/{job_id}/images/{index}").content for index in range(2)] == images
     first = http.get(f"/jobs/{job_id}/images/0", params={"redirect": 1})
-    if place == "s3":
+    if kept.in_s3:
         assert first.status_code == 307
         assert first.headers["Cache-Control"] == "no-store"
         elsewhere = httpx.get(first.headers["Location"])
@@ -78,20 +91,8 @@ def test_images_come_from_where_they_are_kept(
     assert Image.open(io.BytesIO(http.get(answer.json()["url"]).content)).size == (4, 4)
 
 
-@pytest.mark.parametrize("place", ["folder", "s3"])
-def test_frames_and_sheets_come_from_where_they_are_kept(
-    place: str,
-    worker: FakeWorker,
-    start_gateway: Callable[..., httpx.Client],
-    valkey: ValkeyHandle,
-    tmp_path: Path,
-    request: pytest.FixtureRequest,
-) -> None:
-    if place == "s3":
-        request.getfixturevalue("s3")
-    address = S3 if place == "s3" else f"file://{tmp_path}/kept"
-    http = start_gateway(results=address)
-    worker.files = open_files(address, valkey.client)
+def test_frames_and_sheets_come_from_where_they_are_kept(kept: Kept, worker: FakeWorker, valkey: ValkeyHandle) -> None:
+    http = kept.http
     worker.file_of = lambda seed: encode(np.full((8, 8, 1), seed % 256, np.uint8), ImageFormat.PNG).data
     job = http.post("/generate", json={"seed": 100, "steps": 10, "batch": 2, "frames": 4}).json()
     worker.succeed(worker.take())
