@@ -5,7 +5,6 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from training.data.derived import DerivedSource
 from training.data.examples import Examples, ImageSource, to_x_0
 from training.errors import DataError
 from training.randomness import generator
@@ -71,7 +71,7 @@ def open_autoencoder(folder: Path) -> Autoencoder:
     return Autoencoder(vae.float().eval().requires_grad_(False), digest.hexdigest())
 
 
-class LatentData:
+class LatentData(DerivedSource):
     """The latents of a source, each image encoded as it was drawn once. An `ImageSource`.
 
     Args:
@@ -84,7 +84,8 @@ class LatentData:
     """
 
     def __init__(self, source: ImageSource, autoencoder: Autoencoder, cache: Path) -> None:
-        self._source, self.autoencoder = source, autoencoder
+        super().__init__(source)
+        self.autoencoder = autoencoder
         self._folder = cache / self.fingerprint()[:32]
         if not self._folder.is_dir():
             self._encode(cache)
@@ -92,9 +93,6 @@ class LatentData:
         kept = json.loads((self._folder / "conditions.json").read_text(encoding="utf-8"))
         self._labels = None if kept["labels"] is None else torch.tensor(kept["labels"])
         self._captions: list[str] | None = kept["captions"]
-
-    def __len__(self) -> int:
-        return len(self._source)
 
     @property
     def name(self) -> str:
@@ -104,18 +102,6 @@ class LatentData:
     def shape(self) -> tuple[int, int, int]:
         channels, height, width = self._moments.shape[1:]
         return channels // 2, height, width
-
-    @property
-    def max_level(self) -> int:
-        return self._source.max_level
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return self._source.label_names
-
-    @property
-    def captioned(self) -> bool:
-        return self._source.captioned
 
     @property
     def in_memory(self) -> bool:
@@ -129,12 +115,6 @@ class LatentData:
             None if self._labels is None else self._labels[indices],
             None if self._captions is None else tuple(self._captions[index] for index in indices.tolist()),
         )
-
-    def place(self, index: int) -> str:
-        return self._source.place(index)
-
-    def caption_corpus(self) -> Iterable[str]:
-        return self._source.caption_corpus()
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self._source.fingerprint()} {self.autoencoder.sha256}".encode()).hexdigest()

@@ -1,60 +1,33 @@
 """Holding images out."""
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from training.data.derived import DerivedSource
 from training.data.examples import Examples, ImageSource
 from training.errors import DataError
 from training.randomness import generator
 
 
-class Subset:
+class Subset(DerivedSource):
     """Some images of a source, in a given order. An `ImageSource`."""
 
     def __init__(self, source: ImageSource, indices: Tensor) -> None:
-        self._source = source
+        super().__init__(source)
         self.indices = indices
         """[n] int64, into the whole source."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
-    @property
-    def name(self) -> str:
-        return self._source.name
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self._source.shape
-
-    @property
-    def max_level(self) -> int:
-        return self._source.max_level
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        return self._source.label_names
-
-    @property
-    def captioned(self) -> bool:
-        return self._source.captioned
-
-    @property
-    def in_memory(self) -> bool:
-        return self._source.in_memory
-
     def batch(self, indices: Tensor, draw: torch.Generator) -> Examples:
         return self._source.batch(self.indices[indices], draw)
 
     def place(self, index: int) -> str:
         return self._source.place(int(self.indices[index]))
-
-    def caption_corpus(self) -> Iterable[str]:
-        return self._source.caption_corpus()
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._source.fingerprint().encode() + self.indices.numpy().tobytes()).hexdigest()
