@@ -118,12 +118,6 @@ def test_a_field_may_not_be_said_so_often_that_its_refusals_fill_the_memory(http
     assert len(answer.content) < 20 * len(many)
 
 
-def time_of(work: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    work()
-    return time.perf_counter() - began
-
-
 def all_patterns() -> dict[str, "re.Pattern[str]"]:
     """Every pattern that the gateway's modules hold, and those that the API's fields have."""
     found: dict[str, re.Pattern[str]] = {}
@@ -196,15 +190,20 @@ def matching_s(pattern: "re.Pattern[str]", text: str) -> float:
 
 
 def test_no_header_that_a_pattern_reads_takes_longer_than_in_proportion(http: httpx.Client) -> None:
+    """By the time of this process, in which the gateway runs: what else the machine does takes none of it."""
+
+    def asking_s(name: str, value: str) -> float:
+        began = time.process_time()
+        http.post("/generate", json=GOOD, headers={name: value})
+        return time.process_time() - began
+
     for name in ("Prefer", "If-None-Match", "Last-Event-ID", "traceparent", "Authorization", "X-Request-Id"):
         for pump in (" ", ",", "wait=", "; ", "W/", '"'):
-
-            def ask(size: int, name: str = name, pump: str = pump) -> float:
-                value = "a" + pump * (size // len(pump)) + "a"
-                headers = {name: value}
-                return min(time_of(lambda: http.post("/generate", json=GOOD, headers=headers)) for _ in range(3))
-
-            assert ask(12_000) < 10 * ask(100) + 0.2, (name, pump)
+            short, long = ("a" + pump * (size // len(pump)) + "a" for size in (120, 12_000))
+            # A hundred times the length: in proportion less than a hundred, as a request costs more than its header; if
+            # it grows by the square, some hundreds of times.
+            least_s = min(asking_s(name, short) for _ in range(3))
+            assert any(asking_s(name, long) < 40 * least_s for _ in range(5)), (name, pump)
 
 
 class Bomb:
