@@ -1,9 +1,8 @@
 """RQ's own tools on a running worker: what `rq info` prints and rq-dashboard reads is true."""
 
-import subprocess
-import sys
-
+from click.testing import CliRunner
 from rq import Queue, Worker
+from rq.cli.cli import main
 from rq.worker.base import BaseWorker
 
 from tests.conftest import ValkeyHandle
@@ -14,8 +13,9 @@ from worker.contract import QUEUE_NAME, JobError, JobOutcome
 
 
 def rq_info(valkey: ValkeyHandle) -> str:
-    command = [sys.executable, "-c", "from rq.cli import main; main()", "info", "--raw", "--url", valkey.url]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    printed = CliRunner().invoke(main, ["info", "--raw", "--url", valkey.url], catch_exceptions=False)
+    assert printed.exit_code == 0
+    return printed.output
 
 
 def test_rq_info_shows_a_busy_worker_and_what_it_runs(jobs: Jobs, workers: Workers, valkey: ValkeyHandle) -> None:
