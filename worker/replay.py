@@ -67,19 +67,20 @@ def _request_of(receipt: Receipt) -> SamplingRequest:
 def _pool(
     store_path: Path | None, computed: Computation, request: SamplingRequest, device: str | None, dtype: str | None
 ) -> "ModelPool":
+    from worker.store import ModelStore, StoreError, bundled_store_path
+
+    try:
+        store = ModelStore(store_path or bundled_store_path())
+        store.checkpoint(request.model, request.version)  # before anything slow, torch is: is it there?
+    except StoreError as error:
+        raise ReplayError(str(error)) from error
     from worker.models.loading import load_checkpoint
     from worker.models.pool import ModelPool
     from worker.networks.cpu.form_choice import choice_of
     from worker.networks.cuda.networks import gpu_networks
     from worker.networks.device import choose_device, choose_dtype
     from worker.networks.shared_choices import GivenChoice
-    from worker.store import ModelStore, StoreError, bundled_store_path
 
-    try:
-        store = ModelStore(store_path or bundled_store_path())
-        store.checkpoint(request.model, request.version)  # before anything slow: is it there?
-    except StoreError as error:
-        raise ReplayError(str(error)) from error
     dtype = dtype or computed.dtype
     chosen = choose_device(device or computed.device)
     number_format = choose_dtype(dtype, chosen)
