@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 from service.catalogue import Reading
 from service.errors import FieldProblem, InvalidRequest, Unavailable
+from service.guidance_rules import broken_by_guidance, guidance_of, is_prompted
 from service.init_images import broken_by_pictures, init_image_of
 from service.lora_rules import broken_by_loras, loras_of
 from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
+from service.shipped_settings import steps_of
 from worker.contract import (
     MAX_JOB_FRAMES,
     MAX_SEED,
-    PROMPT_GUIDANCE,
     Condition,
-    Guidance,
     LabelCondition,
     ModelInfo,
     NoCondition,
@@ -53,23 +53,10 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         broken.append(FieldProblem("batch", f"need 1 <= batch <= {settings.max_images}", body.batch))
     if body.seed is not None and body.seed + body.batch - 1 > MAX_SEED:
         broken.append(FieldProblem("seed", f"need seed + batch - 1 <= {MAX_SEED}", body.seed))
-    if body.guidance_scale not in (None, 1.0) and body.class_label is None and not _is_prompted(body):
-        rule = "needs a class_label or a prompt to guide towards"
-        broken.append(FieldProblem("guidance_scale", rule, body.guidance_scale))
     if body.prompts is not None:
         broken += _broken_prompts(body, body.prompts)
-    if body.clip_skip and not _is_prompted(body):
+    if body.clip_skip and not is_prompted(body):
         broken.append(FieldProblem("clip_skip", "needs a prompt", body.clip_skip))
-    if body.guidance_rescale and not _is_guided(body):
-        rule = "has no effect without guidance: needs a guidance_scale other than 0 and 1"
-        broken.append(FieldProblem("guidance_rescale", rule, body.guidance_rescale))
-    if body.guidance_interval is not None:
-        broken += _broken_interval(body, body.guidance_interval)
-    if body.negative_prompt is not None and not _is_prompted(body):
-        broken.append(FieldProblem("negative_prompt", "needs a prompt", body.negative_prompt))
-    elif body.negative_prompt and body.guidance_scale == 1.0:
-        broken.append(FieldProblem("negative_prompt", "has no effect at guidance_scale 1", body.negative_prompt))
-
     if body.frames * body.batch > MAX_JOB_FRAMES:
         broken.append(FieldProblem("frames", f"need frames * batch <= {MAX_JOB_FRAMES}", body.frames))
 
@@ -82,6 +69,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
     class_label = None
     if model is not None:
         broken += _broken_by_model(body, model)
+        broken += broken_by_guidance(body, model)
         broken += broken_by_sampler(body, model)
         broken += _broken_by_size(body, model, settings.max_pixels)
         broken += broken_by_pictures(body, model, pictures)
@@ -102,7 +90,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         model=model.name,
         version=body.version,
         seed=seed,
-        steps=body.steps,
+        steps=steps_of(body, model),
         batch=body.batch,
         sampler=sampler_of(body, model),
         eta=body.eta or 0.0,
@@ -112,7 +100,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         init=init_image_of(body, pictures),
         loras=loras_of(body, model),
         condition=_condition(body, class_label),
-        guidance=_guidance(body),
+        guidance=guidance_of(body, model),
         width=body.width,
         height=body.height,
         area=_area(body, model),
@@ -123,7 +111,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
 
 
 def _condition(body: GenerateRequest, class_label: int | None) -> Condition:
-    if _is_prompted(body):
+    if is_prompted(body):
         return TextCondition(
             prompt=body.prompt or "",
             prompts=tuple(body.prompts or ()),
@@ -131,31 +119,6 @@ def _condition(body: GenerateRequest, class_label: int | None) -> Condition:
             clip_skip=body.clip_skip or 0,
         )
     return NoCondition() if class_label is None else LabelCondition(label=class_label)
-
-
-def _guidance(body: GenerateRequest) -> Guidance:
-    interval = None if body.guidance_interval is None else (body.guidance_interval[0], body.guidance_interval[1])
-    return Guidance(scale=_guidance_scale(body), rescale=body.guidance_rescale or 0.0, interval=interval)
-
-
-def _broken_interval(body: GenerateRequest, interval: list[float]) -> list[FieldProblem]:
-    low, high = interval
-    if not low < high:
-        return [FieldProblem("guidance_interval", "need low < high", interval)]
-    if (low, high) != (0, 1) and not _is_guided(body):
-        rule = "has no effect without guidance: needs a guidance_scale other than 0 and 1"
-        return [FieldProblem("guidance_interval", rule, interval)]
-    return []
-
-
-def _guidance_scale(body: GenerateRequest) -> float:
-    if body.guidance_scale is not None:
-        return body.guidance_scale
-    return PROMPT_GUIDANCE if _is_prompted(body) else 1.0
-
-
-def _is_prompted(body: GenerateRequest) -> bool:
-    return body.prompt is not None or body.prompts is not None
 
 
 def _broken_prompts(body: GenerateRequest, prompts: list[str]) -> list[FieldProblem]:
@@ -166,22 +129,17 @@ def _broken_prompts(body: GenerateRequest, prompts: list[str]) -> list[FieldProb
     return []
 
 
-def _is_guided(body: GenerateRequest) -> bool:
-    has_condition = body.class_label is not None or _is_prompted(body)
-    return has_condition and _guidance_scale(body) not in (0.0, 1.0)
-
-
 def _broken_by_model(body: GenerateRequest, model: ModelInfo) -> list[FieldProblem]:
     broken = []
     versions = [info.version for info in model.versions]
     if body.version is not None and body.version not in versions:
         rule = f"unknown version of {model.name}; known: {_listed(versions)}"
         broken.append(FieldProblem("version", rule, body.version))
-    if _is_prompted(body) and model.takes is not Takes.PROMPT:
+    if is_prompted(body) and model.takes is not Takes.PROMPT:
         rule = f"{model.name} takes {'a class_label' if model.labels else 'no condition'}, not a prompt"
         name = "prompt" if body.prompts is None else "prompts"
         broken.append(FieldProblem(name, rule, body.prompt if body.prompts is None else len(body.prompts)))
-    if body.steps > model.num_train_timesteps:
+    if steps_of(body, model) > model.num_train_timesteps:
         rule = f"need steps <= {model.num_train_timesteps}, the training timesteps of {model.name}"
         broken.append(FieldProblem("steps", rule, body.steps))
     if body.fast and not model.fast:

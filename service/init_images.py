@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from service.access.caller import Caller
 from service.errors import FieldProblem, InvalidRequest, PictureRefused, UploadUnknown
 from service.schemas import DEFAULT_STRENGTH, GenerateRequest
+from service.shipped_settings import steps_of
 from service.uploads import Uploads
 from worker.contract import UPLOAD_NAME_PATTERN, InitImage, ModelInfo, SamplerName
 from worker.results.uploads import Upload
@@ -65,8 +66,9 @@ def broken_by_pictures(body: GenerateRequest, model: ModelInfo, named: Mapping[s
             drawn = f"{width} x {height} pixels, as {model.name} draws"
             broken.append(FieldProblem(field, f"need {drawn}, got {upload.width} x {upload.height}", upload.sha256))
     if body.init_image is not None:
-        if int(body.steps * _strength(body)) < 1:
-            rule = f"need strength x steps of at least 1, got {body.steps} x {_strength(body):g}"
+        steps = steps_of(body, model)
+        if int(steps * _strength(body)) < 1:
+            rule = f"need strength x steps of at least 1, got {steps} x {_strength(body):g}"
             broken.append(FieldProblem("strength", rule, body.strength))
         if body.sampler is SamplerName.PLMS:
             broken.append(FieldProblem("sampler", "plms begins at noise only: take another with an init_image", "plms"))

@@ -2,7 +2,8 @@
 
 from service.errors import FieldProblem
 from service.schemas import GenerateRequest
-from worker.contract import KARRAS_SAMPLERS, ModelInfo, SamplerName, VersionInfo
+from service.shipped_settings import version_of
+from worker.contract import KARRAS_SAMPLERS, ModelInfo, SamplerName
 
 DPM_SOLVERS = frozenset({SamplerName.DPMPP_2M, SamplerName.DPMPP_2M_SDE})
 
@@ -11,7 +12,7 @@ def sampler_of(body: GenerateRequest, model: ModelInfo) -> SamplerName:
     """The one that is named, else the one that the version ships with which was asked for or is current now."""
     if body.sampler is not None:
         return body.sampler
-    shipped = _version_of(body, model)
+    shipped = version_of(body, model)
     if shipped is None or (shipped.sampler is SamplerName.PLMS and body.init_image is not None):
         return SamplerName.DDIM  # PLMS begins at noise only
     return shipped.sampler
@@ -21,7 +22,7 @@ def karras_of(body: GenerateRequest, model: ModelInfo) -> bool:
     """As asked; else as the version was configured, if the sampler can."""
     if body.karras is not None:
         return body.karras
-    shipped = _version_of(body, model)
+    shipped = version_of(body, model)
     return shipped is not None and shipped.karras and sampler_of(body, model) in KARRAS_SAMPLERS
 
 
@@ -39,8 +40,3 @@ def broken_by_sampler(body: GenerateRequest, model: ModelInfo) -> list[FieldProb
         rule = f"has no effect with karras and sampler {sampler.value}"
         broken.append(FieldProblem("spacing", rule, body.spacing.value))
     return broken
-
-
-def _version_of(body: GenerateRequest, model: ModelInfo) -> VersionInfo | None:
-    version = body.version or model.version
-    return next((info for info in model.versions if info.version == version), None)

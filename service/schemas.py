@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from worker.contract import (
+    DEFAULT_STEPS,
     FULL_EVERY,
     KARRAS_SAMPLERS,
     MAX_CLIP_SKIP,
@@ -73,9 +74,9 @@ class GenerateRequest(BaseModel):
         extra="forbid",
         json_schema_extra={
             "examples": [
-                {"steps": 50, "batch": 4},
-                {"seed": 7, "steps": 50, "batch": 1, "class_label": 3, "sampler": "ddim", "eta": 0.0},
-                {"seed": 7, "steps": 50, "batch": 1, "prompt": "a red apple"},
+                {"prompt": "blue apple"},
+                {"prompt": "a red apple", "seed": 7, "steps": 25, "batch": 4, "guidance_scale": 4.0},
+                {"model": "digits", "class_label": 3, "seed": 7, "steps": 50, "sampler": "ddim", "eta": 0.0},
             ]
         },
     )
@@ -83,10 +84,14 @@ class GenerateRequest(BaseModel):
     seed: StrictInt | None = Field(
         default=None, ge=0, le=MAX_SEED, description="Absent: the gateway draws one, and the job names it."
     )
-    steps: StrictInt = Field(
-        ge=1, le=MAX_STEPS, description="How many times the U-Net runs for each image; once more with sampler plms."
+    steps: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_STEPS,
+        description="How many times the U-Net runs for each image; once more with sampler plms. "
+        f"Absent: as many as the model was published with, see /models, else {DEFAULT_STEPS}.",
     )
-    batch: StrictInt = Field(ge=1, description="How many images.")
+    batch: StrictInt = Field(default=1, ge=1, description="How many images.")
     model: StrictStr | None = Field(
         default=None, pattern=MODEL_NAME_PATTERN, description="Absent: the default model, see /models."
     )
@@ -137,7 +142,8 @@ class GenerateRequest(BaseModel):
         ge=0,
         le=100,
         description="Classifier-free guidance; 1 is the conditional model itself. "
-        f"Absent: {PROMPT_GUIDANCE:g} with a prompt, else 1.",
+        f"Absent: what the model was published with, see /models, else {PROMPT_GUIDANCE:g} with a prompt and 1 "
+        "without.",
     )
     width: StrictInt | None = Field(
         default=None, ge=1, le=MAX_SIDE_PX, description="A multiple of the model's `size_multiple`. Absent: its own."

@@ -8,8 +8,6 @@ from typing import Any
 from service.schemas import GenerateRequest
 
 ALIASES = {"class_label": ["--label"], "batch": ["-n"]}
-DEFAULTS = {"steps": 50, "batch": 1}
-"""For what a request must say."""
 PREFIX = "field_"
 _TYPES: Mapping[type, str] = {
     bool: "boolean",
@@ -24,17 +22,13 @@ _TYPES: Mapping[type, str] = {
 def add_request_options(parser: argparse.ArgumentParser) -> None:
     schema = GenerateRequest.model_json_schema()
     for name, field in GenerateRequest.model_fields.items():
-        help_text = field.description or ""
-        if name in DEFAULTS:
-            help_text += f" Default {DEFAULTS[name]}."
         parser.add_argument(
             f"--{name.replace('_', '-')}",
             *ALIASES.get(name, []),
             dest=PREFIX + name,
             metavar=name.upper(),
             type=_reader(_accepted(schema["properties"][name], schema)),
-            default=DEFAULTS.get(name),
-            help=help_text.replace("%", "%%"),
+            help=(field.description or "").replace("%", "%%"),
         )
 
 

@@ -9,9 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt, StrictStr
 
 from worker.contract import MAX_PROMPT_CHARACTERS
 
-DEFAULT_STEPS = 50
-"""The API knows no steps."""
-
 
 class ImagesRequest(BaseModel):
     """The body of POST /v1/images/generations. Further fields are those of POST /generate."""

@@ -7,7 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 
 from service.errors import FieldProblem, InvalidRequest
-from service.openai.documents import DEFAULT_STEPS, ImagesRequest
+from service.openai.documents import ImagesRequest
 from service.schemas import GenerateRequest
 from worker.contract import ModelInfo, Takes
 
@@ -30,7 +30,6 @@ def generate_request(body: ImagesRequest, models: Mapping[str, ModelInfo], defau
             raise InvalidRequest(FieldProblem(ours, f"is {theirs} here", body.further[ours]))
     model = models.get(body.model or default or "")
     fields: dict[str, Any] = {
-        "steps": DEFAULT_STEPS,
         **body.further,
         "model": body.model,
         "batch": body.n or 1,

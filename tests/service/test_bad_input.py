@@ -20,7 +20,6 @@ REFUSED_FIELDS = [
     ("steps", "5", "valid integer"),
     ("steps", 5.0, "valid integer"),
     ("steps", True, "valid integer"),
-    ("steps", None, "valid integer"),
     ("steps", 10**400, ""),
     ("batch", 0, "greater than or equal to 1"),
     ("batch", 65, "batch <= 64"),
@@ -88,10 +87,10 @@ def test_a_bad_field_is_named_with_its_rule(
     assert rule in " ".join(error["rule"] for error in problem["errors"])
 
 
-@pytest.mark.parametrize("missing", ["steps", "batch"])
-def test_a_missing_field_is_named(missing: str, http: httpx.Client, worker: FakeWorker) -> None:
-    answer = http.post("/generate", json={k: v for k, v in GOOD.items() if k != missing})
-    assert assert_refused(answer, 422, worker)["errors"] == [{"field": missing, "rule": "required", "value": None}]
+def test_a_missing_field_is_named(http: httpx.Client, worker: FakeWorker) -> None:
+    answer = http.post("/generate", json={**GOOD, "loras": [{"scale": 1.0}]})
+    named = {"field": "loras.0.name", "rule": "required", "value": None}
+    assert assert_refused(answer, 422, worker)["errors"] == [named]
 
 
 @pytest.mark.parametrize(

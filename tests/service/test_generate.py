@@ -8,8 +8,9 @@ from redis import Redis
 from rq.job import Job
 
 from tests.conftest import ValkeyHandle
-from tests.service.fake_worker import DIGITS, VERSION, FakeWorker, request_of
+from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, VERSION, FakeWorker, request_of
 from worker.contract import (
+    DEFAULT_STEPS,
     FUNCTION_NAME,
     MAX_SEED,
     PROMPT_GUIDANCE,
@@ -95,6 +96,48 @@ def test_a_request_that_names_no_sampler_gets_the_one_that_the_version_ships_wit
     # PLMS calls the network once more than it steps.
     shown = http.post("/generate", json={**body, "version": older.version}).json()
     assert (shown["sampler"], shown["steps"], shown["progress"]["steps"]) == ("plms", 5, 6)
+
+
+def test_what_a_request_does_not_name_is_as_the_version_was_published(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    (current,) = EMOJI.versions
+    older = current.model_copy(update={"version": "000000001-3f2a9c1b"})
+    own = {"sampler": SamplerName.DDPM, "steps": 25, "guidance_scale": 4.0}
+    emoji = EMOJI.model_copy(update={"versions": [older, current.model_copy(update=own)]})
+    worker.announce((DIGITS, emoji), default_model="emoji")
+    http = start_gateway()
+
+    def drawn(**body: object) -> tuple[str, str, int, float, int]:
+        shown = http.post("/generate", json=body).raise_for_status().json()
+        assert request_of(worker.take()).model == shown["model"]
+        return shown["model"], shown["sampler"], shown["steps"], shown["guidance_scale"], shown["batch"]
+
+    assert drawn(prompt="blue apple") == ("emoji", "ddpm", 25, 4.0, 1)
+    assert drawn() == ("emoji", "ddpm", 25, 1.0, 1), "nothing to be guided by"
+    assert drawn(prompt="blue apple", version=older.version) == ("emoji", "ddim", DEFAULT_STEPS, PROMPT_GUIDANCE, 1)
+    asked = {"sampler": "ddim", "steps": 7, "guidance_scale": 2.0, "batch": 3}
+    assert drawn(prompt="blue apple", **asked) == ("emoji", "ddim", 7, 2.0, 3)
+    assert drawn(model="digits") == ("digits", "ddim", DEFAULT_STEPS, 1.0, 1)
+
+
+def test_a_version_that_is_published_unguided_takes_no_negative_prompt_without_a_scale(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    (current,) = EMOJI.versions
+    turbo = EMOJI.model_copy(update={"versions": [current.model_copy(update={"guidance_scale": 1.0})]})
+    worker.announce((turbo,), default_model="emoji")
+    http, body = start_gateway(), {"prompt": "blue apple", "negative_prompt": "red"}
+    refused = http.post("/generate", json=body).json()
+    assert [error["field"] for error in refused["errors"]] == ["negative_prompt"]
+    assert http.post("/generate", json={**body, "guidance_scale": 2.0}).status_code == 202
+
+
+def test_no_more_steps_are_taken_unasked_than_the_model_was_trained_with(
+    worker: FakeWorker, start_gateway: Callable[..., httpx.Client]
+) -> None:
+    worker.announce((CLOUDS.model_copy(update={"num_train_timesteps": 20}),), default_model="clouds")
+    assert start_gateway().post("/generate", json={"sampler": "ddpm"}).json()["steps"] == 20
 
 
 def test_the_worker_gets_prompt_negative_prompt_and_guidance(http: httpx.Client, worker: FakeWorker) -> None:

@@ -13,6 +13,7 @@ from worker.contract.keys import (
 )
 from worker.contract.message import Message
 from worker.contract.names import (
+    DEFAULT_STEPS,
     FULL_EVERY,
     FUNCTION_NAME,
     KARRAS_SAMPLERS,
@@ -62,6 +63,7 @@ from worker.contract.status import (
 __all__ = [
     "CATALOGUE_KEY",
     "CATALOGUE_TTL_S",
+    "DEFAULT_STEPS",
     "FULL_EVERY",
     "FUNCTION_NAME",
     "KARRAS_SAMPLERS",

@@ -38,8 +38,10 @@ MAX_LORAS = 8
 MAX_LORA_SCALE = 10.0
 """Either way; 1 is what a LoRA was trained for."""
 
+DEFAULT_STEPS = 50
+"""steps of a request that names none, to a model that was published without a number of its own."""
 PROMPT_GUIDANCE = 3.0
-"""guidance_scale of a request with a prompt that names none."""
+"""guidance_scale of a request with a prompt that names none, likewise."""
 
 MODEL_NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 VERSION_PATTERN = r"^[0-9]{9}-[0-9a-f]{8}$"

@@ -21,6 +21,10 @@ class VersionInfo(Message):
     """The one that it ships with, which a request gets that names none."""
     karras: bool = False
     """Whether it ships with Karras' noise levels."""
+    steps: int | None = None
+    """Those that a request gets which names none; None: as many as of any model."""
+    guidance_scale: float | None = None
+    """That of a request with a condition which names none; None: as of any model."""
 
 
 class LoraInfo(Message):
@@ -67,6 +71,8 @@ class ModelInfo(Message):
     """It inpaints: a request must have an `init_image` and a `mask`."""
     takes: Takes = Takes.NOTHING
     """The field of a request that says what to draw; a model with labels or a prompt draws without it too."""
+    example_prompts: list[str] = Field(default_factory=list)
+    """Prompts to try it with, the best first."""
     batch_sizes: list[int] | None = None
     """Of the network's batches on a GPU: others are filled up to one of them or run in parts. Empty: any size."""
     exact_cost: float | None = None

@@ -181,6 +181,7 @@ class Catalogue:
                     skipped=sorted({*manifest.skipped, *(self._not_run & manifest.components.keys())}),
                     needs_mask=readable[str(shown)].needs_mask,
                     takes=_takes(manifest),
+                    example_prompts=manifest.example_prompts,
                     batch_sizes=list(execution.batch_sizes) if execution else None,
                     exact_cost=execution.exact_cost if execution else None,
                     memory_bytes=memory_bytes.get(model, 0),
@@ -237,13 +238,15 @@ def _takes(manifest: Manifest) -> Takes:
 
 
 def _version_info(facts: _Facts) -> VersionInfo:
-    manifest, chain = facts.manifest, facts.chain
+    manifest, chain, defaults = facts.manifest, facts.chain, facts.manifest.request_defaults
     return VersionInfo(
         version=manifest.version,
         step=manifest.step,
         created_at=manifest.created_at,
         weights_sha256=manifest.weights_sha256,
         metrics=dict(manifest.metrics),
-        sampler=chain.sampler if chain else SamplerName.DDIM,
+        sampler=defaults.sampler or (chain.sampler if chain else SamplerName.DDIM),
         karras=chain.karras if chain else False,
+        steps=defaults.steps,
+        guidance_scale=defaults.guidance_scale,
     )

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+BUNDLED_DEFAULT_MODEL = "emoji"
+"""Of the models in there, the one that draws for requests that name none."""
+
 
 def bundled_store_path() -> Path:
     """Root of the read-only store inside the installed package."""

@@ -19,6 +19,7 @@ from worker.store.manifest import (
     GoldenOutput,
     Manifest,
     Recipe,
+    RequestDefaults,
     component_sha256,
     identity_sha256,
     version_name,
@@ -36,6 +37,8 @@ class Details:
     null_label: int | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     skipped: Sequence[str] = ()
+    request_defaults: RequestDefaults | None = None
+    example_prompts: Sequence[str] = ()
     golden: GoldenOutput | None = None
 
 
@@ -76,6 +79,8 @@ def describe(folder: Path, model: str, details: Details, created_at: datetime) -
             skipped=list(details.skipped),
             files=files,
             recipe=details.recipe,
+            request_defaults=details.request_defaults or RequestDefaults(),
+            example_prompts=list(details.example_prompts),
             golden=details.golden,
         )
     except ValidationError as error:

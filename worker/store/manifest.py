@@ -19,7 +19,14 @@ from pydantic import (
     model_validator,
 )
 
-from worker.contract import MAX_SEED, MAX_STEPS, MODEL_NAME_PATTERN, VERSION_PATTERN, SamplerName
+from worker.contract import (
+    MAX_PROMPT_CHARACTERS,
+    MAX_SEED,
+    MAX_STEPS,
+    MODEL_NAME_PATTERN,
+    VERSION_PATTERN,
+    SamplerName,
+)
 
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_PATH = "unet/diffusion_pytorch_model.safetensors"
@@ -28,6 +35,7 @@ TRANSFORMER_CONFIG_PATH = "transformer/config.json"
 VAE_CONFIG_PATH = "vae/config.json"
 NOISE_CONFIG_PATH = "scheduler/scheduler_config.json"
 PIPELINE_INDEX_PATH = "model_index.json"
+MAX_EXAMPLE_PROMPTS = 32
 REQUIRED_PATHS = (PIPELINE_INDEX_PATH, UNET_CONFIG_PATH, WEIGHTS_PATH, NOISE_CONFIG_PATH)
 """The files of a checkpoint with one network in one file, the only kind that format 1 knows."""
 
@@ -65,6 +73,16 @@ class Recipe(ManifestPart):
     settings: dict[str, JsonValue] = {}
     libraries: dict[str, str] = {}
     """Name → version."""
+
+
+class RequestDefaults(ManifestPart):
+    """What a request gets that names nothing else. None: what requests to any model get."""
+
+    sampler: SamplerName | None = None
+    """None: the one that the scheduler's configuration names."""
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    guidance_scale: float | None = Field(default=None, ge=0, le=100)
+    """Of requests with a condition."""
 
 
 class GoldenOutput(ManifestPart):
@@ -136,6 +154,11 @@ class Manifest(ManifestPart):
     files: dict[str, FileRecord]
     """Relative path with forward slashes → record. `manifest.json` itself is not listed."""
     recipe: Recipe
+    request_defaults: RequestDefaults = RequestDefaults()
+    example_prompts: list[Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]] = Field(
+        default=[], max_length=MAX_EXAMPLE_PROMPTS
+    )
+    """To try the model with, the best first; for a model of prompts."""
     golden: GoldenOutput | GoldenSample | None = None
 
     @field_validator("files")

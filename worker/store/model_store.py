@@ -26,6 +26,7 @@ from worker.store.manifest import (
     GoldenOutput,
     Manifest,
     Recipe,
+    RequestDefaults,
     is_model_name,
     is_version_name,
     utc,
@@ -65,13 +66,6 @@ class ModelStore:
     def models(self) -> list[str]:
         """Names of the models that have a version, sorted."""
         return [name for name in self._model_folders() if self._version_folders(self.root / name)]
-
-    def default_model(self) -> str:
-        """The first model by name, used when a request names none."""
-        models = self.models()
-        if not models:
-            raise ModelNotFound(f"no model in the store {self.root}")
-        return models[0]
 
     def versions(self, model: str) -> list[str]:
         """All versions of a model, oldest first by the manifest's creation time."""
@@ -144,6 +138,8 @@ class ModelStore:
         null_label: int | None = None,
         metrics: Mapping[str, float] | None = None,
         skipped: Sequence[str] = (),
+        request_defaults: RequestDefaults | None = None,
+        example_prompts: Sequence[str] = (),
         golden: GoldenOutput | None = None,
         make_current: bool = True,
     ) -> Checkpoint:
@@ -171,6 +167,8 @@ class ModelStore:
             null_label: the class that means "no class".
             metrics: how good the weights are.
             skipped: components that the weights came with and that are not published.
+            request_defaults: for requests that name nothing else.
+            example_prompts: to try it with.
             golden: outputs of the network that loaders compare with theirs.
             make_current: serve it at once.
         """
@@ -183,6 +181,8 @@ class ModelStore:
             null_label=null_label,
             metrics=metrics or {},
             skipped=skipped,
+            request_defaults=request_defaults,
+            example_prompts=example_prompts,
             golden=golden,
         )
         folder = self.root / model
