@@ -12,7 +12,9 @@ COPY README.md LICENSE ./
 COPY service service
 COPY worker worker
 COPY training training
-RUN /opt/reverie/bin/pip install --no-cache-dir --no-deps .
+# The bundled weights are the worker's.
+RUN find worker/bundled -name '*.safetensors' -delete \
+    && /opt/reverie/bin/pip install --no-cache-dir --no-deps .
 RUN /opt/reverie/bin/python -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') and 'torch is in the gateway image')"
 
 FROM ${BASE}

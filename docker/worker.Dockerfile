@@ -1,4 +1,4 @@
-# The worker's image: torch, diffusers and the bundled model.
+# The worker's image: torch, diffusers and the bundled models.
 # BASE needs Python 3.11 or newer with venv, and useradd.
 ARG BASE=python:3.12-slim
 
@@ -19,7 +19,7 @@ COPY service service
 COPY worker worker
 COPY training training
 RUN /opt/reverie/bin/pip install --no-cache-dir --no-deps .
-# A new named volume begins as a copy of what the image holds at its place: the store starts with the bundled model.
+# A new named volume begins as a copy of what the image holds at its place: the store starts with the bundled models.
 RUN cp -r "$(/opt/reverie/bin/python -c 'from worker.store.bundled import bundled_store_path as path; print(path())')" /store
 
 FROM ${BASE}
@@ -32,7 +32,8 @@ RUN useradd --system --uid 10001 --create-home reverie
 COPY --from=build /opt/reverie /opt/reverie
 COPY --from=build --chown=10001 /store /var/lib/reverie/store
 COPY docker/worker_health.py /opt/reverie/worker_health.py
-ENV PATH=/opt/reverie/bin:$PATH PYTHONUNBUFFERED=1 REVERIE_STORE=/var/lib/reverie/store
+# The default model is the one that the bundled models have where nobody names a store; others may be published beside it.
+ENV PATH=/opt/reverie/bin:$PATH PYTHONUNBUFFERED=1 REVERIE_STORE=/var/lib/reverie/store REVERIE_DEFAULT_MODEL=emoji
 USER 10001
 WORKDIR /home/reverie
 VOLUME /var/lib/reverie/store

@@ -83,6 +83,7 @@ class WorkerProcess:
         device: str,
         arithmetic: str,
         dtype: str,
+        default_model: str | None = None,
         background: Sequence[Background] = (),
         receipts: ReceiptWriter | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -126,7 +127,7 @@ class WorkerProcess:
             device=device,
             arithmetic=arithmetic,
             dtype=dtype,
-            default_model=settings.default_model,
+            default_model=default_model,
             ttl_s=settings.worker_ttl_s,
             queue_counters=self._queue_counters,
         )

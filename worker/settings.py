@@ -43,7 +43,8 @@ class WorkerSettings(LogSettings, TraceSettings):
     keep_versions: int | None = Field(default=None, ge=1)
     """Of each model, offer the newest versions up to this count and delete older ones that no job needs. None: all."""
     default_model: str | None = None
-    """The model for requests that name none; None takes the first by name."""
+    """The model for requests that name none, and the first to be loaded. None, or one that is not there: the first by
+    name, and of the bundled models the one that was made for it."""
     max_job_images: int = Field(default=1024, ge=1)
     """A job of more images than this is refused; the gateway's own limit is usually lower."""
     results: ResultsAddress = IN_REDIS

@@ -82,6 +82,15 @@ def open_store(settings: WorkerSettings) -> "ModelStore":
     return store
 
 
+def default_model_of(settings: WorkerSettings) -> str | None:
+    """The model for requests that name none, where it is there; else, and for None, the first by name is."""
+    from worker.store import BUNDLED_DEFAULT_MODEL
+
+    if settings.default_model is None and settings.store is None:
+        return BUNDLED_DEFAULT_MODEL
+    return settings.default_model
+
+
 def open_redis(settings: WorkerSettings) -> "redis.Redis":
     """A connection that has answered once.
 
@@ -159,6 +168,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
     )
     choices = RedisChoices(client)
     safety_checker = settings.safety_checker == "on"
+    default_model = default_model_of(settings)
     pool = ModelPool(
         store,
         lambda checkpoint: load_checkpoint(
@@ -173,6 +183,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
             tile_above_pixels=settings.tile_above_pixels,
             safety_checker=safety_checker,
         ),
+        load_first=default_model,
         spares=networks,
         check_device=partial(end_if_lost, device),
         device_memory=partial(device_memory, device),
@@ -180,10 +191,10 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
         keep_versions=settings.keep_versions,
         not_run=frozenset() if safety_checker else frozenset(SAFETY_PARTS),
     )
-    # Once before anything is announced, so that a worker that says it is ready has its models.
+    # One before anything is announced, so that a worker that says it is ready can draw; the others while it serves.
     try:
         pool.poll()
-        pool.load_pending()
+        pool.load_one()
     except DeviceLost as error:
         raise CantStartError(str(error)) from None
     retention = Retention(client, QueueKeys.of(QUEUE_NAME), pool, settings.max_job_images)
@@ -201,6 +212,7 @@ def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis",
         device=str(device),
         arithmetic=arithmetic_of(device, settings.tile_above_pixels, safety_checker=safety_checker),
         dtype="tf32" if tf32 else "auto" if dtype is None else dtype_name(dtype),
+        default_model=default_model,
         background=[
             Background("models", pool.run, pool.wake),
             Background("retention", retention.run, lambda: None),

@@ -11,6 +11,7 @@ import pytest
 import yaml  # type: ignore[import-untyped]
 
 from tests.docker.compose_files import ROOT, services
+from worker.store import BUNDLED_DEFAULT_MODEL
 
 DOCKERFILES = sorted((ROOT / "docker").glob("*Dockerfile"))
 COMPOSE_FILES = ("docker-compose.yml", "docker/compose.gpu.yaml")
@@ -96,6 +97,11 @@ def test_the_gateway_image_installs_the_service_alone_and_so_no_torch() -> None:
 def test_the_worker_image_installs_the_worker() -> None:
     assert extras_of(ROOT / "docker" / "worker.Dockerfile") == ["worker"]
     assert any(line.startswith("torch>=") for line in required("worker"))
+
+
+def test_the_worker_image_has_the_default_that_the_bundled_models_have() -> None:
+    (line,) = [line for line in instructions(ROOT / "docker" / "worker.Dockerfile") if "REVERIE_STORE=" in line]
+    assert f"REVERIE_DEFAULT_MODEL={BUNDLED_DEFAULT_MODEL}" in line.split()
 
 
 def test_compose_accepts_the_files() -> None:

@@ -49,6 +49,7 @@ class ModelPool:
     Args:
         store: where the checkpoints are.
         load: makes a model of a checkpoint whose files were verified; raises ModelError.
+        load_first: name of a model that is loaded ahead of all others; they follow by name.
         memory_budget_bytes: of weights; None: all that the store holds.
         spares: what `load` keeps of evicted models; counted in the budget, and the first to leave.
         check_device: called with the error of each failed load; raises DeviceLost when it was more than that.
@@ -65,6 +66,7 @@ class ModelPool:
         store: ModelStore,
         load: Callable[[Checkpoint], LoadedModel],
         *,
+        load_first: str | None = None,
         memory_budget_bytes: int | None = None,
         spares: Spares | None = None,
         check_device: Callable[[Exception], None] = lambda error: None,
@@ -80,6 +82,7 @@ class ModelPool:
         self._load = load
         self._check_device = check_device
         self._device_memory = device_memory
+        self._load_first = load_first
         self._spares = spares
         self._poll_interval_s = poll_interval_s
         self._clock = clock
@@ -225,8 +228,8 @@ class ModelPool:
         self._retry_changed()
         now = self._clock()
         with self._changed:
-            free_bytes = self._residents.free_bytes
-            for model, current in currents.items():
+            free_bytes, has_any = self._residents.free_bytes, len(self._residents) > 0
+            for model, current in sorted(currents.items(), key=lambda each: each[0] != self._load_first):
                 request = LoadRequest(model)
                 failure = self._loads.failure(request)
                 serving = self._serving.get(model)
@@ -240,33 +243,41 @@ class ModelPool:
                 if serving is not None:
                     if ModelKey(model, serving) in self._residents:
                         self._loads.add(request)
-                elif (size := self._size(model, self._catalogue.manifest(model, current))) <= free_bytes or not len(
-                    self._residents
-                ):
+                elif (size := self._size(model, self._catalogue.manifest(model, current))) <= free_bytes or not has_any:
                     self._loads.add(request)
-                    free_bytes -= size
+                    free_bytes, has_any = free_bytes - size, True
             self._loads.forget_expired(currents)
             wanted = {(model, current) for model, current in currents.items() if isinstance(current, str)}
             self._retirement.update(self._catalogue.versions(), wanted | set(self._serving.items()))
             self._drop_unneeded()
 
+    def load_one(self) -> None:
+        """Load what is due until a model is in memory."""
+        while not self.resident() and self._load_next():
+            pass
+
     def load_pending(self) -> None:
         """Load what is due, one after the other."""
-        while True:
-            with self._changed:
-                request = self._loads.next_load()
-            if request is None:
-                return
-            failure = self._load_one(request)
-            with self._changed:
-                if failure is None:
-                    self._loads.succeeded(request)
-                else:
-                    self._loads.failed(request, failure)
-                self._drop_unneeded()
-                listeners = list(self._listeners)
-            for listener in listeners:
-                listener()
+        while self._load_next():
+            pass
+
+    def _load_next(self) -> bool:
+        """False when nothing is due."""
+        with self._changed:
+            request = self._loads.next_load()
+        if request is None:
+            return False
+        failure = self._load_one(request)
+        with self._changed:
+            if failure is None:
+                self._loads.succeeded(request)
+            else:
+                self._loads.failed(request, failure)
+            self._drop_unneeded()
+            listeners = list(self._listeners)
+        for listener in listeners:
+            listener()
+        return True
 
     def _offered(self, model: str, current: str | StoreError) -> str | None:
         """The version that a request gets which names none. Called with the lock held."""

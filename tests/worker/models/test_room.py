@@ -24,11 +24,13 @@ class Memory:
         capacity: models that the machine has memory for.
     """
 
-    def __init__(self, store: ModelStore, budget: int | None, capacity: int = 1000) -> None:
+    def __init__(
+        self, store: ModelStore, budget: int | None, capacity: int = 1000, load_first: str | None = None
+    ) -> None:
         self.store = store
         self.capacity = capacity
         self.clock = HandClock()
-        self.pool = ModelPool(store, self.load, memory_budget_bytes=budget, clock=self.clock)
+        self.pool = ModelPool(store, self.load, memory_budget_bytes=budget, clock=self.clock, load_first=load_first)
         self.at_load: dict[str, list[str]] = {}
         self.broken: set[str] = set()
         self._like = load_float32(store.checkpoint(TINY))
@@ -84,6 +86,36 @@ def test_as_many_models_as_fit_are_loaded_ahead_and_the_rest_is_offered(store: M
     assert memory.resident() == {"a-1", "b-1"}
     assert memory.offered() == {name: store.current(name) for name in ("a", "b", TINY)}
     assert memory.use(TINY).name == TINY
+
+
+def test_one_model_is_enough_to_begin_with_and_it_is_the_one_that_was_named(store: ModelStore) -> None:
+    memory = Memory(store, None, load_first="b")
+    memory.pool.poll()
+    memory.pool.load_one()
+    assert memory.resident() == {"b-1"}
+    assert memory.offered() == {name: store.current(name) for name in ("a", "b", TINY)}, "requests wait for the rest"
+    memory.pool.load_pending()
+    assert list(memory.at_load) == ["b-1", "a-1", "tiny-1"]
+
+
+def test_where_that_one_is_bad_the_next_is_enough_to_begin_with(store: ModelStore) -> None:
+    memory = Memory(store, None, load_first="b")
+    memory.broken = {store.current("b")}
+    memory.pool.poll()
+    memory.pool.load_one()
+    assert memory.resident() == {"a-1"}
+    memory.broken = {store.current(name) for name in ("a", "b", TINY)}
+    without = Memory(store, None)
+    without.broken = memory.broken
+    without.pool.poll()
+    without.pool.load_one()
+    assert without.resident() == set(), "with none it begins all the same, and tries again when files change"
+
+
+def test_the_named_model_has_the_room_that_there_is(store: ModelStore) -> None:
+    memory = Memory(store, SIZE, load_first=TINY)
+    memory.look()
+    assert memory.resident() == {"tiny-1"}
 
 
 def test_a_model_published_while_the_memory_is_full_is_offered_and_loaded_for_its_first_request(
@@ -158,6 +190,7 @@ def test_what_nobody_comes_for_leaves_after_a_while(store: ModelStore) -> None:
 
 def test_a_new_version_is_loaded_beside_the_one_that_serves_and_no_other_model_leaves_for_it(store: ModelStore) -> None:
     memory = Memory(store, budget=3 * SIZE)
+    memory.look()  # of the size in memory nothing is known yet: one is loaded
     memory.look()
     publish_tiny(store, "a", weights_seed=8, step=2)
     memory.look()

@@ -19,6 +19,7 @@ from tests.worker.tiny_models import publish_tiny
 from worker.contract import SamplerName, WorkerStatus
 from worker.contract.environment import SettingsError
 from worker.settings import WorkerSettings
+from worker.start import default_model_of
 from worker.store import ModelStore
 
 A_URL = "redis://localhost:6379/0"
@@ -35,6 +36,16 @@ def run_worker(**settings: object) -> "subprocess.CompletedProcess[str]":
 def test_a_lease_shorter_than_two_heartbeats_is_refused() -> None:
     with pytest.raises(SettingsError, match=r"need REVERIE_LEASE_S >= 2 x REVERIE_HEARTBEAT_S, got 7 and 4"):
         WorkerSettings.read({"REVERIE_REDIS_URL": A_URL, "REVERIE_LEASE_S": "7"})
+
+
+def test_the_bundled_models_have_a_default_of_their_own_and_a_setting_stands_above_it() -> None:
+    def default(**settings: str) -> str | None:
+        return default_model_of(WorkerSettings.read({"REVERIE_REDIS_URL": A_URL, **settings}))
+
+    assert default() == "emoji"
+    assert default(REVERIE_DEFAULT_MODEL="digits") == "digits"
+    assert default(REVERIE_STORE="store") is None, "the first by name"
+    assert default(REVERIE_STORE="store", REVERIE_DEFAULT_MODEL="mine") == "mine"
 
 
 def test_without_an_address_the_worker_says_which_variable_it_needs() -> None:

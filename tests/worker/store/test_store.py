@@ -1,7 +1,9 @@
 """The store: what is published is found again, and names never lead anywhere else."""
 
+import json
 import os
 import time
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,17 +12,20 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.worker.tiny_checkpoint import RECIPE, publish_tiny, write_tiny
+from worker.contract import SamplerName
 from worker.store import (
+    BUNDLED_DEFAULT_MODEL,
     BadCheckpoint,
     ModelNotFound,
     ModelStore,
     PublishFailed,
+    RequestDefaults,
     StoreError,
     StoreNotFound,
     VersionNotFound,
     bundled_store_path,
 )
-from worker.store.manifest import MANIFEST_NAME, WEIGHTS_PATH, is_model_name
+from worker.store.manifest import MANIFEST_NAME, WEIGHTS_PATH, Manifest, is_model_name
 
 
 def test_what_is_published_is_found_again(tmp_path: Path) -> None:
@@ -35,6 +40,24 @@ def test_what_is_published_is_found_again(tmp_path: Path) -> None:
     assert (found.manifest.labels, found.manifest.null_label) == (["0", "1"], 2)
     assert store.models() == ["digits"]
     store.verify("digits", found.version)
+
+
+def test_what_requests_get_that_name_nothing_else_and_what_to_try_is_kept_with_a_version(tmp_path: Path) -> None:
+    store = ModelStore(tmp_path / "store")
+    defaults = RequestDefaults(sampler=SamplerName.DDPM, steps=25, guidance_scale=4.0)
+    examples = ["blue apple", "cat face"]
+    store.publish("tuned", write_tiny, step=1, recipe=RECIPE, request_defaults=defaults, example_prompts=examples)
+    manifest = store.checkpoint("tuned").manifest
+    assert (manifest.request_defaults, manifest.example_prompts) == (defaults, examples)
+    with pytest.raises(PublishFailed, match=r"example_prompts: .*at most 32 items"):
+        store.publish("chatty", write_tiny, step=1, recipe=RECIPE, example_prompts=["x"] * 33)
+    publish_tiny(store)
+    plain = store.checkpoint("digits").manifest
+    assert (plain.request_defaults, plain.example_prompts) == (RequestDefaults(), [])
+    # What earlier releases wrote says nothing of either.
+    written = json.loads((store.checkpoint("digits").path / MANIFEST_NAME).read_text())
+    earlier = {name: value for name, value in written.items() if name not in ("request_defaults", "example_prompts")}
+    assert Manifest.model_validate(earlier) == plain
 
 
 def test_versions_are_listed_oldest_first_whatever_their_step(tmp_path: Path) -> None:
@@ -92,20 +115,10 @@ def test_a_damaged_version_is_not_promoted(tmp_path: Path) -> None:
     assert store.current("digits") == first.version
 
 
-def test_the_default_model_is_the_first_by_name(tmp_path: Path) -> None:
-    store = ModelStore(tmp_path)
-    publish_tiny(store, "zoo")
-    assert store.default_model() == "zoo"
-    publish_tiny(store, "ants")
-    assert store.default_model() == "ants"
-
-
 def test_what_is_not_there_is_named_by_name(tmp_path: Path) -> None:
     with pytest.raises(StoreNotFound, match="nowhere"):
         ModelStore(tmp_path / "nowhere").models()
     store = ModelStore(tmp_path)
-    with pytest.raises(ModelNotFound, match="no model in the store"):
-        store.default_model()
     with pytest.raises(ModelNotFound, match="no model cats"):
         store.current("cats")
     publish_tiny(store)
@@ -170,11 +183,20 @@ def test_a_model_is_still_there_when_current_is_junk(tmp_path: Path) -> None:
     assert store.versions("digits") == [version]
 
 
-def test_every_bundled_model_is_whole() -> None:
+def test_every_bundled_model_is_whole_and_installed_with_all_its_files() -> None:
     store = ModelStore(bundled_store_path())
+    assert set(store.models()) <= {"digits", BUNDLED_DEFAULT_MODEL}
+    assert "digits" in store.models()
     for model in store.models():
         store.verify(model, store.current(model))
-    assert "digits" in store.models()
+        assert store.versions(model) == [store.current(model)]
+        if model == BUNDLED_DEFAULT_MODEL:
+            assert store.checkpoint(model).manifest.example_prompts, "the page opens with one"
+    packaging = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    patterns = packaging["tool"]["setuptools"]["package-data"]["worker"]
+    room = bundled_store_path().parent
+    installed = {path for pattern in patterns for path in room.glob(pattern) if path.is_file()}
+    assert {path for path in bundled_store_path().rglob("*") if path.is_file()} <= installed
 
 
 class StoreHistory(RuleBasedStateMachine):
