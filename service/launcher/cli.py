@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     default = UpSettings.model_fields
     serve.add_argument("--host", help=f"REVERIE_HOST: address to listen on (default {default['host'].default})")
     serve.add_argument("--port", help=f"REVERIE_PORT: 0 takes any free one (default {default['port'].default})")
-    serve.add_argument("--store", help="REVERIE_STORE: directory of checkpoints (default: the bundled model)")
+    serve.add_argument("--store", help="REVERIE_STORE: directory of checkpoints (default: the bundled models)")
     serve.add_argument(
         "--data-dir",
         help=f"REVERIE_DATA_DIR: where the embedded Valkey keeps its data (default {default['data_dir'].default} here)",

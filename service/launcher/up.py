@@ -1,10 +1,12 @@
 """`reverie up`: checks first, then Valkey, worker and gateway as child processes, until Ctrl-C."""
 
+import json
 import logging
 import os
 import shlex
 import socket
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +21,7 @@ from service.client.errors import ProblemError
 from service.launcher.command_errors import PortTakenError, RedisError, StoreError
 from service.launcher.data_dir import DataDir
 from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
+from service.launcher.first_request import first_request
 from service.launcher.supervisor import Service, Supervisor
 from service.launcher.workers import ask_for_devices, usable_cores, worker_environments
 from worker.contract.environment import SettingsError
@@ -97,12 +100,12 @@ def up(settings: UpSettings, *, draw_into: Path | None = None, commands: Command
         log.info("starting %s ...", ", ".join(service.name for service in services))
 
         def on_ready() -> Service | None:
-            announce(url, redis_url, with_keys=settings.api_keys is not None)
+            request = first_request(url)
+            announce(url, redis_url, request, with_keys=settings.api_keys is not None)
             if draw_into is None:
                 return None
-            return Service(
-                "draw", (*commands.draw, "--url", url, "--seed", "7", "--out", str(draw_into)), env, restart=False
-            )
+            fields = [f"--{name}={value}" for name, value in request.items()]
+            return Service("draw", (*commands.draw, "--url", url, *fields, "--out", str(draw_into)), env, restart=False)
 
         supervisor = Supervisor(services, say=log.warning)
         return supervisor.run(
@@ -119,11 +122,11 @@ def _workers(wanted: str, commands: Commands, env: dict[str, str]) -> list[tuple
     return [(f"worker {number}", own) for number, own in enumerate(environments, start=1)]
 
 
-def announce(url: str, redis_url: str, *, with_keys: bool) -> None:
+def announce(url: str, redis_url: str, request: Mapping[str, str | int], *, with_keys: bool) -> None:
     """Print the address and a first command; with keys on, the shell puts the caller's own into it."""
-    body = '{"seed": 7, "steps": 50, "batch": 1}'
     wait = "Prefer: wait=30"  # the answer then is the finished job, with the address of its image
-    curl = ["curl", "-s", f"{url}/generate", "-H", "Content-Type: application/json", "-H", wait, "-d", body]
+    curl = ["curl", "-s", f"{url}/generate", "-H", "Content-Type: application/json", "-H", wait]
+    curl += ["-d", json.dumps(request)]
     key = ' -H "Authorization: Bearer $REVERIE_API_KEY"' if with_keys else ""
     print(
         f"\nReverie is ready at {url}\n"
@@ -173,7 +176,7 @@ def check_store(store: Path) -> None:
     """A quick check before anything is started; the worker checks the checkpoints themselves."""
     if not store.is_dir():
         raise StoreError(
-            f"the model store {store} is not a directory; set REVERIE_STORE or leave it out for the bundled model"
+            f"the model store {store} is not a directory; set REVERIE_STORE or leave it out for the bundled models"
         )
     if not any(store.glob("*/current")):
         raise StoreError(f"the model store {store} holds no published model: no {store}/<model>/current")

@@ -16,6 +16,9 @@ const TEXT = ["model", "version", "prompt", "negative_prompt", "sampler", "spaci
 /** To which Karras' noise levels leave no choice of timesteps. */
 const DPM_SOLVERS = ["dpmpp_2m", "dpmpp_2m_sde"];
 const MOST_CHIPS = 60;
+/** Of any model that was published without numbers of its own. */
+const STEPS = 50;
+const PROMPT_GUIDANCE = 3;
 const FRAMES = 24;
 /** Of all images of a request. */
 const MOST_FRAMES = 384;
@@ -138,7 +141,7 @@ function stepBy(by) {
 /** A slider for the hand and a number for what is exact; the number is the field. */
 function pairUp(slide, number) {
   const show = () => {
-    if (number.value !== "") slide.value = number.value;
+    slide.value = number.value === "" ? number.placeholder : number.value;
     const share = (slide.value - slide.min) / (slide.max - slide.min);
     slide.style.setProperty("--filled", `${100 * share}%`);
   };
@@ -189,16 +192,14 @@ function adapt() {
   field("clip_skip").hidden = takes !== "prompt";
   field("class_label").hidden = takes !== "class_label";
   field("guidance_scale").hidden = takes === "nothing";
-  $("guidance_scale").placeholder = takes === "prompt" ? "3" : "1";
-  if ($("guidance_scale").value === "") $("guidance-slide").value = $("guidance_scale").placeholder;
   if (takes === "class_label") fillLabels(model);
   const sampler = $("sampler").value;
-  const shipped = SAMPLER_NAMES[model.sampler ?? "ddim"] ?? model.sampler;
   $("sampler").replaceChildren(
-    el("option", { value: "" }, `${shipped} (default)`),
+    el("option", { value: "" }),
     ...model.samplers.map((name) => el("option", { value: name }, SAMPLER_NAMES[name] ?? name)),
   );
   if (model.samplers.includes(sampler)) $("sampler").value = sampler;
+  showShipped(model);
   showApplicable(model);
   $("size").hidden = !model.size_multiple;
   field("fast").hidden = !model.fast;
@@ -214,9 +215,20 @@ function adapt() {
   form.dispatchEvent(new CustomEvent("adapted", { detail: model }));
 }
 
+/** What the chosen version was published with; a request that names no version is drawn by the current one. */
+const shippedWith = (model) => model.versions.find((info) => info.version === ($("version").value || model.version)) ?? { sampler: "ddim" };
+
+/** Shows what a field that is left empty stands for. */
+function showShipped(model) {
+  const { sampler, steps, guidance_scale } = shippedWith(model);
+  $("sampler").options[0].textContent = `${SAMPLER_NAMES[sampler] ?? sampler} (default)`;
+  $("steps").placeholder = steps ?? Math.min(STEPS, model.num_train_timesteps);
+  $("guidance_scale").placeholder = guidance_scale ?? (model.takes === "prompt" ? PROMPT_GUIDANCE : 1);
+}
+
 /** Shows those fields that the chosen sampler, or the guidance, has a use for. */
 function showApplicable(model) {
-  const sampler = $("sampler").value || model.sampler || "ddim";
+  const sampler = $("sampler").value || shippedWith(model).sampler;
   field("eta").hidden = sampler !== "ddim";
   field("karras").hidden = !KARRAS_SAMPLERS.includes(sampler);
   field("spacing").hidden = sampler === "lcm" || (DPM_SOLVERS.includes(sampler) && walksKarras(model));
@@ -227,9 +239,7 @@ function showApplicable(model) {
 
 /** As asked, else as the version is configured. */
 function walksKarras(model) {
-  if ($("karras").value) return $("karras").value === "true";
-  const version = $("version").value || model.version;
-  return Boolean(model.versions.find((info) => info.version === version)?.karras);
+  return $("karras").value ? $("karras").value === "true" : Boolean(shippedWith(model).karras);
 }
 
 function fillLabels(model) {
@@ -256,8 +266,12 @@ function changed() {
   for (const button of form.querySelectorAll("[data-step]")) button.disabled = hasLines;
   const count = Number($("batch").value) || 1;
   $("draw").textContent = count === 1 ? "Draw" : `Draw ${count} images`;
-  if (currentModel()) showApplicable(currentModel());
-  form.dispatchEvent(new CustomEvent("adapted", { detail: currentModel() }));
+  const model = currentModel();
+  if (model) {
+    showShipped(model);
+    showApplicable(model);
+  }
+  form.dispatchEvent(new CustomEvent("adapted", { detail: model }));
   remember();
 }
 

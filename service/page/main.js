@@ -2,6 +2,7 @@
 
 import { Away, Problem, gateway, getJson, hasKey, useKey } from "./api.js";
 import { $, toast } from "./dom.js";
+import * as examples from "./examples.js";
 import * as form from "./form.js";
 import * as found from "./found.js";
 import * as gallery from "./gallery.js";
@@ -100,6 +101,7 @@ function askForKey() {
 theme.start();
 showGateway();
 askForKey();
+examples.start();
 form.start(models);
 pictures.start();
 offerPictures();

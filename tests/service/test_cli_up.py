@@ -104,7 +104,7 @@ def test_the_curl_line_that_it_prints_works(start: Start) -> None:
     if shutil.which("curl") is None:
         pytest.skip("no curl on this machine")
     done = subprocess.run(shlex.split(line), capture_output=True, check=True, timeout=PATIENCE_S)
-    assert done.stdout == b'{"seed": 7, "steps": 50, "batch": 1}'
+    assert done.stdout == b'{"prompt": "it\'s a blue apple", "seed": 7}', "an example of the default model"
 
 
 def test_with_keys_on_the_curl_line_sends_the_callers_key(start: Start) -> None:
@@ -117,7 +117,9 @@ def test_with_keys_on_the_curl_line_sends_the_callers_key(start: Start) -> None:
 def test_the_first_image_is_asked_for_once_it_is_ready(start: Start) -> None:
     up = start().ready()
     up.journal.wait_for_start("draw")
-    assert up.journal.entries()[-1] == ("draw", "started")
+    wait_until(lambda: ("draw", "--out") in up.journal.entries(), "what it was asked for")
+    asked = [event for name, event in up.journal.entries() if name == "draw" and event.startswith("--")]
+    assert asked == ["--url", "--prompt=it's_a_blue_apple", "--seed=7", "--out"]
 
 
 def test_ctrl_c_ends_gateway_worker_and_valkey_in_this_order_and_keeps_the_data(start: Start) -> None:

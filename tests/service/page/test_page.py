@@ -156,6 +156,9 @@ def test_the_keyboard_is_enough(visit: Open, worker: FakeWorker) -> None:
             break
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowRight")
+    for label in ("Model", "Version"):
+        page.keyboard.press("Tab")
+        expect(page.get_by_label(label, exact=True)).to_be_focused()
     page.keyboard.press("Tab")
     expect(page.get_by_label("Begin at a picture")).to_be_focused()
     page.keyboard.press("Tab")

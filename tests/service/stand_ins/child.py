@@ -1,7 +1,8 @@
 """A child process that notes its life in a journal: `child.py NAME JOURNAL [option...]`.
 
 Options: `ignore-term`, `exit=N` (ends at once), `late-ready=FILE` (creates FILE once it runs), `device` (notes
-REVERIE_DEVICE), `http` (answers /readyz and POST /generate on REVERIE_HOST:REVERIE_PORT).
+REVERIE_DEVICE), `http` (answers /readyz, /models and POST /generate on REVERIE_HOST:REVERIE_PORT), `asked` (notes the
+options that begin with two dashes).
 """
 
 import json
@@ -28,6 +29,10 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, on_term)
     note("started")
+    if "asked" in options:
+        for option in options:
+            if option.startswith("--"):
+                note(option.replace(" ", "_"))
     for option in options:
         key, _, value = option.partition("=")
         if key == "exit":
@@ -43,9 +48,31 @@ def main() -> None:
         signal.pause()
 
 
+MODELS = {
+    "default": "emoji",
+    "memory": {},
+    "models": [
+        {
+            "name": name,
+            "version": None,
+            "versions": [],
+            "labels": [],
+            "width": 32,
+            "height": 32,
+            "channels": 3,
+            "num_train_timesteps": 1000,
+            "prediction_type": "epsilon",
+            "samplers": ["ddim"],
+            "example_prompts": examples,
+        }
+        for name, examples in (("digits", []), ("emoji", ["it's a blue apple", "cat face"]))
+    ],
+}
+
+
 class Answers(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self._answer(200 if self.path == "/readyz" else 404, {})
+        self._answer(200 if self.path in ("/readyz", "/models") else 404, MODELS if self.path == "/models" else {})
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))

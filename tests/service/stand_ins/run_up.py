@@ -15,7 +15,7 @@ def main() -> int:
         worker=journal.command("worker", "device"),
         devices=(sys.executable, "-S", "-c", """print('["cuda:0", "cuda:1"]')"""),
         gateway=journal.command("gateway", "http"),
-        draw=journal.command("draw", "exit=0"),
+        draw=journal.command("draw", "asked", "exit=0"),
     )
     draw_into = Path(sys.argv[2]) if len(sys.argv) > 2 else None
     try:
