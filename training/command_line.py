@@ -4,12 +4,12 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 
 from training.errors import TrainingError
-from training.opening import store_at
-from worker.store import ModelStore, StoreError
+from worker.store import ModelStore, StoreError, bundled_store_path
 
 Run = Callable[[argparse.Namespace, ModelStore], None]
 """Does what the options ask with the versions of a store. Raises TrainingError or StoreError."""
@@ -27,7 +27,7 @@ def exit_status(command: Callable[[], object]) -> int:
 
 def add_version_options(parser: argparse.ArgumentParser) -> None:
     """Of a command that runs published versions."""
-    parser.add_argument("--store", help="folder of checkpoints (REVERIE_STORE)")
+    parser.add_argument("--store", help="folder of checkpoints (REVERIE_STORE; default: the bundled models)")
     parser.add_argument("--threads", type=int, help="CPU threads")
 
 
@@ -40,6 +40,6 @@ def run_on_versions(
     def command() -> None:
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        run(options, store_at(options.store, environment.get("REVERIE_STORE")))
+        run(options, ModelStore(Path(options.store or environment.get("REVERIE_STORE") or bundled_store_path())))
 
     return exit_status(command)

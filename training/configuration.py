@@ -16,7 +16,9 @@ from training.errors import ConfigurationError
 from training.loss import Weighting
 from training.optimizers import RateDecay, optimizer_class
 from training.precision import Precision
+from worker.contract import MAX_PROMPT_CHARACTERS, MAX_STEPS, SamplerName
 from worker.diffusion import NoiseSchedule, PredictionType
+from worker.store.manifest import MAX_EXAMPLE_PROMPTS
 
 ENVIRONMENT_PREFIX = "REVERIE_TRAIN_"
 PRESETS = Path(__file__).parent / "presets"
@@ -24,6 +26,7 @@ DEFAULT_MINUTES = 3.0
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
+Prompt = Annotated[str, Field(min_length=1, max_length=MAX_PROMPT_CHARACTERS)]
 
 
 class TrainingConfiguration(BaseModel):
@@ -158,6 +161,14 @@ class TrainingConfiguration(BaseModel):
     """publish only what has a lower value of this metric than what is current, e.g. held_out_loss"""
     publish_dtype: Literal["float32", "float16"] = "float32"
     """of the published weights"""
+    request_sampler: SamplerName | None = None
+    """for requests that name none (default: ddim; with a learned variance ddpm)"""
+    request_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    """for requests that name none (default: 50)"""
+    request_guidance_scale: Annotated[float, Field(ge=0, le=100)] | None = None
+    """for requests with a label or prompt that name none (default: 1, with a prompt 3)"""
+    example_prompts: Annotated[tuple[Prompt, ...], Field(max_length=MAX_EXAMPLE_PROMPTS)] = ()
+    """to try the model with, offered to whoever opens its page; in a flag separated by |"""
     state: Path | None = None
     """folder where a stopped run goes on from (default: .reverie/training/MODEL)"""
     save_every: Positive | None = None
@@ -205,6 +216,7 @@ NOT_OF_THE_WEIGHTS = (
     *("autoencoder", "latents"),  # the fingerprint of the data tells them by their hashes
     *("steps", "epochs", "minutes", "workers", "memory_mib", "threads", "device", "compile", "channels_last"),
     *("store", "model", "publish_every", "publish_best", "publish_dtype", "state", "save_every"),
+    *("request_sampler", "request_steps", "request_guidance_scale", "example_prompts"),
     *("log", "log_every", "held_out_rows"),
 )
 
@@ -264,6 +276,8 @@ def read_configuration(
     for name in ("channels", "attention", "betas"):
         if isinstance(values.get(name), str):
             values[name] = values[name].replace(",", " ").split()
+    if isinstance(prompts := values.get("example_prompts"), str):  # which may hold commas
+        values["example_prompts"] = [prompt.strip() for prompt in prompts.split("|") if prompt.strip()]
     try:
         return TrainingConfiguration.model_validate(values)
     except ValidationError as error:

@@ -17,6 +17,7 @@ from training.data import ImageSource
 from training.data.emoji import BACKGROUNDS, EmojiData
 from training.data.emoji_captions import behind
 from training.data.examples import null_label, to_x_0
+from training.drawing import Drawing, add_drawing_options, draw, drawing_of
 from training.errors import ConfigurationError
 from training.metrics.distributions import (
     copy_shares,
@@ -29,68 +30,36 @@ from training.metrics.distributions import (
 from training.metrics.retrieval import background_of, colour_of, retrieval
 from training.network import Conditions
 from training.opening import OpenedVersion, open_version
-from training.publishing import spacing_of
 from training.randomness import generator
-from training.sampling import draw_images
 from training.sources import load_images
 from training.text import CaptionTokenizer, build_text_encoder
 from worker.store import ModelStore
 
 JUDGE_SEED = 1_000_003
 """Not a seed that anybody trains with: the judge must not be the encoder that the model began with."""
-BATCH = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class Options(Drawing):
     """How to draw and how much.
 
     Attributes:
         samples: images drawn for each measure.
-        steps: of DDIM.
-        eta: of DDIM.
-        guidance_scale: w.
         seed: of the first image; the others follow.
         judge_steps: batches that the judge of captions is trained on.
     """
 
     samples: int = 300
-    steps: int = 50
-    eta: float = 0.0
-    guidance_scale: float = 1.0
     seed: int = 0
     judge_steps: int = 600
 
 
-def draw(version: OpenedVersion, source: ImageSource, conditions: Conditions, options: Options) -> Tensor:
+def draw_for(version: OpenedVersion, source: ImageSource, conditions: Conditions, options: Options) -> Tensor:
     """[N, H, W, C] uint8, an image for each row of conditions."""
     given = conditions.labels if conditions.labels is not None else conditions.tokens
     count = options.samples if given is None else len(given)
-    none = null_label(source)
-    config = version.denoiser.network.config
-    shape = source.shape if version.autoencoder is None else (config.in_channels, *[config.sample_size] * 2)
-    without = Conditions(
-        None if none is None else torch.tensor([none]), None if version.tokenizer is None else version.tokenizer([""])
-    )
-    return torch.cat(
-        [
-            draw_images(
-                version.denoiser,
-                version.configuration.noise_schedule(),
-                shape,
-                (options.seed + rows).tolist(),
-                conditions[rows],
-                steps=options.steps,
-                eta=options.eta,
-                spacing=spacing_of(version.configuration),
-                prediction_type=version.configuration.prediction,
-                guidance_scale=options.guidance_scale,
-                without=None if given is None else without,
-                autoencoder=version.autoencoder,
-            )
-            for rows in torch.split(torch.arange(count), BATCH)
-        ]
-    )
+    seeds = range(options.seed, options.seed + count)
+    return draw(version, source.shape, conditions, seeds, null_label(source), options)
 
 
 def as_x_0(pixels: Tensor) -> Tensor:
@@ -113,7 +82,7 @@ def measure_distribution(
     real, labels, captions = real_images(held_out, options.samples, options.seed)
     tokens = None if version.tokenizer is None or captions is None else version.tokenizer(captions)
     used = Options(**asdict(options) | {"samples": len(real)})
-    drawn = as_x_0(draw(version, held_out, Conditions(labels, tokens), used))
+    drawn = as_x_0(draw_for(version, held_out, Conditions(labels, tokens), used))
     known, known_labels, _ = real_images(train, 4000, options.seed)
     if known_labels is None or len(train.label_names) < 2:
         # Without classes: features that distinguish a picture from a turned one.
@@ -170,7 +139,7 @@ def measure_prompts(
         asked = source.chosen(rows.tolist())
         backgrounds = [names_of_backgrounds()[index % len(BACKGROUNDS)] for index in range(len(asked))]
         tokens = tokenizer([prompt(asked, index, backgrounds) for index in range(len(asked))])
-        drawn = draw(version, asked, Conditions(tokens=tokens), options)
+        drawn = draw_for(version, asked, Conditions(tokens=tokens), options)
         real = asked.pictures(torch.arange(len(asked)), backgrounds).permute(0, 2, 3, 1)
         for whose, pixels in (("", drawn), ("_real", real)):
             found = judged(judge, tokenizer, asked, pixels, backgrounds, candidates)
@@ -235,9 +204,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("model", metavar="MODEL[@VERSION]")
     add_version_options(result)
     result.add_argument("--samples", type=int, default=300, help="images drawn for each measure (default: 300)")
-    result.add_argument("--steps", type=int, default=50, help="of DDIM (default: 50)")
-    result.add_argument("--eta", type=float, default=0.0, help="of DDIM (default: 0)")
-    result.add_argument("--guidance-scale", type=float, help="default: 1, with captions 3")
+    add_drawing_options(result)
     result.add_argument("--seed", type=int, default=0, help="of the first image (default: 0)")
     result.add_argument("--judge-steps", type=int, default=600, help="to train the judge of captions (default: 600)")
     result.add_argument("--json", type=Path, metavar="FILE", help="write the numbers there too")
@@ -249,17 +216,14 @@ def run(arguments: argparse.Namespace, store: ModelStore) -> None:
     if arguments.samples < 8:
         raise ConfigurationError(f"need --samples of at least 8, got {arguments.samples}")
     version = open_version(arguments.model, store)
-    scale = arguments.guidance_scale
     options = Options(
+        **asdict(drawing_of(arguments, version)),
         samples=arguments.samples,
-        steps=arguments.steps,
-        eta=arguments.eta,
-        guidance_scale=(3.0 if version.tokenizer else 1.0) if scale is None else scale,
         seed=arguments.seed,
         judge_steps=arguments.judge_steps,
     )
     checkpoint = version.checkpoint
-    print(f"{checkpoint.model}/{checkpoint.version}, {version.configuration.data}: {asdict(options)}")
+    print(f"{checkpoint.model}/{checkpoint.version}, {version.configuration.data}: {json.dumps(asdict(options))}")
     numbers = evaluate(version, options)
     for name, value in numbers.items():
         print(f"  {name.replace('_', ' '):38} {value:.4g}")

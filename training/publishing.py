@@ -24,7 +24,7 @@ from training.network import Conditions, Denoiser
 from training.text import CaptionTokenizer
 from worker.diffusion import NoiseSchedule, Spacing
 from worker.diffusion.golden import golden_inputs, spread_values
-from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe
+from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe, RequestDefaults
 from worker.store.component_rules import LEARNED_RANGE, denoiser_folder
 from worker.store.pipeline_index import write_index, write_text_to_image_index
 
@@ -92,6 +92,12 @@ class Publication:
             null_label=null_label(self.source),
             metrics=metrics,
             recipe=self.recipe,
+            request_defaults=RequestDefaults(
+                sampler=self.configuration.request_sampler,
+                steps=self.configuration.request_steps,
+                guidance_scale=self.configuration.request_guidance_scale,
+            ),
+            example_prompts=() if self.tokenizer is None else self.configuration.example_prompts,
             golden=golden,
         )
 

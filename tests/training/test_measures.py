@@ -123,7 +123,7 @@ def test_two_versions_are_drawn_side_by_side(store: Path, tmp_path: Path, capsys
     out = tmp_path / "both.png"
     arguments = [f"digits@{first}", f"digits@{second}", "--out", str(out)]
     assert compare.main(arguments, {"REVERIE_STORE": str(store)}) == 0
-    assert f"first rows: digits/{first}" in capsys.readouterr().out
+    assert f"first: digits/{first}" in capsys.readouterr().out
     with Image.open(out) as picture:
         assert picture.size == (8 * 8, 8 * 8)  # 4 rows of 8 images for each version, 8 pixels high
 
@@ -131,11 +131,17 @@ def test_two_versions_are_drawn_side_by_side(store: Path, tmp_path: Path, capsys
 @pytest.mark.parametrize(
     ("module", "arguments", "reason"),
     [
-        (evaluate, ["digits"], "need a folder of checkpoints"),
+        (evaluate, ["digits@000000009-00000000"], "model digits has no version 000000009-00000000"),  # a bundled one
         (evaluate, ["nobody", "--store", "STORE"], "no model nobody"),
         (evaluate, ["digits@x", "--store", "STORE"], "need a version"),
         (evaluate, ["digits", "--store", "STORE", "--samples", "2"], "at least 8, got 2"),
+        (evaluate, ["digits", "--store", "STORE", "--steps", "0"], "need --steps from 1 to 1000, got 0"),
+        (evaluate, ["digits", "--store", "STORE", "--sampler", "ddpm", "--eta", "1"], "--eta goes with --sampler ddim"),
         (compare, ["digits", "digits", "--store", "STORE", "--out", "no/such/folder/x.png"], "can't write no/such"),
+        (compare, ["digits", "--store", "STORE"], "need two versions, or --prompts"),
+        (compare, ["digits", "--store", "STORE", "--prompts", "no/such.txt"], "can't read no/such.txt"),
+        (compare, ["digits", "--store", "STORE", "--prompts", __file__], "digits takes no prompts"),
+        (compare, ["digits", "--store", "STORE", "--prompts", __file__, "--images", "0"], "at least 1, got 0"),
     ],
 )
 def test_what_cannot_be_measured_is_one_clear_line(

@@ -10,15 +10,18 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training import evaluate
+from training import compare, evaluate
 from training.__main__ import main
 from training.data.emoji import load_emoji
+from training.drawing import Drawing
 from training.network import Conditions
 from training.opening import OpenedVersion, open_version
+from training.prompt_sheet import prompt_lines
 from training.text import CaptionTokenizer
+from worker.contract import SamplerName
 from worker.models.errors import BrokenModel
 from worker.models.loading import load_checkpoint
-from worker.store import GoldenOutput, ModelStore
+from worker.store import GoldenOutput, ModelStore, RequestDefaults
 
 TINY = [
     *("--channels", "8,16", "--layers", "1", "--text-width", "32", "--text-layers", "1", "--vocabulary", "700"),
@@ -40,7 +43,8 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenedVersion:
     (root / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
     arguments = ["--data", str(root / "pictures"), "--size", "8", "--prediction", "v_prediction", "--tokens", "8"]
     places = ["--store", str(root / "store"), "--state", str(root / "state")]
-    assert main([*arguments, *places, *TINY, "--schedule", "cosine", "--zero-terminal-snr"], {}) == 0
+    requests = ["--request-sampler", "ddpm", "--request-steps", "3", "--example-prompts", "a red square, large | blue"]
+    assert main([*arguments, *places, *TINY, *requests, "--schedule", "cosine", "--zero-terminal-snr"], {}) == 0
     return open_version("pictures", ModelStore(root / "store"))
 
 
@@ -54,6 +58,26 @@ def test_the_manifest_names_the_components(opened: OpenedVersion) -> None:
     }
     assert "vae" in manifest.absent
     assert manifest.recipe.settings["prediction"] == "v_prediction"
+
+
+def test_requests_are_drawn_as_the_run_was_told_and_so_is_a_sheet_of_prompts(
+    opened: OpenedVersion, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = opened.checkpoint.manifest
+    assert manifest.request_defaults == RequestDefaults(sampler=SamplerName.DDPM, steps=3)
+    assert manifest.example_prompts == ["a red square, large", "blue"]
+    (tmp_path / "prompts.txt").write_text("a red square\n\na blue square\na square\n")
+    files = ["--prompts", str(tmp_path / "prompts.txt"), "--out", str(tmp_path / "sheet.png")]
+    store = str(opened.checkpoint.path.parents[1])
+    sheets = []
+    for options in ([], ["--sampler", "ddpm", "--steps", "3", "--guidance-scale", "3"], ["--steps", "2"]):
+        assert compare.main(["pictures", "--store", store, *files, "--images", "2", *options], {}) == 0
+        sheets.append((tmp_path / "sheet.png").read_bytes())
+    assert sheets[0] == sheets[1] != sheets[2]
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.height == 2 * (64 + 2), "two of three prompts below each other, 8 pixels as 64"
+    assert compare.main(["pictures", "pictures", "--store", store, *files, "--images", "2"], {}) == 0
+    assert capsys.readouterr().out.count(f"pictures/{manifest.version}") == 5
 
 
 def test_a_loader_compares_tokenizer_encoder_and_network_with_what_was_published(opened: OpenedVersion) -> None:
@@ -122,3 +146,9 @@ def test_emoji_are_measured_by_what_their_prompts_say(tmp_path: Path) -> None:
         assert numbers[f"{kind}_background_right_real"] == 1
     assert numbers["held_out_pairs_colour_right_real"] >= 0.8
     assert "plain_colour_right" not in numbers
+    examples = list(version.checkpoint.manifest.example_prompts)
+    assert examples
+    asked = [*examples, "purple heart", "blue apple", "blue apple on a red background", "cat with hat"]
+    texts = [line.text for line in prompt_lines(version, asked, 1, Drawing(steps=1))]
+    assert texts[-4:] == ["purple heart", "blue apple *", "blue apple on a red background *", "cat with hat"]
+    assert 2 <= sum(text.endswith(" *") for text in texts[: len(examples)]) < len(examples), "some new, some known"
