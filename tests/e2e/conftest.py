@@ -1,4 +1,4 @@
-"""The whole product as real processes: Valkey, a worker on the bundled model, and the gateway."""
+"""The whole product as real processes: Valkey, a worker on the bundled digits, and the gateway."""
 
 import os
 import signal
@@ -17,6 +17,7 @@ import httpx
 import pytest
 import redis
 
+from tests.bundled_digits import digits_store
 from tests.conftest import ValkeyHandle, live_workers
 from tests.waiting import PATIENCE_S, wait_until
 from worker.contract import WorkerStatus
@@ -150,8 +151,9 @@ def running_stack(valkey: ValkeyHandle, folder: Path, **settings: object) -> Ite
 
 @pytest.fixture(scope="module")
 def stack(valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """On the bundled model."""
-    with running_stack(valkey_session, tmp_path_factory.mktemp("stack")) as stack:
+    """On the bundled digits."""
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(valkey_session, folder, store=digits_store(folder)) as stack:
         yield stack
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.bundled_digits import digits_store
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import running_stack
 
@@ -12,7 +13,8 @@ def test_a_short_request_passes_a_line_of_long_ones(
     valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Six of them are more than fill the batch and what a worker claims ahead of it."""
-    with running_stack(valkey_session, tmp_path_factory.mktemp("passing"), max_batch=4) as stack:
+    folder = tmp_path_factory.mktemp("passing")
+    with running_stack(valkey_session, folder, store=digits_store(folder), max_batch=4) as stack:
         stack.finished(stack.generate(seed=1, steps=20, batch=1))  # the worker's speed is known
         long_ones = [stack.generate(seed=100 * number, steps=1000, batch=4) for number in range(6)]
         short = stack.finished(stack.generate(seed=7, steps=5, batch=2))

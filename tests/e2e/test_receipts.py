@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.bundled_digits import digits_store
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import Stack, running_stack
 from worker.contract import ImageFormat
 from worker.contract.keys import upload_key
 from worker.contract.signing import new_key, verify
-from worker.store import bundled_store_path
 
 pytestmark = pytest.mark.slow
 
@@ -37,7 +36,8 @@ def stack(
     valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory, key: tuple[Path, str]
 ) -> Iterator[Stack]:
     """Its receipts are signed."""
-    with running_stack(valkey_session, tmp_path_factory.mktemp("stack"), signing_key=key[0]) as stack:
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(valkey_session, folder, store=digits_store(folder), signing_key=key[0]) as stack:
         yield stack
 
 
@@ -114,8 +114,7 @@ def test_a_store_alone_draws_the_same_bits(stack: Stack, tmp_path: Path) -> None
     job = stack.finished(stack.generate(**BODY))
     found = tmp_path / "found.png"
     found.write_bytes(stack.images(job)[1])
-    store = tmp_path / "store"
-    shutil.copytree(bundled_store_path(), store)
+    store = digits_store(tmp_path)
     done = reverie("replay", str(found), "--store", str(store), "--out", str(tmp_path / "again"))
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout == "image 0, seed 8: the same\n"

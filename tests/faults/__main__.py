@@ -3,7 +3,6 @@
 import argparse
 import os
 import random
-import shutil
 import signal
 import sys
 import time
@@ -11,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from tests.bundled_digits import digits_store
 from tests.faults.bodies import Drawn
 from tests.faults.chaos import Chaos, Report
 from tests.faults.clients import Clients, Order, orders
@@ -19,7 +19,6 @@ from tests.faults.processes import DEFAULT_LEASES, REAL_WORKER, Machines
 from tests.faults.promises import by_the_fake_engine, look
 from tests.worker.stable_diffusion import SD, import_sd, wider_unet
 from worker.store import ModelStore
-from worker.store.bundled import bundled_store_path
 
 REAL_MODELS = (Drawn("digits", 8, "L"), Drawn(SD, 16, "RGB", by_prompt=True))
 
@@ -44,7 +43,7 @@ def kills_with_default_leases(seed: int, kills: int) -> Report:
 
 
 def chaos_with_a_real_model(seed: int, jobs: int, faults: int) -> Report:
-    """For the pixels: the bundled model and a tiny Stable Diffusion, first in calm, then again with faults."""
+    """For the pixels: the bundled digits and a tiny Stable Diffusion, first in calm, then again with faults."""
     with (
         TemporaryDirectory(prefix="reverie-soak-") as folder,
         Machines(worker_command=REAL_WORKER, save_interval_s=0.5, store=_store(Path(folder))) as machines,
@@ -68,9 +67,9 @@ def chaos_with_a_real_model(seed: int, jobs: int, faults: int) -> Report:
 
 def _store(folder: Path) -> Path:
     """With the models that are really drawn with."""
-    shutil.copytree(bundled_store_path(), folder, dirs_exist_ok=True)
-    import_sd(ModelStore(folder), unet=wider_unet())
-    return folder
+    store = digits_store(folder)
+    import_sd(ModelStore(store), unet=wider_unet())
+    return store
 
 
 def main() -> int:

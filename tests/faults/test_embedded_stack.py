@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.bundled_digits import digits_store
 from tests.faults.processes import REPOSITORY
 from tests.waiting import wait_until
 
@@ -24,10 +25,10 @@ def descendants(pid: int) -> list[int]:
 
 
 @contextmanager
-def stack(data_dir: Path, port: int) -> Iterator[httpx.Client]:
+def stack(data_dir: Path, store: Path, port: int) -> Iterator[httpx.Client]:
     """Killed with -9, all of it at once, when the block is left."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("REVERIE_")}
-    environment |= {"REVERIE_DATA_DIR": str(data_dir), "OMP_NUM_THREADS": "1"}
+    environment |= {"REVERIE_DATA_DIR": str(data_dir), "REVERIE_STORE": str(store), "OMP_NUM_THREADS": "1"}
     with (data_dir.parent / "stack.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.launcher.cli", "up", "--port", str(port)],
@@ -63,13 +64,14 @@ def test_accepted_jobs_survive_a_kill_9_of_everything(tmp_path: Path) -> None:
         port = probe.getsockname()[1]
     data_dir = tmp_path / "data"
     data_dir.mkdir()
+    store = digits_store(tmp_path)
     bodies = [{"seed": seed, "steps": 150, "batch": 1, "sampler": "ddpm"} for seed in range(20)]
-    with stack(data_dir, port) as http:
+    with stack(data_dir, store, port) as http:
         ids = [http.post("/generate", json=body).json()["id"] for body in bodies]
         wait_until(
             lambda: any(http.get(f"/jobs/{id_}").json()["status"] != "queued" for id_ in ids), "the first job to run"
         )
-    with stack(data_dir, port) as http:
+    with stack(data_dir, store, port) as http:
         wait_until(
             lambda: all(http.get(f"/jobs/{id_}").json().get("status") == "succeeded" for id_ in ids),
             "all jobs to succeed",

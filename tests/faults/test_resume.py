@@ -1,4 +1,4 @@
-"""A long job whose worker dies goes on where it was: the whole product, real processes, the bundled model."""
+"""A long job whose worker dies goes on where it was: the whole product, real processes, the bundled digits."""
 
 import signal
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.bundled_digits import digits_store
 from tests.conftest import ValkeyHandle, live_workers
 from tests.e2e.conftest import Stack, running_stack
 from tests.waiting import wait_until
@@ -26,7 +27,8 @@ IMAGE_STEPS = sum(body["steps"] * body["batch"] for body in LONG)
 def stack(valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Short leases, frequent saves, and no grace at SIGTERM."""
     settings = {"lease_s": 2, "heartbeat_s": 0.5, "maintenance_s": 0.5, "save_interval_s": 0.2, "grace_s": 0}
-    with running_stack(valkey_session, tmp_path_factory.mktemp("stack"), **settings) as stack:
+    folder = tmp_path_factory.mktemp("stack")
+    with running_stack(valkey_session, folder, store=digits_store(folder), **settings) as stack:
         yield stack
 
 
