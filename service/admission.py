@@ -9,6 +9,7 @@ from service.errors import FieldProblem, InvalidRequest, Unavailable
 from service.guidance_rules import broken_by_guidance, guidance_of, is_prompted
 from service.init_images import broken_by_pictures, init_image_of
 from service.lora_rules import broken_by_loras, loras_of
+from service.refiner_rules import broken_by_refiner, refiner_cost_of
 from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
@@ -71,6 +72,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         broken += _broken_by_model(body, model)
         broken += broken_by_guidance(body, model)
         broken += broken_by_sampler(body, model)
+        broken += broken_by_refiner(body, model)
         broken += _broken_by_size(body, model, settings.max_pixels)
         broken += broken_by_pictures(body, model, pictures)
         broken += broken_by_loras(body, model)
@@ -96,6 +98,8 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         eta=body.eta or 0.0,
         spacing=body.spacing,
         karras=karras_of(body, model),
+        refiner_start=body.refiner_start,
+        refiner_cost=refiner_cost_of(body, model, reading.row_step_s),
         fast=body.fast,
         init=init_image_of(body, pictures),
         loras=loras_of(body, model),

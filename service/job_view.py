@@ -94,6 +94,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         eta=request.eta,
         spacing=request.spacing,
         karras=request.karras,
+        refiner_start=request.refiner_start,
         fast=request.fast,
         class_label=request.condition.label if isinstance(request.condition, LabelCondition) else None,
         prompt=texts.prompt if texts and not texts.prompts else None,

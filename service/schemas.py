@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from worker.contract import (
+    DEFAULT_REFINER_START,
     DEFAULT_STEPS,
     FULL_EVERY,
     KARRAS_SAMPLERS,
@@ -109,6 +110,13 @@ class GenerateRequest(BaseModel):
         default=None,
         description=f"Karras' noise levels, for {', '.join(sorted(KARRAS_SAMPLERS))}. "
         "Absent: as the model was configured.",
+    )
+    refiner_start: Float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="The share of the steps after which the model's refiner takes over; 1: it does not. For versions "
+        f"that have one, see /models. Absent: {DEFAULT_REFINER_START:g}.",
     )
     fast: StrictBool = Field(
         default=False,
@@ -261,6 +269,7 @@ class Job(BaseModel):
     eta: float
     spacing: Spacing | None
     karras: bool
+    refiner_start: float | None = Field(default=None, description="As asked for.")
     fast: bool = False
     class_label: int | None
     label: str | None = Field(description="The name of `class_label`.")

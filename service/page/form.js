@@ -7,7 +7,7 @@ import { KARRAS_SAMPLERS } from "./request.js";
 const form = $("request");
 const field = (name) => form.querySelector(`[data-field="${name}"]`);
 const WHOLE = ["seed", "steps", "batch", "width", "height", "clip_skip"];
-const REAL = ["guidance_scale", "guidance_rescale", "eta", "strength"];
+const REAL = ["guidance_scale", "guidance_rescale", "refiner_start", "eta", "strength"];
 /** The ends of one field. */
 const INTERVAL = ["guidance_low", "guidance_high"];
 /** As a choice, so that it can be left open. */
@@ -232,6 +232,7 @@ function showApplicable(model) {
   field("eta").hidden = sampler !== "ddim";
   field("karras").hidden = !KARRAS_SAMPLERS.includes(sampler);
   field("spacing").hidden = sampler === "lcm" || (DPM_SOLVERS.includes(sampler) && walksKarras(model));
+  field("refiner_start").hidden = !shippedWith(model).refiner || sampler === "plms";
   const { prompt, prompts, class_label, guidance_scale = Number($("guidance_scale").placeholder) } = read();
   const isUnguided = (prompt ?? prompts ?? class_label) === undefined || [0, 1].includes(guidance_scale);
   for (const name of ["guidance_rescale", "guidance_interval"]) field(name).hidden = isUnguided;

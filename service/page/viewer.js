@@ -113,7 +113,7 @@ function facts(image) {
     ["Model", job.model],
     ["Version", job.version, "mono"],
     ["Seed", image.seed],
-    ["Steps", `${job.steps}, ${job.sampler}${job.eta ? `, eta ${job.eta}` : ""}${job.karras ? ", Karras' noise levels" : ""}${job.spacing ? `, ${job.spacing}` : ""}${job.fast ? ", fast" : ""}`],
+    ["Steps", `${job.steps}, ${job.sampler}${job.eta ? `, eta ${job.eta}` : ""}${job.karras ? ", Karras' noise levels" : ""}${job.spacing ? `, ${job.spacing}` : ""}${refinedFrom(job)}${job.fast ? ", fast" : ""}`],
     ["Guidance", job.guidance_scale === 1 ? null : guidanceOf(job)],
     ["Size", `${image.width} × ${image.height}, ${job.format.toUpperCase()}`],
     ["Computed in", job.dtype && `${job.dtype}${job.exact === false ? ", last bits may vary with the batch" : ""}`],
@@ -128,6 +128,8 @@ function facts(image) {
       .flatMap(([name, value, className]) => [el("dt", {}, name), el("dd", { className }, String(value))]),
   );
 }
+
+const refinedFrom = ({ refiner_start: start }) => (start ? (start < 1 ? `, refined from ${start}` : ", not refined") : "");
 
 function guidanceOf({ guidance_scale, guidance_rescale, guidance_interval }) {
   const rescaled = guidance_rescale ? `, rescaled by ${guidance_rescale}` : "";

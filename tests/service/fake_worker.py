@@ -79,6 +79,16 @@ CLOUDS = DIGITS.model_copy(
 )
 
 EMOJI = DIGITS.model_copy(update={"name": "emoji", "labels": [], "takes": Takes.PROMPT})
+REFINED = EMOJI.model_copy(
+    update={
+        "name": "refined",
+        "versions": [
+            DIGITS.versions[0].model_copy(update={"version": "000000001-3f2a9c1b"}),
+            DIGITS.versions[0].model_copy(update={"refiner": True}),
+        ],
+    }
+)
+"""Its current version has a refiner, the one before has none."""
 
 
 def status_of(

@@ -230,7 +230,7 @@ def test_an_upload_expires_and_each_use_lets_its_time_begin_anew(
     assert [key for key in valkey.all_keys() if "upload" in key] == keys, "one picture is kept once"
 
 
-@pytest.mark.parametrize("lost", ["record", "file", "both", "changed"])
+@pytest.mark.parametrize("lost", ["record", "file", "both", "changed", "cut off", "no picture"])
 def test_an_upload_that_is_gone_is_told_as_such_and_can_be_sent_again(
     lost: str, http: httpx.Client, valkey: ValkeyHandle
 ) -> None:
@@ -242,12 +242,15 @@ def test_an_upload_that_is_gone_is_told_as_such_and_can_be_sent_again(
         valkey.client.delete(file)
     if lost == "changed":
         valkey.client.set(file, file_of(noise(size=(5, 9))), keepttl=True)
+    if lost == "cut off":
+        valkey.client.set(file, file_of(noise())[:-30], keepttl=True)
+    if lost == "no picture":
+        valkey.client.set(file, b"\x00" * 100, keepttl=True)
     with pytest.raises(UploadGone, match=f"{sha256} has expired or never was"):
         Uploads(valkey.client, RedisFiles(valkey.client)).read(sha256)
-    if lost != "changed":
-        assert "has expired" in assert_refused(http.get(f"/uploads/{sha256}"), 404, "upload_unknown")
-        again = send(http, file_of(noise()))
-        assert fetched(http, again).tobytes() == noise().tobytes()
+    assert "has expired" in assert_refused(http.get(f"/uploads/{sha256}"), 404, "upload_unknown")
+    again = send(http, file_of(noise()))
+    assert fetched(http, again).tobytes() == noise().tobytes()
 
 
 def test_while_redis_is_away_an_upload_is_503(

@@ -11,6 +11,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -122,7 +123,9 @@ def sd_pipeline(
     return pipeline
 
 
-def sdxl_pipeline(*, wide: bool = False) -> StableDiffusionXLPipeline:
+def sdxl_pipeline(
+    *, wide: bool = False, unet_seed: int = 0, text_seed: int = 0, scheduler: Any = None
+) -> StableDiffusionXLPipeline:
     """Stable Diffusion XL's parts: two encoders, sizes and crops beside the text, an autoencoder that asks for float32.
 
     Args:
@@ -136,9 +139,10 @@ def sdxl_pipeline(*, wide: bool = False) -> StableDiffusionXLPipeline:
         one = CLIPTextModel(CLIPTextConfig(**CLIP, hidden_act="quick_gelu")).eval()
         return one, CLIPTextModelWithProjection(CLIPTextConfig(**CLIP, hidden_act="gelu")).eval()
 
-    one, two = seeded(encoders)
+    one, two = seeded(encoders, text_seed)
     time_width = 32 if wide else 8
     unet = tiny_unet(
+        unet_seed,
         block_out_channels=(8, 16) if wide else (2, 4),
         layers_per_block=2,
         attention_head_dim=(2, 4),
@@ -157,11 +161,58 @@ def sdxl_pipeline(*, wide: bool = False) -> StableDiffusionXLPipeline:
         text_encoder_2=two,
         tokenizer=first,
         tokenizer_2=second,
-        scheduler=EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
+        scheduler=scheduler or EulerDiscreteScheduler(**BETAS, timestep_spacing="leading", steps_offset=1),
         add_watermarker=False,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def refiner_pipeline(
+    *, wide: bool = False, seed: int = 7, text_seed: int = 0, **overrides: Any
+) -> StableDiffusionXLImg2ImgPipeline:
+    """Stable Diffusion XL's refiner: the second encoder alone, an aesthetic score in place of the target size.
+
+    Args:
+        wide: with a U-Net that is exact in batches.
+        text_seed: 0 makes the encoder that of `sdxl_pipeline`.
+        overrides: of the U-Net.
+    """
+    base = sdxl_pipeline(wide=wide, text_seed=text_seed)
+    time_width = 32 if wide else 8
+    config: dict[str, Any] = {**base.unet.config, "cross_attention_dim": 32}
+    config |= {"projection_class_embeddings_input_dim": 5 * time_width + 32, **overrides}
+    pipeline = StableDiffusionXLImg2ImgPipeline(
+        unet=seeded(lambda: UNet2DConditionModel.from_config(config).eval(), seed),
+        vae=base.vae,
+        text_encoder=None,
+        text_encoder_2=base.text_encoder_2,
+        tokenizer=None,
+        tokenizer_2=base.tokenizer_2,
+        scheduler=base.scheduler,
+        requires_aesthetics_score=True,
+        force_zeros_for_empty_prompt=False,
+        add_watermarker=False,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def import_sdxl(
+    store: ModelStore,
+    model: str,
+    refiner: StableDiffusionXLImg2ImgPipeline | None = None,
+    *,
+    step: int = 0,
+    **parts: Any,
+) -> Checkpoint:
+    """Save such pipelines and import them as one model."""
+    with TemporaryDirectory() as folder:
+        base, beside = Path(folder, "base"), Path(folder, "refiner")
+        sdxl_pipeline(**parts).save_pretrained(base)
+        if refiner is not None:
+            refiner.save_pretrained(beside)
+        return import_pipeline(store, base, model, step=step, refiner=beside if refiner is not None else None)
 
 
 def import_sd(store: ModelStore, model: str = SD, *, step: int = 0, **parts: Any) -> Checkpoint:

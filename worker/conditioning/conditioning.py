@@ -67,3 +67,26 @@ class Conditioner(Protocol):
 def ready(*conditionings: Conditioning) -> Encoding:
     """An encoding that needs no encoder: the conditioning of each leg."""
     return Encoding((), lambda _: conditionings)
+
+
+@dataclass(frozen=True, eq=False)
+class EachLeg:
+    """Implements `Conditioner` for a model whose legs each read a condition in a way of their own.
+
+    Args:
+        conditioners: one of each leg.
+    """
+
+    conditioners: Sequence[Conditioner]
+
+    def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
+        encodings = [conditioner(condition, guidance) for conditioner in self.conditioners]
+
+        def assemble(results: Sequence[Any]) -> Sequence[Conditioning]:
+            remaining = iter(results)
+            each = [encoding.assemble([next(remaining) for _ in encoding.calls]) for encoding in encodings]
+            return [conditioning for (conditioning,) in each]
+
+        calls = [call for encoding in encodings for call in encoding.calls]
+        warnings = dict.fromkeys(warning for encoding in encodings for warning in encoding.warnings)
+        return Encoding(calls, assemble, tuple(warnings))

@@ -13,6 +13,10 @@ from worker.contract import Condition, Guidance, LabelCondition, NoCondition, Te
 
 LOST_SHOWN = 200
 """Most characters of a cut prompt's end that a warning repeats."""
+AESTHETIC_SCORE, NEGATIVE_AESTHETIC_SCORE = 6.0, 2.5
+"""How well an image is to please, and what guidance leads away from, for networks that read it. diffusers' defaults."""
+
+NEGATIVE = "negative_prompt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,11 @@ class _Row:
     text: str | None
     clip_skip: int = 0
 
+    @property
+    def score(self) -> float:
+        """How well the image is to please."""
+        return NEGATIVE_AESTHETIC_SCORE if self.field == NEGATIVE else AESTHETIC_SCORE
+
 
 @dataclass(frozen=True, eq=False)
 class Text:
@@ -45,6 +54,7 @@ class Text:
         project: what the network's layers that read the text alone make of [tokens, width] of one; equal keys mean
             equal states. None: the network reads the states.
         zero_if_absent: zeros stand for a negative prompt that is not given, else the empty text.
+        score_name: of the input that takes the aesthetic score; None: the network reads none.
     """
 
     model: str
@@ -54,6 +64,7 @@ class Text:
     penultimate: bool = False
     zero_if_absent: bool = False
     project: Callable[[Hashable, Tensor], Tensor] | None = None
+    score_name: str | None = None
 
     def __call__(self, condition: Condition, guidance: Guidance) -> Encoding:
         match condition:
@@ -86,6 +97,9 @@ class Text:
             named = {self.states_name: states}
             if self.pooled_name is not None:
                 named[self.pooled_name] = _zeroed(_pooled(encoded[-1]), blank)
+            if self.score_name is not None:
+                scores = torch.tensor([[row.score] for row in rows], dtype=torch.float32)
+                named[self.score_name] = scores.to(states.device)
             return (Conditioning(len(rows), named, guidance.scale),)
 
         calls = [partial(self.readers[place].encoder.encode, text) for place, text in missing]
@@ -95,12 +109,13 @@ class Text:
         """Two where guidance mixes them, the unconditional one first, else one.
 
         w = 1 is the conditional model itself and w = 0 the unconditional one, so neither costs a second row; nor do two
-        equal texts.
+        equal texts, unless their scores differ.
         """
         absent = None if self.zero_if_absent else ""
         prompt = _Row("prompt", texts.prompt, texts.clip_skip)
-        negative = _Row("negative_prompt", absent if texts.negative_prompt is None else texts.negative_prompt)
-        if w == 1 or (prompt.text, prompt.clip_skip) == (negative.text, negative.clip_skip):
+        negative = _Row(NEGATIVE, absent if texts.negative_prompt is None else texts.negative_prompt)
+        are_equal = (prompt.text, prompt.clip_skip) == (negative.text, negative.clip_skip) and self.score_name is None
+        if w == 1 or are_equal:
             return [prompt]
         return [negative] if w == 0 else [negative, prompt]
 

@@ -13,6 +13,7 @@ from worker.contract.keys import (
 )
 from worker.contract.message import Message
 from worker.contract.names import (
+    DEFAULT_REFINER_START,
     DEFAULT_STEPS,
     FULL_EVERY,
     FUNCTION_NAME,
@@ -58,11 +59,13 @@ from worker.contract.status import (
     QueueCounters,
     VersionInfo,
     WorkerStatus,
+    refiner_of,
 )
 
 __all__ = [
     "CATALOGUE_KEY",
     "CATALOGUE_TTL_S",
+    "DEFAULT_REFINER_START",
     "DEFAULT_STEPS",
     "FULL_EVERY",
     "FUNCTION_NAME",
@@ -113,5 +116,6 @@ __all__ = [
     "chain_key",
     "events_channel",
     "progress_key",
+    "refiner_of",
     "worker_key",
 ]

@@ -38,8 +38,9 @@ def device_kind(device: str) -> str:
 
 
 def drawn_digest(request: SamplingRequest, drawing: Drawing) -> str:
-    """The same for requests that give the same files. Every field counts, so that a new one is never forgotten."""
-    fields = request.model_dump(mode="json", exclude={"version"})
+    """The same for requests that give the same files. Every field counts, so that a new one is never forgotten, but for
+    a measured one."""
+    fields = request.model_dump(mode="json", exclude={"version", "refiner_cost"})
     text = json.dumps([fields, drawing.model_dump(mode="json")], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -40,6 +40,11 @@ MAX_LORA_SCALE = 10.0
 
 DEFAULT_STEPS = 50
 """steps of a request that names none, to a model that was published without a number of its own."""
+DEFAULT_REFINER_START = 0.8
+"""refiner_start of a request to a model with a refiner that names none, as diffusers' examples have it."""
+MAX_REFINER_COST = 1000.0
+"""How many times as much a row of a refiner may cost as one of the network before it, or the other way round."""
+
 PROMPT_GUIDANCE = 3.0
 """guidance_scale of a request with a prompt that names none, likewise."""
 

@@ -18,8 +18,8 @@ FORMAT = "reverie-receipt/1"
 SIGNATURE = "signature"
 """The key of a signed receipt that the signature itself is under."""
 
-DERIVED = {"area"}
-"""What of a request follows from the rest of it and the model."""
+DERIVED = {"area", "refiner_cost"}
+"""What of a request follows from the rest of it and the model, or says what it costs."""
 
 PNG_KEYWORD = "reverie"
 """Of the iTXt chunk that a PNG carries its receipt in."""

@@ -7,12 +7,14 @@ from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from worker.contract.message import Message
 from worker.contract.names import (
+    DEFAULT_REFINER_START,
     FULL_EVERY,
     MAX_CLIP_SKIP,
     MAX_FRAMES,
     MAX_LORA_SCALE,
     MAX_LORAS,
     MAX_PROMPT_CHARACTERS,
+    MAX_REFINER_COST,
     MAX_SEED,
     MAX_SIDE_PX,
     MAX_STEPS,
@@ -136,6 +138,11 @@ class SamplingRequest(Message):
     """Karras' noise levels, for the samplers that can walk them."""
     fast: bool = False
     """Runs the whole network in every `FULL_EVERY`-th step alone, and reuses its deep features in the others."""
+    refiner_start: float | None = Field(default=None, gt=0.0, le=1.0)
+    """The share of the steps after which the model's refiner takes over; 1: it does not. None: as it is used to, if the
+    model has one."""
+    refiner_cost: float | None = Field(default=None, ge=1 / MAX_REFINER_COST, le=MAX_REFINER_COST)
+    """What a row of the refiner costs of one of the model's own network, as measured; None: it has no refiner."""
     init: InitImage | None = None
     loras: LoraSet = ()
     condition: Condition = NoCondition()
@@ -200,9 +207,21 @@ class SamplingRequest(Message):
         return sum(low <= place / self.steps <= high for place in range(self.steps - self.skipped_steps))
 
     @property
+    def refined_calls(self) -> int:
+        """Of those calls, how many are the refiner's. An estimate: as if timesteps were evenly spaced."""
+        if self.refiner_cost is None or self.sampler == SamplerName.PLMS:
+            return 0
+        start = DEFAULT_REFINER_START if self.refiner_start is None else self.refiner_start
+        return sum(place / self.steps < 1 - start for place in range(self.calls))
+
+    @property
     def row_steps(self) -> int:
-        """The request's work: network rows of all its calls, as much as they cost of a whole one."""
+        """The request's work: network rows of all its calls, as much as they cost of a whole one of the model's own."""
         rows = self.batch * self.area * (self.calls + self.guided_calls)
+        if self.refiner_cost is not None:
+            # As many of the refiner's are guided as of all.
+            refined = rows * self.refined_calls / self.calls
+            rows = ceil(rows - refined + self.refiner_cost * refined)
         if not self.fast:
             return rows
         full = ceil(rows / FULL_EVERY)

@@ -25,6 +25,8 @@ class VersionInfo(Message):
     """Those that a request gets which names none; None: as many as of any model."""
     guidance_scale: float | None = None
     """That of a request with a condition which names none; None: as of any model."""
+    refiner: bool = False
+    """Whether it has a second network, which ends its chains from the `refiner_start` of a request on."""
 
 
 class LoraInfo(Message):
@@ -198,4 +200,10 @@ class WorkerStatus(Message):
     memory: MemoryUse = Field(default_factory=MemoryUse)
     images_waiting: int = 0
     row_step_s: dict[str, float] = Field(default_factory=dict)
-    """By model, what one network row of one step costs in full batches; a model that has not run yet is missing."""
+    """By model, what one network row of one step costs in full batches, and that of its refiner under `refiner_of`; a
+    network that has not run yet is missing."""
+
+
+def refiner_of(model: str) -> str:
+    """What a model's refiner is called among the costs: no model has such a name."""
+    return f"{model}/refiner"

@@ -151,7 +151,7 @@ def plan(
     if not 0 <= skipped_steps < num_inference_steps:
         raise PlanError(f"need 0 <= skipped_steps < {num_inference_steps}, got {skipped_steps}")
     if skipped_steps and sampler == SamplerName.PLMS:
-        raise PlanError("need another sampler than plms to begin at an image: its chain can't be entered in the middle")
+        raise PlanError("need another sampler than plms to begin at an image or to be refined: it can't begin midway")
 
     if guidance_interval is not None and not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
         raise PlanError(f"need a guidance_interval of 0 <= low < high <= 1, got {guidance_interval}")

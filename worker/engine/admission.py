@@ -13,7 +13,7 @@ from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
 from worker.engine.beginnings import PictureMisfit, PictureStart, picture_start
 from worker.engine.trajectory import Leg, Trajectory
-from worker.models.loaded_model import LoadedModel, SizeRefusedError
+from worker.models.loaded_model import LaterLeg, LoadedModel, NoRefinerError, SizeRefusedError, Walked
 
 
 class RequestRefused(Exception):
@@ -27,8 +27,8 @@ class Admission:
     """A request that its model can draw, once its conditions are encoded.
 
     Attributes:
-        plans: one of each leg.
-        shape: of the first leg's state.
+        shape: of the state of the model's own network.
+        walked: the legs that its images walk.
         encodings: of the request's different conditions.
         encoding_of: which of them each image has.
         warnings: what the client should know.
@@ -38,11 +38,36 @@ class Admission:
     request: SamplingRequest
     model: LoadedModel
     shape: Shape
-    plans: Sequence[SamplerPlan]
+    walked: Sequence[Walked]
     encodings: Sequence[Encoding]
     encoding_of: Sequence[int]
     warnings: tuple[str, ...]
     start: PictureStart | None = None
+
+    @property
+    def plans(self) -> Sequence[SamplerPlan]:
+        """One of each leg."""
+        return [leg.plan for leg in self.walked]
+
+    @property
+    def last_shape(self) -> Shape:
+        """(C, H, W) of what is decoded."""
+        return _shape_in(self.walked[-1], self.shape)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether the networks of all legs have images of its size at once, in the form that it asks for."""
+        fast = self.request.fast
+        return all(leg.network.is_ready_for(_shape_in(leg, self.shape), fast=fast) for leg in self.walked)
+
+    def prepare_some(self) -> None:
+        """Part of what is to be done until it is."""
+        fast = self.request.fast
+        for leg in self.walked:
+            shape = _shape_in(leg, self.shape)
+            if not leg.network.is_ready_for(shape, fast=fast):
+                leg.network.prepare_some(shape, fast=fast)
+                return
 
     @property
     def calls(self) -> Sequence[Callable[[], Any]]:
@@ -71,15 +96,34 @@ class Admission:
 
     def _legs(self, conditionings: Sequence[Conditioning]) -> Sequence[Leg]:
         """Args: conditionings: one of each leg."""
-        model, shape, rescale = self.model, self.shape, self.request.guidance.rescale
-        conditioning = conditionings[0].extended(model.named_of_size(shape))
-        area = model.area_of(shape)
-        first = Leg(model, self.plans[0], shape, conditioning, None, area, model.reuse, rescale)
-        later = [
-            Leg(leg, plan, leg.shape, conditioning, leg.enter, guidance_rescale=rescale)
-            for leg, plan, conditioning in zip(model.later_legs, self.plans[1:], conditionings[1:], strict=True)
-        ]
-        return first, *later
+        legs: list[Leg] = []
+        for walked, after in zip(self.walked, [*self.walked[1:], None], strict=True):
+            network, plan, shape = walked.network, walked.plan, _shape_in(walked, self.shape)
+            goes_on = after is not None and _goes_on(after.network)
+            leg = Leg(
+                network,
+                plan,
+                shape,
+                conditionings[walked.number].extended(network.named_of_size(shape)),
+                network.enter if legs and isinstance(network, LaterLeg) else None,
+                network.area_of(shape),
+                network.reuse,
+                self.request.guidance.rescale,
+                keeps_picture=not legs or _goes_on(network),
+                last_alpha_bar=after.plan.alpha_bar[0] if after is not None and goes_on else 1.0,
+            )
+            legs.append(leg)
+        return legs
+
+
+def _goes_on(network: LoadedModel | LaterLeg) -> bool:
+    """Whether it walks the rest of the chain that another began."""
+    return isinstance(network, LaterLeg) and network.plan is None
+
+
+def _shape_in(leg: Walked, shape: Shape) -> Shape:
+    """(C, H, W) of the leg's state, by that of the model's own network."""
+    return leg.network.shape_of(shape) if isinstance(leg.network, LaterLeg) else shape
 
 
 def admit(
@@ -101,7 +145,7 @@ def admit(
     encodings, warnings = [], []
     try:
         shape = model.shape_of(request.width, request.height)
-        plans = [model.plan(request), *(leg.plan(request) for leg in model.later_legs)]
+        walked = model.walked(request)
         for index, condition in conditions:
             encoding = model.conditioner(condition, request.guidance)
             encodings.append(encoding)
@@ -109,11 +153,16 @@ def admit(
         start = picture_start(request, model, shape, pictures)
     except DiffusionError as error:
         raise RequestRefused(f"{model.name}: {error}") from error
-    except (ConditionRefusedError, SizeRefusedError, PictureMisfit) as error:
+    except (ConditionRefusedError, NoRefinerError, SizeRefusedError, PictureMisfit) as error:
         raise RequestRefused(str(error)) from error
+    plans = [leg.plan for leg in walked]
     if request.is_guided and not any(plan.is_guided(step) for plan in plans for step in range(len(plan))):
         warnings.append("guidance_interval: no step lies inside, so the image is not guided")
-    return Admission(request, model, shape, plans, encodings, encoding_of, tuple(dict.fromkeys(warnings)), start)
+    if request.refiner_start not in (None, 1.0) and len(walked) == 1:
+        of_one = "no step lies after it, so the image is not refined"
+        of_other = "no step lies before it, so the refiner draws the image alone"
+        warnings.append(f"refiner_start: {of_other if _goes_on(walked[0].network) else of_one}")
+    return Admission(request, model, shape, walked, encodings, encoding_of, tuple(dict.fromkeys(warnings)), start)
 
 
 def _conditions(request: SamplingRequest) -> tuple[Sequence[tuple[int, Condition]], Sequence[int]]:

@@ -186,7 +186,7 @@ class Engine:
         self._last_step_at = self._clock()
         cost = sum(batch.cost for batch in batches)
         for batch in batches:
-            self._costs.begun(batch.rows[0].model.name, batch.cost, began, is_whole=batch.is_whole)
+            self._costs.begun(batch.rows[0].measured_as, batch.cost, began, is_whole=batch.is_whole)
             self._count(batch.rows, (self._last_step_at - began) * batch.cost / cost)
         self._costs.ended(sum(work.is_step for work in completed), self._last_step_at)
         for work in completed:
@@ -250,7 +250,7 @@ class Engine:
 
     def _begin_rows(self, state: RequestState) -> None:
         """Let the images of a request join, whose condition is encoded."""
-        if not state.model.is_ready_for(state.admission.shape, fast=state.request.fast):
+        if not state.admission.is_ready:
             self._stages.add(PrepareSize(state))
             return
         try:

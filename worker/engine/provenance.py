@@ -27,7 +27,7 @@ def provenance_of(admission: Admission) -> Provenance:
             form=model.execution.form.value,
             exact=model.execution.exact,
             checked=True if model.checker is not None else None,
-            tile_px=model.codec.tile_px(model.later_legs[-1].shape if model.later_legs else admission.shape),
+            tile_px=model.codec.tile_px(admission.last_shape),
             versions=_versions(model.device.type),
         ),
     )

@@ -36,8 +36,7 @@ class PrepareSize:
 
     @torch.inference_mode()
     def run(self) -> None:
-        admission = self.request.admission
-        admission.model.prepare_some(admission.shape, fast=admission.request.fast)
+        self.request.admission.prepare_some()
 
 
 @dataclass(frozen=True, slots=True, eq=False)

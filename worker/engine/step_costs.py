@@ -49,6 +49,7 @@ class StepCosts:
         """A step of so many network rows began; steps end in the order in which they begin.
 
         Args:
+            model: or what its refiner is called.
             is_whole: it runs the whole network; others say nothing of what such a row costs.
         """
         self._under_way.append(_Begun(model, rows, at, is_whole))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worker.codecs.codec import Codec
 from worker.conditioning.conditioning import Conditioning
+from worker.contract import refiner_of
 from worker.diffusion.inpainting import Inpainting
 from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
@@ -49,6 +50,8 @@ class Leg:
         area: network rows of the size that the network was prepared for that one row of this shape takes the place of.
         reuse: runs the network in part, for plans that reuse its deep features; None: it can't be.
         guidance_rescale: see `worker.diffusion.guidance`; read where guidance mixes two outputs.
+        keeps_picture: whether what is kept of an image is put back after each of its steps.
+        last_alpha_bar: of what its last step makes: 1, an image, unless another leg goes on from there.
     """
 
     network: ChainNetwork
@@ -59,6 +62,8 @@ class Leg:
     area: int = 1
     reuse: FeatureReuse | None = None
     guidance_rescale: float = 0.0
+    keeps_picture: bool = False
+    last_alpha_bar: float = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -95,7 +100,7 @@ class Trajectory:
             are read again.
         entry: what the previous leg ended on, from which this one was entered; None in the first.
         batch, place: the batch whose memory the state lies in, and where; None when it has memory of its own.
-        inpainting: what of the first leg's state is kept as it was; None: nothing.
+        inpainting: what of its state is kept as it was, in the legs that do so; None: nothing.
         conditioning: the network's named inputs in this leg.
         steps: of all legs.
     """
@@ -180,6 +185,12 @@ class Trajectory:
         return self.leg.network, self.leg.shape, self.model.codec, self.part
 
     @property
+    def measured_as(self) -> str:
+        """What the cost of its next step is kept under."""
+        is_refined = self.leg.network is self.model.refiner
+        return refiner_of(self.model.name) if is_refined else self.model.name
+
+    @property
     def part(self) -> Part:
         """What of the network the next step runs."""
         if not self.leg_finished and not self.plan.is_full(self.step):
@@ -220,9 +231,9 @@ class Trajectory:
     @property
     def kept(self) -> tuple[Inpainting, float] | None:
         """What is kept as it was, and the next x's alpha_bar."""
-        if self.inpainting is None or self.leg_index:
+        if self.inpainting is None or not self.leg.keeps_picture:
             return None
-        return self.inpainting, [*self.plan.alpha_bar, 1.0][self.step + 1]
+        return self.inpainting, [*self.plan.alpha_bar, self.leg.last_alpha_bar][self.step + 1]
 
     @property
     def needs_history(self) -> bool:

@@ -23,7 +23,8 @@ class WarmUps:
 
     def __init__(self) -> None:
         self._known: WeakSet[LoadedModel] = WeakSet()
-        self._waiting: deque[tuple[ReferenceType[LoadedModel], InputSpec, int]] = deque()
+        self._waiting: deque[tuple[ReferenceType[LoadedModel], int, InputSpec, int]] = deque()
+        """Model, leg, inputs and rows."""
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -31,9 +32,12 @@ class WarmUps:
     def add(self, models: Iterable[LoadedModel]) -> None:
         """Those that are new wait for their turn."""
         for model in models:
-            if model.warm_up is not None and model not in self._known:
-                self._known.add(model)
-                self._waiting.extend((ref(model), model.warm_up.inputs, size) for size in model.warm_up.sizes)
+            if model in self._known:
+                continue
+            self._known.add(model)
+            for number, warm_up in enumerate([model.warm_up, *(leg.warm_up for leg in model.later_legs)]):
+                if warm_up is not None:
+                    self._waiting.extend((ref(model), number, warm_up.inputs, size) for size in warm_up.sizes)
 
     def run_next(self) -> bool:
         """Evaluate one network with one size; False when none is left.
@@ -42,12 +46,12 @@ class WarmUps:
             DeviceLost: nothing can be computed in this process any more.
         """
         while self._waiting:
-            of_model, inputs, size = self._waiting.popleft()
+            of_model, number, inputs, size = self._waiting.popleft()
             if (model := of_model()) is None:
                 continue  # it was evicted
             try:
                 with torch.inference_mode():  # here, and not around a turn that has nothing to do
-                    model.denoise(inputs.zeros(size, model.device))
+                    (model, *model.later_legs)[number].denoise(inputs.zeros(size, model.device))
             except Exception as error:  # no memory, say: if that lasts, the requests fail by it
                 log.warning("%s/%s: not warmed up for %d rows: %s", model.name, model.version, size, error)
                 end_if_lost(model.device, error)

@@ -14,6 +14,7 @@ from worker.models.chain_config import ChainConfig, read_chain_config
 from worker.models.errors import UnsupportedModel
 from worker.models.loaded_model import Execution
 from worker.models.lora_catalogue import LoraCatalogue
+from worker.store.component_rules import TEXT_PARTS
 from worker.store.errors import StoreError
 from worker.store.inspection import can_reuse_features, reads_pictures, size_multiple
 from worker.store.lora_file import LoraTarget, read_target
@@ -21,6 +22,7 @@ from worker.store.lora_store import LoraStore
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import latent_pipeline_class
+from worker.store.refiner_rules import REFINER_UNET
 
 FactT = TypeVar("FactT")
 
@@ -232,7 +234,7 @@ def _chain_config(checkpoint: Checkpoint) -> ChainConfig | None:
 
 
 def _takes(manifest: Manifest) -> Takes:
-    if "text_encoder" in manifest.components:
+    if any(encoder in manifest.components for encoder, _ in TEXT_PARTS):
         return Takes.PROMPT
     return Takes.CLASS_LABEL if manifest.labels else Takes.NOTHING
 
@@ -249,4 +251,5 @@ def _version_info(facts: _Facts) -> VersionInfo:
         karras=chain.karras if chain else False,
         steps=defaults.steps,
         guidance_scale=defaults.guidance_scale,
+        refiner=REFINER_UNET in manifest.components,
     )

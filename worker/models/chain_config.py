@@ -5,12 +5,16 @@ from dataclasses import dataclass
 
 from worker.contract import KARRAS_SAMPLERS, SamplerName, SamplingRequest, Spacing
 from worker.diffusion.errors import DiffusionError
+from worker.diffusion.handover import first_steps, steps_before
 from worker.diffusion.noise_schedule import NoiseSchedule
 from worker.diffusion.prediction import PredictionType, check_prediction
 from worker.diffusion.samplers import SamplerPlan, plan
 from worker.diffusion.update import Clip
 from worker.models.errors import UnsupportedModel
 from worker.store.component_rules import LEARNED_RANGE
+
+TwoPlans = tuple[SamplerPlan | None, SamplerPlan | None]
+"""Of two networks that walk one chain; None of one that has no step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,24 @@ class ChainConfig:
             return request.spacing
         return Spacing.LINSPACE if dpm_solver and self.sampler not in DPM_SOLVERS else self.spacing
 
-    def plan(self, request: SamplingRequest) -> SamplerPlan:
+    def plans_around(self, request: SamplingRequest, share: float) -> TwoPlans:
+        """The tables of two networks that walk a request's chain, the second from this share of it on; None where one
+        of them has no step.
+
+        Raises:
+            PlanError: as `plan`; or the sampler's chain can't be entered in the middle.
+        """
+        whole = self.plan(request)
+        count = steps_before(whole, share, self.schedule) if share < 1 else len(whole)
+        if count in (0, len(whole)):
+            return (whole, None) if count else (None, whole)
+        return first_steps(whole, count), self.plan(request, count)
+
+    def plan(self, request: SamplingRequest, made_before: int = 0) -> SamplerPlan:
         """The table of a request's chain.
+
+        Args:
+            made_before: steps of the chain's begin, by another network.
 
         Raises:
             PlanError: more steps than timesteps, or what the sampler does not know.
@@ -70,7 +90,7 @@ class ChainConfig:
             final_sigma_zero=self.final_sigma_zero,
             original_inference_steps=self.original_inference_steps,
             timestep_scaling=self.timestep_scaling,
-            skipped_steps=request.skipped_steps,
+            skipped_steps=request.skipped_steps + made_before,
             learned_variance=self.learned_variance,
             guidance_interval=request.guidance.interval,
         )

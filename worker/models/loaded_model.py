@@ -1,6 +1,6 @@
 """A checkpoint in memory: the U-Net on its device and everything the engine must know to sample from it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import NamedTuple
@@ -13,12 +13,14 @@ from torch import Tensor
 from worker.codecs.codec import Codec
 from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
-from worker.contract import LoraSet, SamplingRequest
+from worker.contract import DEFAULT_REFINER_START, LoraSet, SamplerName, SamplingRequest
+from worker.diffusion.handover import steps_before
 from worker.diffusion.noise import Shape
 from worker.diffusion.reuse import with_reuse
 from worker.diffusion.samplers import SamplerPlan
 from worker.diffusion.step_end import EndStep, end_step
-from worker.models.chain_config import ChainConfig
+from worker.models.chain_config import ChainConfig, TwoPlans
+from worker.models.sized_network import SizedNetwork
 from worker.networks.batch_form import Sizes as BatchSizes
 from worker.networks.deep_features import FeatureReuse
 from worker.networks.denoiser import Denoiser
@@ -71,24 +73,53 @@ class Entry:
 
 
 @dataclass(frozen=True, eq=False)
-class LaterLeg:
+class LaterLeg(SizedNetwork):
     """A further chain that every image of a model walks: a refiner's, or of a network that makes images larger.
 
     Attributes:
-        shape: (C, H, W) of its state.
-        plan: the table of a request's chain; raises PlanError.
+        shape: (C, H, W) of its state; of a refiner's, for images of the model's own size.
+        plan: the table of a request's chain; raises PlanError. None: it refines, that is, it walks the rest of the
+            chain that the model's own network began, from the request's `refiner_start` on.
         enter: makes an image's beginning of the previous leg's result and the image's seed; a pure function, since a
             request that is resumed enters the leg again.
+        sizes: evaluates states of other shapes; None: its state has the same shape for all images.
+        named_of_size: inputs of its network that follow from the shape of its state, those of one row.
+        warm_up: None where the first evaluation takes no longer than the next.
     """
 
     denoise: Denoiser
     chain: ChainConfig
     shape: Shape
-    plan: Callable[[SamplingRequest], SamplerPlan]
+    plan: Callable[[SamplingRequest], SamplerPlan] | None
     enter: Callable[[Tensor, int], Entry]
+    sizes: OtherSizes | None = None
+    reuse: FeatureReuse | None = None
+    named_of_size: Callable[[Shape], Mapping[str, Tensor]] = lambda shape: {}
+    warm_up: WarmUp | None = None
 
-    def denoiser_of(self, shape: Shape) -> Denoiser:
-        return self.denoise
+    @property
+    def other_sizes(self) -> OtherSizes | None:
+        return self.sizes
+
+    def shape_of(self, before: Shape) -> Shape:
+        """(C, H, W) of its state, by that of the model's own network."""
+        return before if self.plan is None else self.shape
+
+
+class Walked(NamedTuple):
+    """A leg that a request walks.
+
+    Attributes:
+        number: of the model's legs, its own network being 0.
+    """
+
+    number: int
+    network: "LoadedModel | LaterLeg"
+    plan: SamplerPlan
+
+
+class NoRefinerError(ValueError):
+    """The request names where a refiner takes over, and the model has none; the message says so."""
 
 
 class SizeRefusedError(ValueError):
@@ -119,7 +150,7 @@ class ModelKey(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class LoadedModel:
+class LoadedModel(SizedNetwork):
     """One version of one model, ready to run; compared by identity.
 
     Attributes:
@@ -174,7 +205,7 @@ class LoadedModel:
     created_at: datetime | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     on_evict: Callable[[], None] = lambda: None
-    _plans: dict[tuple[object, ...], SamplerPlan] = field(init=False, repr=False, default_factory=dict)
+    _plans: dict[tuple[object, ...], TwoPlans] = field(init=False, repr=False, default_factory=dict)
 
     @property
     def key(self) -> ModelKey:
@@ -192,12 +223,22 @@ class LoadedModel:
     @property
     def memory_bytes(self) -> int:
         """What it takes on the device now, the weights laid out for other sizes included."""
-        return self.weight_bytes + (self.sizes.network.extra_bytes if self.sizes else 0)
+        sizes = [self.other_sizes, *(leg.other_sizes for leg in self.later_legs)]
+        return self.weight_bytes + sum(each.extra_bytes for each in sizes if each is not None)
 
     @property
     def own_bytes(self) -> int:
         """Of that, what leaves with it."""
         return self.memory_bytes - sum(self.shared_bytes.values())
+
+    @property
+    def other_sizes(self) -> OtherSizes | None:
+        return self.sizes.network if self.sizes is not None else None
+
+    @property
+    def refiner(self) -> LaterLeg | None:
+        """The leg that ends its own network's chains."""
+        return next((leg for leg in self.later_legs if leg.plan is None), None)
 
     def shape_of(self, width: int | None, height: int | None) -> Shape:
         """(C, H, W) of the state of images of this size in pixels; None: the model's own side.
@@ -217,29 +258,6 @@ class LoadedModel:
             raise SizeRefusedError(f"{rule}, got {width}x{height}")
         return C, height // factor, width // factor
 
-    def area_of(self, shape: Shape) -> int:
-        """How many times the model's own state a state of this shape is, rounded up."""
-        return -(-shape[1] * shape[2] // (self.shape[1] * self.shape[2]))
-
-    def is_ready_for(self, shape: Shape, *, fast: bool = False) -> bool:
-        """Whether `denoiser_of` has it, and `reuse` where the request is fast."""
-        return (self.reuse is None or not fast or shape in self.reuse) and self._has(shape)
-
-    def _has(self, shape: Shape) -> bool:
-        return shape == self.shape or self.sizes is None or shape in self.sizes.network
-
-    def prepare_some(self, shape: Shape, *, fast: bool) -> None:
-        """Part of what is to be done until it is ready for that."""
-        if not self._has(shape):
-            assert self.sizes is not None, "its own size is prepared when it is loaded"
-            self.sizes.network.prepare_some(shape)
-        elif fast and self.reuse is not None:
-            self.reuse.prepare_some(shape)
-
-    def denoiser_of(self, shape: Shape) -> Denoiser:
-        """For states of this shape."""
-        return self.denoise if shape == self.shape or self.sizes is None else self.sizes.network.of(shape)
-
     def resolved(self, request: SamplingRequest) -> SamplingRequest:
         """The request with everything filled in that it leaves to the model: it asks for the same pixels."""
         filled: dict[str, object] = {"version": self.version, "loras": self.loras}
@@ -247,20 +265,70 @@ class LoadedModel:
         if self.sizes is not None:
             _, H, W = self.shape_of(request.width, request.height)
             filled |= {"width": W * self.sizes.factor, "height": H * self.sizes.factor}
+        if self.refiner is not None:
+            filled |= {"refiner_start": self.refiner_start(request)}
         return request.model_copy(update=filled)
 
     def plan(self, request: SamplingRequest) -> SamplerPlan:
-        """The table of the request's chain; the same object for requests that ask for the same.
+        """The table of the request's chain, by whichever networks it is walked; the same object for requests that ask
+        for the same.
 
         Raises:
             PlanError: more steps than training timesteps, or what the sampler does not know.
         """
+        (whole, _) = self._plans_of(request, 1.0)
+        assert whole is not None, "nothing is left to a refiner"
+        return whole
+
+    def walked(self, request: SamplingRequest) -> Sequence[Walked]:
+        """The legs that a request walks, each of one step at least.
+
+        Raises:
+            PlanError: as `plan`; or the sampler's chain can't be handed over.
+            NoRefinerError: see there.
+        """
+        first, rest = self._plans_of(request, self.refiner_start(request))
+        legs = [] if first is None else [Walked(0, self, first)]
+        for number, leg in enumerate(self.later_legs, 1):
+            plan = rest if leg.plan is None else leg.plan(request)
+            if plan is not None:
+                legs.append(Walked(number, leg, plan))
+        return legs
+
+    def refiner_start(self, request: SamplingRequest) -> float:
+        """Where in the request's chain the refiner takes over; 1: nowhere.
+
+        A request that does not say is refined only where both networks have a step.
+
+        Raises:
+            PlanError: as `plan`.
+            NoRefinerError: see there.
+        """
+        asked = request.refiner_start
+        if self.refiner is None:
+            if asked not in (None, 1.0):
+                raise NoRefinerError(f"refiner_start: model {self.name} has no refiner, got {asked:g}")
+            return 1.0
+        if asked is not None:
+            return asked
+        whole = self.plan(request)
+        before = steps_before(whole, DEFAULT_REFINER_START, self.chain.schedule)
+        is_shared = 0 < before < len(whole) and request.sampler != SamplerName.PLMS
+        return DEFAULT_REFINER_START if is_shared else 1.0
+
+    def _plans_of(self, request: SamplingRequest, refiner_start: float) -> TwoPlans:
+        """Of its own network and of the refiner; None where one of them has no step."""
         chosen = (request.sampler, request.steps, request.spacing, request.eta, request.karras, request.skipped_steps)
-        key = (*chosen, request.guidance.interval, request.fast)
+        key = (*chosen, request.guidance.interval, request.fast, refiner_start)
         known = self._plans.pop(key, None)
         if known is None:
-            known = self.chain.plan(request)
-            known = with_reuse(known) if request.fast else known
+            parts = self.chain.plans_around(request, refiner_start)
+            refiner_reuse = self.refiner.reuse if self.refiner is not None else None
+            first, rest = (
+                with_reuse(part) if part is not None and request.fast and reuse is not None else part
+                for part, reuse in zip(parts, (self.reuse, refiner_reuse), strict=True)
+            )
+            known = (first, rest)
         self._plans[key] = known  # at the end: what was used last leaves last
         while len(self._plans) > PLANS_KEPT:
             self._plans.pop(next(iter(self._plans)), None)

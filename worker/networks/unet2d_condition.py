@@ -18,9 +18,13 @@ TEXT_STATES = "encoder_hidden_states"
 TEXT_EMBEDS = "text_embeds"
 """Name of the input that holds the text as a whole, [width]."""
 TIME_IDS = "time_ids"
-"""Name of the input that holds six numbers of pixels: original height and width, top and left of the crop, target
-height and width. Podell et al. 2023, section 2.2."""
+"""Name of the input that holds numbers of pixels: original height and width, top and left of the crop, and, unless the
+network reads a score, target height and width. Podell et al. 2023, section 2.2."""
 TIME_ID_COUNT = 6
+AESTHETIC_SCORE = "aesthetic_score"
+"""Name of the input of a refiner that holds how well the image is to please; it reads it as one more time id."""
+SCORED_TIME_ID_COUNT = 4
+"""Of a network that reads a score."""
 MASKED_PICTURE = "masked_picture"
 """Name of the input that an inpainting U-Net reads beside its state: [5, h, w], a mask that is 1 where the picture is
 drawn anew, and the latent of the picture without that part."""
@@ -45,10 +49,18 @@ class UNet2DConditionDenoiser:
             x = torch.cat([x, inputs.named[MASKED_PICTURE]], dim=1)
         x = x.to(self.dtype).contiguous(memory_format=self.memory_format)
         text = inputs.named[self.text_name].to(self.dtype)
-        added = {TEXT_EMBEDS, TIME_IDS} & inputs.named.keys()
-        extra = {"added_cond_kwargs": {name: inputs.named[name] for name in added}} if added else {}
-        (output,) = self.unet(x, inputs.t, encoder_hidden_states=text, return_dict=False, **extra)
+        (output,) = self.unet(x, inputs.t, encoder_hidden_states=text, return_dict=False, **_added(inputs.named))
         return torch.as_tensor(output).to(torch.float32).contiguous()
+
+
+def _added(named: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """What the network reads beside the text's states, as diffusers calls it; nothing where it reads no more."""
+    if TIME_IDS not in named:
+        return {}
+    time_ids = named[TIME_IDS]
+    if AESTHETIC_SCORE in named:
+        time_ids = torch.cat([time_ids, named[AESTHETIC_SCORE]], dim=1)
+    return {"added_cond_kwargs": {TEXT_EMBEDS: named[TEXT_EMBEDS], TIME_IDS: time_ids}}
 
 
 class UNet2DCondition:
@@ -74,9 +86,11 @@ class UNet2DCondition:
             raise BadCheckpoint(
                 "the network reads a text as a whole, and no text encoder of the checkpoint projects it"
             )
-        if (width := text_shape.pooled + TIME_ID_COUNT * known.time_id_width) != known.added_width:
-            raise BadCheckpoint(f"need projection_class_embeddings_input_dim {width}, got {known.added_width}")
         embeds = NamedInput(TEXT_EMBEDS, (text_shape.pooled,), torch.float32)
+        if known.reads_score(text_shape.pooled):
+            time_ids = NamedInput(TIME_IDS, (SCORED_TIME_ID_COUNT,), torch.float32)
+            score = NamedInput(AESTHETIC_SCORE, (1,), torch.float32)
+            return InputSpec(shape, (states, embeds, time_ids, score, *pictures))
         return InputSpec(shape, (states, embeds, NamedInput(TIME_IDS, (TIME_ID_COUNT,), torch.float32), *pictures))
 
     def model_class(self) -> type[nn.Module]:

@@ -60,6 +60,12 @@ def parser(default_store: Path) -> argparse.ArgumentParser:
     take.add_argument(
         "--safety-checker", action="store_true", help="take it along, for workers with REVERIE_SAFETY_CHECKER=on"
     )
+    take.add_argument(
+        "--refiner",
+        type=Path,
+        metavar="DIRECTORY",
+        help="of Stable Diffusion XL: the refiner that ends its chains; the model's own VAE decodes",
+    )
     lora = commands.add_parser(
         "import-lora", parents=[where], help="import a LoRA's .safetensors file, in diffusers' layout or kohya's"
     )
@@ -107,6 +113,7 @@ def run(options: argparse.Namespace) -> None:
                     step=options.step,
                     variant=options.variant,
                     safety_checker=options.safety_checker,
+                    refiner=options.refiner,
                     source=options.source.name,
                 )
             if checkpoint.manifest.absent:

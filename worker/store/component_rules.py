@@ -11,6 +11,8 @@ from pathlib import Path
 from worker.store.denoiser_config import SUPPORTED, Config, Rule, check_rules, read_denoiser_config
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
+from worker.store.refiner_rules import REFINER_ENCODER, REFINER_PARTS, REFINER_TOKENIZER, REFINER_UNET, check_refiner
+from worker.store.text_rules import text_width
 from worker.store.vae_config import read_vae_config
 from worker.store.weight_files import check_weights
 
@@ -108,7 +110,7 @@ SCHEDULERS = (
 _scheduler = ComponentRule("diffusers", ("scheduler",), "scheduler_config.json", None, check_noise_config)
 _tokenizer = ComponentRule(
     "transformers",
-    ("tokenizer", "tokenizer_2"),
+    ("tokenizer", "tokenizer_2", REFINER_TOKENIZER),
     "tokenizer_config.json",
     None,
     check_nothing,
@@ -120,7 +122,7 @@ RULES: Mapping[str, ComponentRule] = {
     "AutoencoderKL": ComponentRule("diffusers", ("vae",), "config.json", "diffusion_pytorch_model", check_vae),
     "CLIPTextModel": ComponentRule("transformers", ("text_encoder",), "config.json", "model", check_nothing),
     "CLIPTextModelWithProjection": ComponentRule(
-        "transformers", ("text_encoder_2",), "config.json", "model", check_nothing
+        "transformers", ("text_encoder_2", REFINER_ENCODER), "config.json", "model", check_nothing
     ),
     "StableDiffusionSafetyChecker": ComponentRule(
         "stable_diffusion", ("safety_checker",), "config.json", "model", check_nothing
@@ -134,7 +136,7 @@ RULES: Mapping[str, ComponentRule] = {
     **{
         name: ComponentRule(
             "diffusers",
-            (denoiser_folder(name),),
+            (denoiser_folder(name), *((REFINER_UNET,) if name == "UNet2DConditionModel" else ())),
             "config.json",
             "diffusion_pytorch_model",
             partial(check_unet, name),
@@ -154,8 +156,10 @@ SYSTEMS: Mapping[str, frozenset[str]] = {
     "DiTTransformer2DModel": frozenset({"transformer", "scheduler"}),
 }
 """Class of the denoiser → the components that the system consists of."""
+REFINER = frozenset({"unet", "scheduler", "vae", "text_encoder_2", "tokenizer_2"})
+"""Those of Stable Diffusion XL's refiner as a model of its own, which reads the second encoder alone."""
 OPTIONAL: Mapping[str, frozenset[str]] = {
-    "UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2", *SAFETY_PARTS}),
+    "UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2", *SAFETY_PARTS, *REFINER_PARTS}),
     "DiTTransformer2DModel": frozenset({"vae"}),
 }
 """Class of the denoiser → what it may be with or without: an autoencoder, a second text encoder."""
@@ -188,10 +192,16 @@ def rule_for(name: str, class_name: str, where: str) -> ComponentRule:
     return RULES[class_name]
 
 
+def is_refiner(components: Mapping[str, str]) -> bool:
+    """Whether they are those of Stable Diffusion XL's refiner as a model of its own."""
+    reads_text = components.get("unet") == "UNet2DConditionModel" and "text_encoder_2" in components
+    return reads_text and components.keys().isdisjoint({"text_encoder", "tokenizer"})
+
+
 def check_system(components: Mapping[str, str], where: str) -> None:
     """Raise BadCheckpoint unless the components (name → class) make one of `SYSTEMS`."""
     denoiser = components[denoiser_of(components, where)]
-    needed = SYSTEMS[denoiser]
+    needed = REFINER if is_refiner(components) else SYSTEMS[denoiser]
     if missing := sorted(needed - components.keys()):
         raise BadCheckpoint(f"{where}: a pipeline with {denoiser} lacks {', '.join(missing)}")
     if extra := sorted(components.keys() - needed - OPTIONAL.get(denoiser, frozenset())):
@@ -215,7 +225,10 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
     """Raise BadCheckpoint unless tokenizers, text encoders, U-Net and autoencoder fit each other."""
     if len(components.keys() & set(SAFETY_PARTS)) == 1:
         raise BadCheckpoint(f"{where}: {' and '.join(SAFETY_PARTS)} need each other")
-    if components.keys().isdisjoint({"vae", "text_encoder"}):
+    if components.keys() & set(REFINER_PARTS):
+        check_refiner(folder, components, where)
+    encoders = [encoder for encoder, _ in TEXT_PARTS if encoder in components]
+    if not encoders and "vae" not in components:
         return
     denoiser = denoiser_of(components, where)
     unet = read_json_object(folder, f"{denoiser}/config.json", where)
@@ -226,7 +239,7 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
             raise BadCheckpoint(
                 f"{where}: the network denoises {network.channels} channels, the VAE's latents have {latent_channels}"
             )
-    if "text_encoder" not in components:
+    if not encoders:
         return
     if "vae" not in components and network.picture_channels:
         raise BadCheckpoint(f"{where}: a U-Net of 9 in_channels needs a vae")
@@ -234,50 +247,9 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
     for encoder, tokenizer in parts:
         if missing := {encoder, tokenizer} - components.keys():
             raise BadCheckpoint(f"{where}: lacks {missing.pop()}")
-    if (unet.get("addition_embed_type") == "text_time") != (len(parts) > 1):
+    if (unet.get("addition_embed_type") == "text_time") != ("text_encoder_2" in components):
         raise BadCheckpoint(f"{where}: a U-Net with addition_embed_type text_time and a text_encoder_2 need each other")
-    width = sum(_text_width(folder, encoder, tokenizer, where) for encoder, tokenizer in parts)
+    width = sum(text_width(folder, encoder, tokenizer, where) for encoder, tokenizer in parts)
     if (wanted := network.text_width) != width:
         many = "the text encoders write" if len(parts) > 1 else "the text encoder writes"
         raise BadCheckpoint(f"{where}: the U-Net reads text of width {wanted!r}, {many} {width!r}")
-
-
-def _text_width(folder: Path, encoder_name: str, tokenizer_name: str, where: str) -> int:
-    """Of an encoder's hidden states. Raises BadCheckpoint unless the tokenizer fits it."""
-    encoder = read_json_object(folder, f"{encoder_name}/config.json", where)
-    tokenizer = read_json_object(folder, f"{tokenizer_name}/tokenizer_config.json", where)
-    # Defaults of CLIPTextConfig.
-    width, positions = encoder.get("hidden_size", 512), encoder.get("max_position_embeddings", 77)
-    vocabulary = encoder.get("vocab_size", 49408)
-    length = tokenizer.get("model_max_length")
-    if not isinstance(width, int):
-        raise BadCheckpoint(f"{where}: {encoder_name}: need hidden_size as a whole number, got {width!r}")
-    if not (isinstance(length, int) and isinstance(positions, int) and 2 < length <= positions):
-        raise BadCheckpoint(
-            f"{where}: need a {tokenizer_name} with a model_max_length of 3 to {positions!r} tokens "
-            f"(the text encoder's max_position_embeddings), got {length!r}"
-        )
-    largest = largest_token_id(folder / tokenizer_name, where)
-    if not isinstance(vocabulary, int) or largest >= vocabulary:
-        raise BadCheckpoint(
-            f"{where}: the {tokenizer_name} has an id {largest}, the text encoder knows ids below {vocabulary!r}"
-        )
-    return width
-
-
-def largest_token_id(folder: Path, where: str) -> int:
-    """The largest id in the vocabulary of a tokenizer, added tokens included."""
-    ids: list[object] = []
-    if (folder / "tokenizer.json").is_file():
-        tokenizer = read_json_object(folder, "tokenizer.json", where)
-        model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
-        vocabulary = model.get("vocab") if isinstance(model, dict) else None
-        ids += vocabulary.values() if isinstance(vocabulary, dict) else []
-        ids += [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else []
-    for name in ("vocab.json", "added_tokens.json"):
-        if (folder / name).is_file():
-            ids += read_json_object(folder, name, where).values()
-    numbers = [each for each in ids if isinstance(each, int)]
-    if not numbers or len(numbers) != len(ids):
-        raise BadCheckpoint(f"{where}: the tokenizer's vocabulary must give an id for each of its tokens")
-    return max(numbers)

@@ -57,6 +57,8 @@ DIVISIBLE = (
 SHALLOW_LAYERS = 2
 """Of the last block, those that run in every step; of the first one, one less."""
 
+SIZED_IDS, SCORED_IDS = 6, 5
+"""How many time ids a U-Net with `text_time` reads: sizes and a crop, or an aesthetic score in place of one size."""
 DEFAULT_TEXT_WIDTH = 1280
 """diffusers' `cross_attention_dim`."""
 
@@ -88,6 +90,22 @@ class DenoiserConfig:
     only_size: int | None = None
     null_label: int | None = None
     picture_channels: int = 0
+
+    def reads_score(self, pooled_width: int) -> bool:
+        """Whether it reads how well an image is to please in place of its target size, as a refiner does.
+
+        Args:
+            pooled_width: of the text as a whole, which it reads beside its time ids.
+
+        Raises:
+            BadCheckpoint: what it reads is neither.
+        """
+        counts = {pooled_width + count * self.time_id_width: count for count in (SIZED_IDS, SCORED_IDS)}
+        if self.added_width not in counts:
+            raise BadCheckpoint(
+                f"need projection_class_embeddings_input_dim {' or '.join(map(str, counts))}, got {self.added_width}"
+            )
+        return counts[self.added_width] == SCORED_IDS
 
 
 def read_denoiser_config(class_name: str, config: Config) -> DenoiserConfig:

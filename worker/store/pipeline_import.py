@@ -4,43 +4,30 @@ Taken: the systems and classes of `component_rules`, weights as safetensors in o
 scheduler's configuration but without `model_index.json` is taken too, in `unet/` or at the root.
 """
 
-import json
-import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from worker.store.component_rules import (
-    RULES,
     SAFETY_PARTS,
     SKIPPED,
     check_fit,
     check_system,
     check_variance,
     denoiser_of,
-    rule_for,
+    is_refiner,
 )
 from worker.store.denoiser_config import read_denoiser_config
 from worker.store.errors import BadCheckpoint, StoreError
-from worker.store.json_files import read_json_object
 from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
 from worker.store.model_store import Checkpoint, ModelStore
-from worker.store.pipeline_index import ZEROS_FLAG, PipelineIndex, read_index, write_index
-from worker.store.weight_files import WeightFiles, copy_weights, find_weights
+from worker.store.pipeline_index import FLAGS, PipelineIndex, read_index, write_index
+from worker.store.pipeline_parts import Part, read_part, write_part
+from worker.store.refiner_import import read_refiner
+from worker.store.refiner_rules import REFINER_PARTS
 
 WITHOUT_PRK = ("StableDiffusionInpaintPipeline",)
 """diffusers' classes that set skip_prk_steps."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """One component of the directory: where it lies, and what of it is taken."""
-
-    name: str
-    class_name: str
-    folder: Path
-    config: Mapping[str, object]
-    weights: WeightFiles | None
 
 
 def import_pipeline(
@@ -53,6 +40,7 @@ def import_pipeline(
     step: int = 0,
     variant: str | None = None,
     safety_checker: bool = False,
+    refiner: Path | None = None,
     make_current: bool = True,
     source: str | None = None,
 ) -> Checkpoint:
@@ -69,6 +57,8 @@ def import_pipeline(
         step: training step of the weights, if known.
         variant: of the weights, for example `fp16`; None: those without one, or the only one there is.
         safety_checker: take it along, if the directory brings one.
+        refiner: a directory of Stable Diffusion XL's refiner, to end the chains of such a model; None: the one that the
+            directory brings, as a published version does, or none.
         make_current: serve it at once.
         source: what the manifest says was imported; None: the directory's name.
 
@@ -85,27 +75,33 @@ def import_pipeline(
     else:
         index, folders = _bare_unet(directory)
     check_system(index.components, where)
-    parts = [_part(name, class_name, folders[name], where, variant) for name, class_name in index.components.items()]
+    parts = [read_part(name, kind, folders[name], where, variant) for name, kind in index.components.items()]
     components = {part.name: part.class_name for part in parts}
     check_system(components, where)
     check_fit(directory, components, where)
     parts = [_without_prk(part, index.class_name, where) for part in parts]
+    flags = {name: value for name, value in index.flags.items() if name in FLAGS}
+    if refiner is not None:
+        parts = [part for part in parts if part.name not in REFINER_PARTS]
+        added, its_flags = read_refiner(refiner, parts, variant)
+        parts, flags = [*parts, *added], {**flags, **its_flags}
+        components = {part.name: part.class_name for part in parts}
+        check_system(components, where)
     by_name = {part.name: part for part in parts}
     denoiser, noise = by_name[denoiser_of(components, where)], by_name["scheduler"]
     check_variance(denoiser.class_name, denoiser.config, noise.config, where)
     network = read_denoiser_config(denoiser.class_name, denoiser.config)
     null_label = network.null_label if null_label is None else null_label
     labels = _labels(network.num_classes, labels or index.labels or None, null_label, where)
+    beside = "" if refiner is None else f" --refiner {refiner.name}"
 
     def write(folder: Path) -> None:
         for part in parts:
-            _write_part(part, folder / part.name)
+            write_part(part, folder / part.name)
         absent = {*index.absent, *index.skipped}
-        flags = {name: value for name, value in index.flags.items() if name == ZEROS_FLAG}
-        if "safety_checker" in absent:
-            flags["requires_safety_checker"] = False
+        unchecked = {"requires_safety_checker": False} if "safety_checker" in absent else {}
         pipeline = _pipeline_of(components, inpaints=network.picture_channels > 0)
-        write_index(folder, pipeline, components, absent, flags, index.labels)
+        write_index(folder, pipeline, components, absent, flags | unchecked, index.labels)
 
     return store.publish(
         model,
@@ -114,7 +110,7 @@ def import_pipeline(
         labels=labels,
         null_label=null_label,
         skipped=index.skipped,
-        recipe=Recipe(command=f"import {source or directory.name}", data="unknown"),
+        recipe=Recipe(command=f"import {source or directory.name}{beside}", data="unknown"),
         make_current=make_current,
     )
 
@@ -125,6 +121,8 @@ def _pipeline_of(components: Mapping[str, str], *, inpaints: bool) -> str:
         return "DiTPipeline"
     if components["unet"] == "UNet2DModel":
         return "DDPMPipeline"
+    if is_refiner(components):
+        return "StableDiffusionXLImg2ImgPipeline"
     family = "StableDiffusionXL" if "text_encoder_2" in components else "StableDiffusion"
     return f"{family}{'Inpaint' if inpaints else ''}Pipeline"
 
@@ -141,21 +139,7 @@ def _bare_unet(directory: Path) -> tuple[PipelineIndex, dict[str, Path]]:
     return PipelineIndex({"unet": "UNet2DModel", "scheduler": "DDPMScheduler"}), {"unet": unet, "scheduler": scheduler}
 
 
-def _part(name: str, class_name: str, folder: Path, where: str, variant: str | None) -> _Part:
-    """Look at one component and check its configuration, which knows its class better than an old index does."""
-    rule = rule_for(name, class_name, where)
-    if not (folder / rule.config).is_file():
-        raise BadCheckpoint(f"{where}: {name} lacks {rule.config}")
-    config = read_json_object(folder, rule.config, f"{where}: {name}")
-    if rule.library == "diffusers":
-        class_name = str(config.get("_class_name", class_name))
-        rule = rule_for(name, class_name, where)
-    rule.check(config, where)
-    weights = find_weights(folder, rule.weights, str(folder), variant) if rule.weights else None
-    return _Part(name, class_name, folder, config, weights)
-
-
-def _without_prk(part: _Part, pipeline: str | None, where: str) -> _Part:
+def _without_prk(part: Part, pipeline: str | None, where: str) -> Part:
     """A `PNDMScheduler` draws as PLMS here, which is what it does without its Runge-Kutta steps alone.
 
     The inpainting pipelines turn them off whatever the file says; what is written then says so too.
@@ -167,17 +151,6 @@ def _without_prk(part: _Part, pipeline: str | None, where: str) -> _Part:
     raise BadCheckpoint(
         f"{where}: the scheduler: need skip_prk_steps true of a PNDMScheduler: its Runge-Kutta steps are not offered"
     )
-
-
-def _write_part(part: _Part, target: Path) -> None:
-    rule = RULES[part.class_name]
-    target.mkdir()
-    (target / rule.config).write_text(json.dumps(part.config, indent=2) + "\n", encoding="utf-8")
-    for name in rule.files:
-        if name != rule.config and (part.folder / name).is_file():
-            shutil.copyfile(part.folder / name, target / name)
-    if part.weights is not None and rule.weights is not None:
-        copy_weights(part.weights, target, rule.weights)
 
 
 def _labels(num_classes: int, labels: Sequence[str] | None, null_label: int | None, where: str) -> Sequence[str]:

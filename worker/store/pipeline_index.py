@@ -20,6 +20,12 @@ FIRST_INPAINTING = "0.6.0"
 """The release of diffusers whose inpainting pipelines are those of today."""
 ZEROS_FLAG = "force_zeros_for_empty_prompt"
 """Of Stable Diffusion XL's pipelines, true by default: zeros stand for a negative prompt that is not given."""
+REFINER_ZEROS_FLAG = "refiner_force_zeros_for_empty_prompt"
+"""The same of a refiner that ends the pipeline's chains; diffusers knows no such pipeline."""
+SCORE_FLAG = "requires_aesthetics_score"
+"""Of a refiner's own pipeline: its network reads an aesthetic score."""
+FLAGS = frozenset({ZEROS_FLAG, REFINER_ZEROS_FLAG, SCORE_FLAG})
+"""Those that a version keeps."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from playwright.sync_api import expect
 
 from service.sampler_rules import DPM_SOLVERS
-from tests.service.fake_worker import FakeWorker, request_of
+from tests.service.fake_worker import DIGITS, REFINED, FakeWorker, request_of
 from tests.service.page.conftest import Visit
 from tests.service.page.test_accessibility import findings
 from tests.service.page.test_page import take
@@ -109,3 +109,29 @@ def test_noise_levels_and_rescale_are_used_again(visit: Open, worker: FakeWorker
     page.get_by_label("Noise levels").select_option("")
     opened.jobs.first.get_by_role("button", name="Reuse").click()
     expect(page.get_by_label("Noise levels")).to_have_value("false")
+
+
+def test_a_refiner_is_offered_where_the_version_has_one(visit: Open, worker: FakeWorker) -> None:
+    worker.announce(models=(DIGITS, REFINED))
+    page = (opened := visit()).page
+    page.locator("#finer summary").click()
+    share = page.get_by_label("Refined after this share of the steps")
+    expect(share).to_be_hidden()
+    page.get_by_label("Model", exact=True).select_option("refined")
+    expect(share).to_be_visible()
+    page.get_by_label("Version", exact=True).select_option(REFINED.versions[0].version)
+    expect(share).to_be_hidden()
+    page.get_by_label("Version", exact=True).select_option("")
+    page.get_by_label("Sampler", exact=True).select_option("plms")
+    expect(share).to_be_hidden()
+    page.get_by_label("Sampler", exact=True).select_option("")
+    page.get_by_label("Prompt", exact=True).fill("a rocket")
+    share.fill("0.7")
+    opened.draw()
+    worker.succeed(drawn := take(worker))
+    assert request_of(drawn).refiner_start == 0.7
+    share.fill("")
+    opened.jobs.first.get_by_role("button").filter(has=page.get_by_role("img")).first.click()
+    expect(page.get_by_role("dialog")).to_contain_text("refined from 0.7")
+    page.get_by_role("button", name="Reuse settings").click()
+    expect(share).to_have_value("0.7")

@@ -3,6 +3,7 @@
 import queue
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TypeVar
 
 import numpy as np
@@ -47,9 +48,14 @@ def ask(
     return SamplingRequest.model_validate({"model": TINY, "guidance": guidance, **fields})
 
 
-def trajectories(job_id: str, request: SamplingRequest, model: LoadedModel) -> list[Trajectory]:
+def trajectories(
+    job_id: str,
+    request: SamplingRequest,
+    model: LoadedModel,
+    pictures: Mapping[str, NDArray[np.uint8]] = MappingProxyType({}),
+) -> list[Trajectory]:
     """As an engine makes them, the condition encoded at once."""
-    state = RequestState(job_id, admit(request, model))
+    state = RequestState(job_id, admit(request, model, pictures))
     while not state.is_encoded:
         state.encode_next()
     state.make_rows()

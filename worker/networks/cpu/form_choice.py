@@ -152,6 +152,12 @@ def prepare_in_chosen_form(
     return _prepare_chosen(chosen, source_in, dtypes, threads, key)
 
 
+def prepare_beside(form: Form, source: NetworkSource, threads: int) -> PreparedNetwork:
+    """Prepare a further network of a model whose first one runs in this form, which all workers agree on."""
+    compiled = prepare_compiled(source, threads) if form is Form.COMPILED else None
+    return compiled or prepare_on_cpu(source, threads)
+
+
 def _prepare_chosen(
     chosen: str,
     source_in: Callable[[torch.dtype], NetworkSource],
