@@ -36,7 +36,7 @@ class TrainingConfiguration(BaseModel):
 
     # The data.
     data: str = "digits"
-    """digits, emoji, textures, a folder of pictures, or an .npz or .npy file"""
+    """digits, emoji, textures, or a folder of pictures, WebDataset tars, a Hugging Face data set on disk, .npz, .npy"""
     size: Annotated[int, Field(ge=4)] | None = None
     """cut and scale the pictures to squares of this many pixels"""
     concepts: Literal["starter", "all"] = "starter"
@@ -44,7 +44,7 @@ class TrainingConfiguration(BaseModel):
     flips: bool = False
     """mirror every other picture, left to right"""
     broken_share: Share = 0.01
-    """share of a folder's files that may be unreadable; they are named and left out"""
+    """share of the pictures that may be unreadable; they are named and left out"""
     autoencoder: Path | None = None
     """folder of a KL autoencoder: train in its latents"""
     latents: Path = Path(".reverie/latents")
@@ -158,7 +158,7 @@ class TrainingConfiguration(BaseModel):
     publish_every: Positive | None = None
     """steps after which to publish on the way too, not only at the end"""
     publish_best: str | None = None
-    """publish only what has a lower value of this metric than what is current, e.g. held_out_loss"""
+    """publish only what is better by this metric than what is current, e.g. held_out_loss"""
     publish_dtype: Literal["float32", "float16"] = "float32"
     """of the published weights"""
     request_sampler: SamplerName | None = None

@@ -7,8 +7,8 @@ from training.data import ImageSource, split
 from training.data.arrays import load_arrays
 from training.data.digits import load_digits
 from training.data.emoji import load_emoji
-from training.data.image_folder import load_image_folder
 from training.data.latents import LatentData, open_autoencoder
+from training.data.places import load_pictures
 from training.data.splitting import OneClass
 from training.data.textures import load_textures
 from training.errors import DataError
@@ -48,7 +48,7 @@ def _load(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSourc
     match configuration.data:
         case "digits":
             if configuration.size is not None:
-                raise DataError("--size is for folders of images; the digits are 8x8")
+                raise DataError("--size is for pictures; the digits are 8x8")
             return split(load_digits(), HELD_OUT_FRACTION, HELD_OUT_SEED)
         case "emoji":
             emoji = load_emoji(configuration.size or EMOJI_PX, starters_only=configuration.concepts == "starter")
@@ -57,16 +57,16 @@ def _load(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSourc
             return load_textures(configuration.size or TEXTURES_PX).divided()
         case path if path.endswith((".npy", ".npz")):
             if configuration.size is not None:
-                raise DataError("--size is for folders of images; an array has its own")
+                raise DataError("--size is for pictures; an array has its own")
             return split(load_arrays(Path(path)), HELD_OUT_FRACTION, HELD_OUT_SEED)
         case path:
-            folder = load_image_folder(
+            pictures = load_pictures(
                 Path(path),
                 configuration.size,
                 memory_mib=configuration.memory_mib,
                 broken_share=configuration.broken_share,
             )
-            return split(folder, HELD_OUT_FRACTION, HELD_OUT_SEED)
+            return split(pictures, HELD_OUT_FRACTION, HELD_OUT_SEED)
 
 
 def default_model_name(data: str) -> str:

@@ -15,8 +15,10 @@ from tests.training.tiny import quick, tiny_denoiser
 from training.data import ImageData, split
 from training.data.arrays import load_arrays
 from training.data.digits import load_digits
-from training.data.image_folder import FolderImages, list_folder, load_image_folder
+from training.data.image_folder import list_folder
+from training.data.listing import ListedPictures
 from training.data.picture_files import UnreadablePicture, decode, header
+from training.data.places import load_pictures
 from training.data.textures import TextureData, load_textures
 from training.data.workers import batches
 from training.errors import DataError
@@ -27,7 +29,7 @@ DRAW = torch.Generator()
 
 
 def in_memory(folder: Path, size_px: int | None = None) -> ImageData:
-    data = load_image_folder(folder, size_px)
+    data = load_pictures(folder, size_px)
     assert isinstance(data, ImageData)
     return data
 
@@ -99,24 +101,24 @@ def test_a_size_makes_squares_of_all(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_used_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="missing"):
-        load_image_folder(tmp_path / "missing")
+        load_pictures(tmp_path / "missing")
     with pytest.raises(DataError, match="no image"):
-        load_image_folder(tmp_path)
+        load_pictures(tmp_path)
     _save(tmp_path / "mixed" / "a.png", 0)
     _save(tmp_path / "mixed" / "b.png", 0, (9, 8))
     with pytest.raises(DataError, match=r"a\.png is 8x8, b\.png is 9x8"):
-        load_image_folder(tmp_path / "mixed")
+        load_pictures(tmp_path / "mixed")
     (tmp_path / "classes" / "empty").mkdir(parents=True)
     with pytest.raises(DataError, match=r"no image.*empty"):
-        load_image_folder(tmp_path / "classes")
+        load_pictures(tmp_path / "classes")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "x.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"x\.png"):
-        load_image_folder(tmp_path / "broken")
+        load_pictures(tmp_path / "broken")
     _save(tmp_path / "both" / "a.png", 0)
     _save(tmp_path / "both" / "class" / "b.png", 0)
     with pytest.raises(DataError, match="got both"):
-        load_image_folder(tmp_path / "both")
+        load_pictures(tmp_path / "both")
 
 
 def captioned_folder(root: Path, count: int = 6) -> Path:
@@ -140,7 +142,7 @@ def test_captions_stand_in_a_metadata_file_or_beside_the_pictures(tmp_path: Path
     else:
         for name, text in texts.items():
             (folder / name).with_suffix(".txt").write_text(text + "\n")
-    data = load_image_folder(folder)
+    data = load_pictures(folder)
     assert data.captioned
     assert data.label_names == ()
     examples = data.batch(torch.tensor([4, 1]), DRAW)
@@ -166,14 +168,38 @@ def test_captions_that_cannot_be_used_are_refused_by_row(tmp_path: Path, name: s
     folder = captioned_folder(tmp_path / "pictures")
     (folder / name).write_text(text)
     with pytest.raises(DataError, match=reason):
-        load_image_folder(folder)
+        load_pictures(folder)
+
+
+def test_captions_may_have_line_breaks_of_any_kind(tmp_path: Path) -> None:
+    texts = ["two\nlines", "a separator\u2028and a\x0bline tab", "three", "a, b", "", "six"]
+    for form in ("jsonl", "csv"):
+        folder = captioned_folder(tmp_path / form)
+        rows = [{"file_name": f"{index}.png", "text": text} for index, text in enumerate(texts)]
+        if form == "jsonl":
+            lines = "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+            (folder / "metadata.jsonl").write_text(lines, encoding="utf-8")
+        else:
+            with (folder / "metadata.csv").open("w", newline="", encoding="utf-8-sig") as file:
+                writer = csv.DictWriter(file, ["file_name", "text"])
+                writer.writeheader()
+                writer.writerows(rows)
+        assert list(load_pictures(folder).caption_corpus()) == texts
+
+
+def test_captions_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+    folder = captioned_folder(tmp_path)
+    for index in range(6):
+        (folder / f"{index}.txt").write_text(" \n")
+    with pytest.raises(DataError, match=r"need captions with words .* got 6 empty ones"):
+        load_pictures(folder)
 
 
 @pytest.mark.parametrize("memory_mib", [1, 1024])
 def test_a_folder_gives_the_same_pixels_from_memory_and_from_the_disk(tmp_path: Path, memory_mib: int) -> None:
     for index in range(8):
         _save(tmp_path / "a" / f"{index}.png", (index, 2 * index, 3 * index), (300, 200))
-    data = load_image_folder(tmp_path, 256, memory_mib=memory_mib)
+    data = load_pictures(tmp_path, 256, memory_mib=memory_mib)
     assert data.in_memory == (memory_mib > 1)
     examples = data.batch(torch.arange(8), DRAW)
     assert examples.levels.shape == (8, 3, 256, 256)
@@ -221,8 +247,8 @@ def test_broken_files_are_named_and_left_out_up_to_a_share(tmp_path: Path, caplo
     folder = captioned_folder(tmp_path)
     (folder / "3.png").write_bytes(b"not a picture")
     with pytest.raises(DataError, match=r"1 of 6 files.*3\.png"):
-        load_image_folder(folder)
-    data = load_image_folder(folder, broken_share=0.2)
+        load_pictures(folder)
+    data = load_pictures(folder, broken_share=0.2)
     assert len(data) == 5
     assert "left out" in caplog.text
     assert "3.png" in caplog.text
@@ -231,7 +257,7 @@ def test_broken_files_are_named_and_left_out_up_to_a_share(tmp_path: Path, caplo
 def test_a_file_that_disappears_under_way_is_stood_in_for_and_named(tmp_path: Path) -> None:
     for index in range(4):
         _save(tmp_path / f"{index}.png", (index, 0, 0), (800, 800))
-    data = load_image_folder(tmp_path, memory_mib=1)
+    data = load_pictures(tmp_path, memory_mib=1)
     assert not data.in_memory
     (tmp_path / "1.png").unlink()
     examples = data.batch(torch.tensor([0, 1]), DRAW)
@@ -244,7 +270,7 @@ def test_a_run_ends_when_too_many_files_have_gone(tmp_path: Path) -> None:
     for index in range(4):
         _save(tmp_path / f"{index}.png", index, (16, 16))
     listing = list_folder(tmp_path)
-    data = FolderImages(listing, 8, (1, 8, 8), broken_share=0.0)
+    data = ListedPictures(listing, 8, (1, 8, 8), broken_share=0.0)
     (tmp_path / "1.png").unlink()
     trainer = Trainer(tiny_denoiser(num_classes=0), data, NoiseSchedule.linear(), quick(batch=16))
     with pytest.raises(DataError, match=r"1 of 4 files, more than --broken-share 0.01.*1\.png"):
@@ -253,10 +279,10 @@ def test_a_run_ends_when_too_many_files_have_gone(tmp_path: Path) -> None:
 
 def test_the_fingerprint_changes_with_the_data(tmp_path: Path) -> None:
     folder = captioned_folder(tmp_path)
-    before = load_image_folder(folder).fingerprint()
-    assert load_image_folder(folder).fingerprint() == before
+    before = load_pictures(folder).fingerprint()
+    assert load_pictures(folder).fingerprint() == before
     _save(folder / "5.png", (0, 1, 0))
-    assert load_image_folder(folder).fingerprint() != before
+    assert load_pictures(folder).fingerprint() != before
 
 
 def test_batches_made_ahead_by_other_processes_are_the_same() -> None:

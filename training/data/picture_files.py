@@ -1,7 +1,7 @@
-"""One picture file as pixels: any mode that Pillow reads, on white, upright, cut and scaled to a square."""
+"""One encoded picture as pixels: any mode that Pillow reads, on white, upright, cut and scaled to a square."""
 
 import warnings
-from pathlib import Path
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 import torch
@@ -12,11 +12,22 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 GREY_MODES = frozenset({"1", "L", "I", "F", "I;16", "I;16B", "I;16L"})
 
 
+class PictureFile(Protocol):
+    """What holds an encoded picture: a `Path`, or a part of a larger file. As text it says where that is."""
+
+    @property
+    def name(self) -> str:
+        """Without the folders."""
+
+    def open(self, mode: Literal["rb"], /) -> BinaryIO:
+        """The encoded bytes. Raises OSError."""
+
+
 class UnreadablePicture(Exception):
     """A file that is no picture, is damaged, is gone, or is too large to be one; the text says which and why."""
 
 
-def decode(file: Path, size_px: int | None, channels: int) -> Tensor:
+def decode(file: PictureFile, size_px: int | None, channels: int) -> Tensor:
     """[C, H, W] uint8.
 
     Transparent pictures lie on white, animated ones show their first frame, 16-bit ones lose the lower half.
@@ -32,7 +43,7 @@ def decode(file: Path, size_px: int | None, channels: int) -> Tensor:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            with file.open("rb") as stream, Image.open(stream) as opened:
                 if size_px is not None:
                     opened.draft(None, (2 * size_px, 2 * size_px))  # a JPEG is decoded at a fraction of its size
                 picture = _on_white(ImageOps.exif_transpose(opened))
@@ -49,12 +60,12 @@ def decode(file: Path, size_px: int | None, channels: int) -> Tensor:
     return pixels.view(picture.height, picture.width, channels).permute(2, 0, 1)
 
 
-def header(file: Path) -> tuple[tuple[int, int], bool]:
+def header(file: PictureFile) -> tuple[tuple[int, int], bool]:
     """((width, height) as it is shown, whether it is grey), from the first bytes. Raises UnreadablePicture."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(file) as opened:
+            with file.open("rb") as stream, Image.open(stream) as opened:
                 turned = opened.getexif().get(0x0112, 1) >= 5  # EXIF's orientation: 5 to 8 lie on their side
                 width, height = opened.size
                 return ((height, width) if turned else (width, height)), opened.mode in GREY_MODES
