@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from training.configuration import TrainingConfiguration, read_configuration
+from training.configuration import TrainingConfiguration, read_configuration, read_environment, read_toml
 from training.errors import TrainingError
 from training.flags import given_settings, parse
 from training.opening import settings_like, store_at
@@ -24,7 +24,10 @@ def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
     flags = given_settings(arguments)
     like = None
     if "like" in arguments:
-        like = settings_like(arguments.like, store_at(flags.get("store"), environment.get("REVERIE_STORE")))
+        # The store may stand wherever a setting may.
+        file = read_toml(arguments.config) if "config" in arguments else {}
+        stated = file | read_environment(environment) | flags
+        like = settings_like(arguments.like, store_at(stated.get("store"), environment.get("REVERIE_STORE")))
     configuration = read_configuration(
         preset=getattr(arguments, "preset", None),
         file=getattr(arguments, "config", None),
@@ -37,7 +40,10 @@ def configure(argv: Sequence[str], environment: Mapping[str, str]) -> tuple[Trai
 
 
 def run(argv: Sequence[str], command: str, environment: Mapping[str, str]) -> bool:
-    """Everything the command does; returns whether the run came to its end. Raises TrainingError or StoreError."""
+    """Everything the command does; returns whether the run came to its end, which of several processes the first says.
+
+    Raises TrainingError or StoreError.
+    """
     configuration, resume = configure(argv, environment)
     if configuration.threads is not None:
         torch.set_num_threads(configuration.threads)
@@ -49,8 +55,10 @@ def run(argv: Sequence[str], command: str, environment: Mapping[str, str]) -> bo
         if finished and processes.first:
             print(training.summary())
         elif processes.first:
-            print(f"stopped at step {training.trainer.step}; go on with: {command}", file=sys.stderr)
-    return finished
+            launched = f" (as one of {processes.count} processes, by their launcher)" if processes.count > 1 else ""
+            print(f"stopped at step {training.trainer.step}; go on with: {command}{launched}", file=sys.stderr)
+    # A launcher takes another status for a failure, and would end the first process while that saves its state.
+    return finished or not processes.first
 
 
 def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.environ) -> int:

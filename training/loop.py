@@ -20,10 +20,11 @@ from training.data.workers import batches
 from training.ema import AveragedWeights, Decay, EmaKind, exponential_decay, no_average, power_decay
 from training.errors import DataError, TrainingError
 from training.loss import DrawnRows, Tokenize, add_noise, diffusion_loss, draw_rows
+from training.memory import lowered_by
 from training.network import Conditions, Denoiser
 from training.optimizers import build_optimizer, rate_factor
 from training.precision import autocast, gradient_scaler
-from training.processes import Processes, lost_process
+from training.processes import Processes
 from training.randomness import generator
 from training.state import RunState
 from worker.diffusion import NoiseSchedule
@@ -145,28 +146,23 @@ class Trainer:
 
         Raises TrainingError when the loss stops being a number, before it is reported, and DataError.
         """
-        try:
-            return self._run(budget, after_step, stopped)
-        except RuntimeError as error:
-            if self._processes.count == 1 or not lost_process(error):
-                raise
-            raise TrainingError(
-                f"another process of the run is gone ({str(error).splitlines()[0]}); start all of them again to go on "
-                "from the last state"
-            ) from error
-
-    def _run(self, budget: Budget, after_step: Callable[[StepReport], None], stopped: Callable[[], bool]) -> bool:
         began, before_s = self._clock(), self.elapsed_s
         progress = budget.progress(self.step, self.elapsed_s)
         steps = self._drawn()
         while progress < 1 and not self._processes.any_true(stopped()):
-            drawn = next(steps)
-            self._name_unreadable(drawn)
-            rate = self._train_step(drawn, progress)
-            (self.elapsed_s,) = self._processes.agreed(before_s + self._clock() - began)
+            with lowered_by(self._what_to_lower()):
+                drawn = next(steps)
+                self._name_unreadable(drawn)
+                rate = self._train_step(drawn, progress)
+            self.elapsed_s = self._processes.agreed(before_s + self._clock() - began)
             progress = budget.progress(self.step, self.elapsed_s)
             after_step(StepReport(self.step, progress, self.elapsed_s, rate, self._loss))
         return progress >= 1
+
+    def _what_to_lower(self) -> str:
+        configuration = self.configuration
+        images = configuration.batch // (configuration.accumulate * self._processes.count)
+        return f"with {images} images at once: raise --accumulate, or lower --batch, --width, --channels or --size"
 
     def _name_unreadable(self, parts: list[DrawnRows]) -> None:
         """Name each file that can't be read once. Raises DataError when they become too many."""
@@ -206,7 +202,8 @@ class Trainer:
             with self._unsynchronized(index + 1 < len(parts)):
                 total += self._backward(drawn, len(parts))
         if (self.step + 1) % CHECKED_EVERY.get(self.device.type, 1) == 0 or self.step == 0:
-            self._loss = float(total)
+            # Over all processes: if one of them can't go on, none may keep what it made of this step.
+            self._loss = self._processes.mean(float(total))
             if not math.isfinite(self._loss):
                 raise TrainingError(self._not_a_number(parts))
         self._scaler.unscale_(self._optimizer)
@@ -227,26 +224,18 @@ class Trainer:
                 output: Tensor = self._network(x_t, timesteps, conditions)
             return output
 
-        try:
-            loss = (
-                diffusion_loss(
-                    network,
-                    batch,
-                    self._schedule,
-                    configuration.prediction,
-                    configuration.weighting,
-                    self._source.max_level,
-                )
-                / parts
+        loss = (
+            diffusion_loss(
+                network,
+                batch,
+                self._schedule,
+                configuration.prediction,
+                configuration.weighting,
+                self._source.max_level,
             )
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        except (torch.OutOfMemoryError, RuntimeError) as error:
-            if "memory" not in str(error):
-                raise
-            raise TrainingError(
-                f"out of memory with {len(drawn.rows)} images at once: raise --accumulate, or lower --batch, "
-                f"--width or --size"
-            ) from error
+            / parts
+        )
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     def _unsynchronized(self, more: bool) -> AbstractContextManager[object]:

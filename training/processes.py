@@ -4,12 +4,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from training.errors import ConfigurationError
+from training.errors import ConfigurationError, TrainingError
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,25 +38,47 @@ class Processes:
         devices = [device.index] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
 
-    def agreed(self, *values: float) -> tuple[float, ...]:
-        """Rank 0's values, on every rank: clocks and signals differ between processes."""
+    def agreed(self, value: float) -> float:
+        """Rank 0's value, on every rank: clocks differ between processes."""
         if self.count == 1:
-            return values
-        tensor = torch.tensor(values, dtype=torch.float64)
-        if dist.get_backend() == "nccl":
-            tensor = tensor.cuda()
-        dist.broadcast(tensor, 0)
-        return tuple(tensor.tolist())
+            return value
+        number = self._of_the_group(value)
+        dist.broadcast(number, 0)
+        return float(number)
+
+    def from_first(self, value: _T) -> _T:
+        """What rank 0 has, on every rank; anything that can be pickled. Disks differ between machines."""
+        if self.count == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, 0)
+        return values[0]
+
+    def mean(self, value: float) -> float:
+        """Over all processes; not a number where it isn't one in any of them."""
+        if self.count == 1:
+            return value
+        total = self._of_the_group(value)
+        dist.all_reduce(total)
+        return float(total) / self.count
 
     def any_true(self, flag: bool) -> bool:
         """Whether it is true in any process."""
         if self.count == 1:
             return flag
-        tensor = torch.tensor(float(flag))
-        if dist.get_backend() == "nccl":
-            tensor = tensor.cuda()
-        dist.all_reduce(tensor, dist.ReduceOp.MAX)
-        return bool(tensor.item())
+        number = self._of_the_group(float(flag))
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return bool(number.item())
+
+    def give_weights(self, network: nn.Module) -> None:
+        """Put rank 0's weights in the place of everybody's."""
+        if self.count > 1:
+            for weight in network.state_dict().values():
+                dist.broadcast(weight, 0)
+
+    def _of_the_group(self, value: float) -> torch.Tensor:
+        """A number where the processes exchange them."""
+        return torch.tensor(value, dtype=torch.float64, device="cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def lost_process(error: RuntimeError) -> bool:
@@ -76,6 +101,13 @@ def joined_processes(environment: Mapping[str, str], device: torch.device) -> It
         raise ConfigurationError(f"can't meet the {count} processes of WORLD_SIZE: {error}") from error
     try:
         yield Processes(dist.get_rank(), count)
+    except RuntimeError as error:
+        if not lost_process(error):
+            raise
+        raise TrainingError(
+            f"another process of the run is gone ({str(error).splitlines()[0]}); start all of them again to go on "
+            "from the last state"
+        ) from error
     finally:
         dist.destroy_process_group()
 

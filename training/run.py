@@ -1,13 +1,9 @@
 """A whole run: load the data, build the network or go on from a state, train, log, publish."""
 
-import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -19,14 +15,17 @@ from training.data import ImageSource
 from training.errors import ConfigurationError, StateError
 from training.logs import RunLog
 from training.loop import StepReport, Trainer, budget_of
+from training.loss import Network
+from training.memory import lowered_by
 from training.metrics.baselines import baselines
-from training.metrics.held_out import HeldOut, on_device
+from training.metrics.held_out import BAND_METRICS, HIGHER_IS_BETTER, HeldOut, metric_names, on_device
 from training.network import Denoiser, build_unet
 from training.processes import Processes
 from training.publishing import Publication, library_versions
 from training.sheets import sample_sheet
 from training.sources import HELD_OUT_SEED, default_model_name, load_sources
-from training.state import StateFolder, check_identity
+from training.state import DATA_KEY, StateFolder, check_identity
+from training.stopping import stop_signals
 from training.text import CaptionTokenizer, build_text_encoder
 from training.transformer import build_transformer
 from worker.contract import MODEL_NAME_PATTERN
@@ -49,22 +48,11 @@ def check_store(root: Path) -> None:
         raise ConfigurationError(f"can't write to the store {root}: {error.strerror}") from error
 
 
-@contextmanager
-def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Whether somebody asked to stop (Ctrl-C, SIGTERM). A second Ctrl-C is a KeyboardInterrupt."""
-    asked = False
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def check_metric(name: str | None, held_out: HeldOut) -> None:
+    """Fail now and not after training when a version can't be compared by this metric."""
+    names = metric_names(held_out)
+    if name is not None and name not in names:
+        raise ConfigurationError(f"need --publish-best with one of {', '.join(names)}, got {name!r}")
 
 
 class Run:
@@ -101,12 +89,13 @@ class Run:
         self.source, self.held_out_source = load_sources(configuration)
         self.tokenizer = learn_tokenizer(self.source, configuration)
         self.folder = StateFolder(configuration.state or STATE_ROOT / self.model)
-        self.identity = configuration.identity() | {"data_sha256": self.source.fingerprint()}
-        denoiser = build_denoiser(self.source, self.tokenizer, configuration).to(device)
-        self.trainer = Trainer(
-            denoiser, self.source, self.schedule, configuration, tokenize=self.tokenizer, processes=processes
-        )
-        self.resumed = self._restore(resume)
+        self.identity = configuration.identity() | {DATA_KEY: self.source.fingerprint()}
+        with lowered_by("for the weights and their averages: lower --width, --channels, --layers or --depth"):
+            denoiser = build_denoiser(self.source, self.tokenizer, configuration).to(device)
+            self.trainer = Trainer(
+                denoiser, self.source, self.schedule, configuration, tokenize=self.tokenizer, processes=processes
+            )
+            self.resumed = self._restore(resume)
         self.publication = Publication(
             self.store, self.model, configuration, self.source, self.tokenizer, self._recipe()
         )
@@ -117,19 +106,33 @@ class Run:
             tokenize=self.tokenizer,
             max_rows=configuration.held_out_rows,
         )
+        check_metric(configuration.publish_best, self.held_out)
         self.log = RunLog(configuration.log if processes.first else None)
         self._saved_at = time.monotonic()
 
     def train(self) -> bool:
         """Train to the end or until asked to stop; returns whether it came to the end, with a version published."""
-        configuration, trainer = self.configuration, self.trainer
-        if not self.resumed and self.tokenizer is not None and configuration.contrastive_steps:
+        if not self.resumed and self.tokenizer is not None and self.configuration.contrastive_steps:
             self._start_text_encoder()
-        budget = budget_of(configuration, len(self.source))
         self.say(self._opening())
+        # Until all is saved: a launcher sends SIGTERM to the process that still saves when the first others are gone.
+        with stop_signals(self.processes) as stopped:
+            finished = self._steps(stopped)
+            # Before publishing, which may fail: the same command then publishes what was trained.
+            self.save()
+            if finished:
+                self.publish()
+                self.save(finished=True)
+        self.log.close()
+        return finished
+
+    def _steps(self, stopped: Callable[[], bool]) -> bool:
+        """All steps, or those until somebody says stop; returns whether it was all."""
+        configuration, trainer = self.configuration, self.trainer
+        budget = budget_of(configuration, len(self.source))
         bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
         quiet = None if self.processes.first else True
-        with stop_signals() as stopped, tqdm(total=100, unit="%", bar_format=bar_format, disable=quiet) as bar:
+        with tqdm(total=100, unit="%", bar_format=bar_format, disable=quiet) as bar:
             first_step, began = trainer.step, time.monotonic()
 
             def after_step(report: StepReport) -> None:
@@ -143,12 +146,7 @@ class Run:
                     bar.refresh()
                 self._after_step(report, rate)
 
-            finished = trainer.run(budget, after_step, stopped)
-        if finished:
-            self.publish()
-        self.save(finished=finished)
-        self.log.close()
-        return finished
+            return trainer.run(budget, after_step, stopped)
 
     def _after_step(self, report: StepReport, images_per_s: float) -> None:
         configuration = self.configuration
@@ -175,15 +173,14 @@ class Run:
 
     def measure(self) -> dict[str, float]:
         """Errors of the averaged weights on what is held out, by band of timesteps and over all."""
-        network, prediction = on_device(self.trainer.ema.network, self.trainer.device), self.configuration.prediction
+        with lowered_by("while measuring: lower --held-out-rows"):
+            return self._measured(on_device(self.trainer.ema.network, self.trainer.device))
+
+    def _measured(self, network: Network) -> dict[str, float]:
+        prediction = self.configuration.prediction
         numbers = {"held_out_loss": self.held_out.loss(network, prediction)}
-        for band, errors in enumerate(self.held_out.errors(network, prediction)):
-            numbers |= {
-                f"held_out_mse_band_{band}": errors.mse,
-                f"held_out_rmse_band_{band}": errors.rmse,
-                f"held_out_mae_band_{band}": errors.mae,
-                f"held_out_r2_band_{band}": errors.r2,
-            }
+        for band, errors in self.held_out.errors(network, prediction).items():
+            numbers |= {f"held_out_{name}_band_{band}": getattr(errors, name) for name in BAND_METRICS}
         if self.held_out.conditional:
             numbers["held_out_loss_unconditional"] = self.held_out.unconditional().loss(network, prediction)
         return numbers
@@ -225,13 +222,14 @@ class Run:
         metric = self.configuration.publish_best
         if metric is None:
             return None
-        if metric not in metrics:
-            raise ConfigurationError(f"need --publish-best with one of {', '.join(metrics)}, got {metric!r}")
         try:
-            current = self.store.checkpoint(self.model).manifest.metrics.get(metric, math.inf)
+            current = self.store.checkpoint(self.model).manifest.metrics.get(metric)
         except StoreError:
             return None
-        return None if metrics[metric] < current else f"{metric} {metrics[metric]:.4f}, current {current:.4f}"
+        found = metrics[metric]
+        if current is None or (found > current if metric in HIGHER_IS_BETTER else found < current):
+            return None
+        return f"{metric} {found:.4f}, current {current:.4f}"
 
     def save(self, *, finished: bool = False) -> None:
         """Save the state; only the first process does."""
@@ -244,16 +242,18 @@ class Run:
             tqdm.write(text)
 
     def _restore(self, resume: bool | None) -> bool:
-        state = None if resume is False else self.folder.load()
+        # The others may be on machines that don't have the folder.
+        state = self.processes.from_first(self.folder.load() if resume is not False and self.processes.first else None)
         if state is None:
             if resume:
                 raise StateError(f"nothing to go on from in {self.folder.folder}")
             return False
         if resume is None and state.finished:
             return False
-        # A state of an earlier release knows no settings that are newer; it was made with their defaults.
-        found = TrainingConfiguration().identity() | dict(state.identity)
-        check_identity(found, self.identity, self.folder.folder)
+        if self.processes.first:
+            # A state of an earlier release knows no settings that are newer; it was made with their defaults.
+            found = TrainingConfiguration().identity() | dict(state.identity)
+            check_identity(found, self.identity, self.folder.folder)
         self.trainer.restore(state)
         return True
 
@@ -267,19 +267,23 @@ class Run:
                 bar.set_postfix_str(f"loss {loss:.3f}, {100 * found:.0f} % find their caption", refresh=False)
                 bar.update()
 
-            train_dual_encoder(
-                encoder,
-                self.source,
-                tokenizer,
-                steps=configuration.contrastive_steps,
-                batch_size=CONTRASTIVE_BATCH,
-                seed=configuration.seed,
-                device=self.trainer.device,
-                after_step=after_step,
-            )
+            with lowered_by(f"with {CONTRASTIVE_BATCH} images and captions at once: lower --size or --text-width"):
+                train_dual_encoder(
+                    encoder,
+                    self.source,
+                    tokenizer,
+                    steps=configuration.contrastive_steps,
+                    batch_size=CONTRASTIVE_BATCH,
+                    seed=configuration.seed,
+                    device=self.trainer.device,
+                    after_step=after_step,
+                )
+        # Each process did the same, but other processors round in other ways.
+        self.processes.give_weights(encoder)
 
     def _sheet(self) -> torch.Tensor:
-        return sample_sheet(self.trainer.ema.network, self.source, self.tokenizer, self.configuration)
+        with lowered_by("while drawing samples: lower --width, --channels or --size"):
+            return sample_sheet(self.trainer.ema.network, self.source, self.tokenizer, self.configuration)
 
     def _recipe(self) -> Recipe:
         return Recipe(
@@ -287,7 +291,7 @@ class Run:
             data=self.source.name,
             seed=self.configuration.seed,
             settings=self.configuration.model_dump(mode="json", exclude={"store", "state", "log", "model"})
-            | {"train_images": len(self.source), "data_sha256": self.identity["data_sha256"]},
+            | {"train_images": len(self.source), DATA_KEY: self.identity[DATA_KEY]},
             libraries=library_versions(),
         )
 

@@ -10,6 +10,7 @@ from training.data import ImageSource
 from training.data.latents import LatentData
 from training.network import Conditions, Denoiser
 from training.publishing import spacing_of
+from training.randomness import generator
 from training.sampling import draw_images
 from training.text import CaptionTokenizer
 
@@ -50,7 +51,9 @@ def sheet_conditions(source: ImageSource, tokenizer: CaptionTokenizer | None) ->
     """What the images of a sheet are drawn for, and the condition of none."""
     if tokenizer is not None:
         every = max(1, len(source) // SHEET_IMAGES)
-        captions = [source.place(index * every % len(source)) for index in range(SHEET_IMAGES)]
+        shown = torch.arange(SHEET_IMAGES) * every % len(source)
+        captions = source.batch(shown, generator(0, "sheet")).captions
+        assert captions is not None, "a tokenizer comes with captions"
         return Conditions(tokens=tokenizer(captions)), Conditions(tokens=tokenizer([""]))
     if source.label_names:
         return Conditions(labels=torch.arange(SHEET_IMAGES) % len(source.label_names)), None

@@ -19,6 +19,9 @@ from training.errors import StateError
 STATE_NAME = "state.pt"
 """torch's own format, read with weights_only: its unpickler makes tensors and plain values and runs nothing."""
 
+DATA_KEY = "data_sha256"
+"""Of an identity: the fingerprint of the data."""
+
 
 @dataclass(frozen=True, eq=False)
 class RunState:
@@ -93,6 +96,11 @@ def check_identity(found: Mapping[str, Any], wanted: Mapping[str, Any], folder: 
     wanted = json.loads(json.dumps(dict(wanted)))
     for key in sorted({*found, *wanted}):
         if found.get(key) != wanted.get(key):
+            if key == DATA_KEY:
+                raise StateError(
+                    f"{folder} holds the state of a run on other data, or the data has changed since: put the data "
+                    "back, or give another --state, or --fresh to begin anew"
+                )
             raise StateError(
                 f"{folder} holds the state of another run, with {key} {found.get(key)!r} and not {wanted.get(key)!r}: "
                 f"give that setting again, another --state, or --fresh to begin anew"

@@ -126,7 +126,7 @@ def test_a_folder_of_images_can_be_trained_on(tmp_path: Path) -> None:
     [
         (["--data", "no/such/folder"], "no/such/folder"),
         (["--model", "../evil"], "../evil"),
-        (["--size", "16"], "--size is for folders"),
+        (["--size", "16"], "--size is for pictures"),
         (["--steps", "0"], "budget above 0, got 0"),
         (["--minutes", "-1"], "budget above 0, got -1"),
         (["--steps", "5", "--minutes", "1"], "one of steps, epochs and minutes"),
@@ -197,10 +197,26 @@ def test_an_unknown_key_is_refused_wherever_it_stands(tmp_path: Path) -> None:
         configure([], {"REVERIE_TRAIN_BACTH": "16"})
 
 
-def test_settings_are_taken_from_a_published_version(store: ModelStore) -> None:
+def test_settings_are_taken_from_a_published_version(store: ModelStore, tmp_path: Path) -> None:
     version = store.checkpoint("digits").version
-    configuration, _ = configure(["--store", str(store.root), "--like", f"digits@{version}", "--seed", "5"], {})
-    assert (configuration.width, configuration.batch, configuration.seed) == (8, 8, 5)
+    like = ["--like", f"digits@{version}", "--seed", "5"]
+    (tmp_path / "mine.toml").write_text(f"store = {str(store.root)!r}\n")
+    for arguments, environment in (
+        (["--store", str(store.root), *like], {}),
+        (["--config", str(tmp_path / "mine.toml"), *like], {}),
+        (like, {"REVERIE_TRAIN_STORE": str(store.root)}),
+        (like, {"REVERIE_STORE": str(store.root)}),
+    ):
+        configuration, _ = configure(arguments, environment)
+        assert (configuration.width, configuration.batch, configuration.seed) == (8, 8, 5)
+        assert configuration.steps == 3
+
+
+def test_the_settings_are_printed_at_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--store", str(tmp_path / "store"), "--state", str(tmp_path / "state"), *QUICK, "--steps", "1"]
+    assert main(arguments, {"REVERIE_TRAIN_SEED": "7"}) == 0
+    lines = capsys.readouterr().out.split("images to train on")[0].splitlines()
+    assert {"  data = digits", "  batch = 8", "  seed = 7", "  steps = 1", "  optimizer = adam"} <= set(lines)
 
 
 def test_the_same_command_goes_on_and_a_finished_run_begins_anew(
@@ -224,5 +240,10 @@ def test_only_what_is_better_is_published(tmp_path: Path, capsys: pytest.Capture
     assert main([*arguments, "--steps", "1", "--publish-best", "held_out_loss"], {}) == 0
     assert "not published at step 1: held_out_loss" in capsys.readouterr().out
     assert ModelStore(tmp_path / "store").current("digits") == best
+    better = [*arguments, "--steps", "1", "--learning-rate", "1e-9", "--publish-best", "held_out_r2_band_4"]
+    assert main(better, {}) == 0
+    assert "not published at step 1: held_out_r2_band_4" in capsys.readouterr().out, "there a higher one is better"
     assert main([*arguments, "--publish-best", "beauty"], {}) == 1
-    assert "need --publish-best with one of held_out_loss" in capsys.readouterr().err
+    said = capsys.readouterr()
+    assert "need --publish-best with one of held_out_loss" in said.err
+    assert "images to train on" not in said.out, "it is refused before the first step"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.waiting import PATIENCE_S, wait_until
 from training.state import StateFolder
@@ -69,10 +70,11 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(tmp_path: Path, preci
     assert published(killed) == published(whole)
 
 
-def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
     process = start(tmp_path, "--minutes", "60", "--batch", "4")
     wait_for_state(tmp_path, 1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     output = finish(process)
     assert process.returncode == 130
     found = re.search(r"stopped at step (\d+); go on with: python -m training --store", output)
@@ -90,15 +92,28 @@ def free_port() -> int:
         return port
 
 
+def start_two(root: Path, *arguments: str, states: tuple[str, str] = ("state", "state")) -> list[subprocess.Popen[str]]:
+    """Two processes that share each batch, as launchers start them; each with its own folder for the state."""
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [
+        start(root, *arguments, "--state", str(root / state), environment=meeting | {"RANK": str(rank)})
+        for rank, state in enumerate(states)
+    ]
+
+
+def finish_both(ranks: list[subprocess.Popen[str]]) -> list[str]:
+    """What they said; both must have come to their end."""
+    outputs = [finish(process) for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], outputs
+    return outputs
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_two_processes_equal_one_with_the_same_batch_to_rounding(tmp_path: Path) -> None:
     settings = ["--steps", "4", "--batch", "64", "--optimizer", "sgd", "--learning-rate", "0.05"]
     finish(start(tmp_path / "one", *settings))
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [start(tmp_path / "two", *settings, environment=meeting | {"RANK": str(rank)}) for rank in range(2)]
-    outputs = [finish(process) for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], outputs
+    outputs = finish_both(start_two(tmp_path / "two", *settings))
     assert "published digits/" in outputs[0]
     assert "published" not in outputs[1]
     one, two = (StateFolder(tmp_path / name / "state").load() for name in ("one", "two"))
@@ -110,10 +125,58 @@ def test_two_processes_equal_one_with_the_same_batch_to_rounding(tmp_path: Path)
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
+def test_two_processes_killed_on_captions_go_on_to_the_same_bits_from_the_state_of_the_first_alone(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "shades").mkdir()
+    for index in range(12):
+        Image.new("L", (8, 8), 20 * index).save(tmp_path / "shades" / f"{index}.png")
+        (tmp_path / "shades" / f"{index}.txt").write_text(f"shade {index}")
+    settings = [
+        *("--data", str(tmp_path / "shades"), "--text-width", "32", "--text-layers", "1", "--vocabulary", "700"),
+        *("--contrastive-steps", "2", "--held-out-rows", "4", "--steps", "12", "--batch", "8"),
+    ]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    finish_both(start_two(whole, *settings))
+    ranks = start_two(killed, *settings, states=("state", "of-another-machine"))
+    wait_for_state(killed, 2)
+    for process in ranks:
+        process.kill()
+        process.communicate()
+    assert not (killed / "store" / "digits").exists(), "they were killed before their end"
+    outputs = finish_both(start_two(killed, *settings, states=("state", "of-another-machine")))
+    assert "going on at step" in outputs[0]
+    assert not (killed / "of-another-machine").exists()
+    assert published(killed) == published(whole)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_launcher_that_ends_all_when_one_is_stopped_lets_the_first_save(tmp_path: Path) -> None:
+    """Who gets the signal stops them all; the state is that of the step after which they did."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    process = subprocess.Popen(
+        [*launcher, *command(tmp_path, "--minutes", "60", "--batch", "8")[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    wait_for_state(tmp_path, 1)
+    ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    os.kill(int(ranks[1]), signal.SIGTERM)
+    output = finish(process)
+    found = re.search(r"stopped at step (\d+); go on with: .* \(as one of 2 processes, by their launcher\)", output)
+    assert found is not None, output
+    state = StateFolder(tmp_path / "state").load()
+    assert state is not None
+    assert state.step == int(found[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_when_one_process_dies_the_others_end_and_say_so(tmp_path: Path) -> None:
-    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    settings = ["--minutes", "60", "--batch", "8"]
-    first, second = (start(tmp_path, *settings, environment=meeting | {"RANK": str(rank)}) for rank in range(2))
+    first, second = start_two(tmp_path, "--minutes", "60", "--batch", "8")
     wait_for_state(tmp_path, 2)
     second.kill()
     second.communicate()

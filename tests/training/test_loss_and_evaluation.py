@@ -181,7 +181,7 @@ def test_predicting_no_noise_costs_one_and_explains_nothing() -> None:
     values = sum(batch.eps.numel() for batch in held_out.batches)
     # The mean of `values` squared normals, whose variance is 2.
     assert abs(held_out.loss(zero_predictor) - 1) < 4 * (2 / values) ** 0.5
-    bands = held_out.errors(zero_predictor)
+    bands = list(held_out.errors(zero_predictor).values())
     assert len(bands) == 5
     for errors in bands:
         assert errors.rmse == pytest.approx(errors.mse**0.5)
@@ -193,7 +193,7 @@ def test_the_bands_together_are_the_loss_whatever_is_predicted() -> None:
     held_out = HeldOut.draw(split(load_digits(), 1 / 6, 0)[1], LINEAR, seed=0)
     for prediction_type in PredictionType:
         loss = held_out.loss(tiny_denoiser().eval(), prediction_type)
-        bands = held_out.errors(tiny_denoiser().eval(), prediction_type)
+        bands = list(held_out.errors(tiny_denoiser().eval(), prediction_type).values())
         assert sum(errors.mse for errors in bands) / len(bands) == pytest.approx(loss, rel=1e-4)
 
 

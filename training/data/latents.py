@@ -135,6 +135,9 @@ class LatentData(DerivedSource):
                     if written is None:
                         shape = (len(self), *moments.shape[1:])
                         written = np.lib.format.open_memmap(made / "moments.npy", "w+", np.float32, shape)
+                        # A page that the disk has no room for when it is written to would kill the process.
+                        with (made / "moments.npy").open("r+b") as file:
+                            os.posix_fallocate(file.fileno(), 0, file.seek(0, os.SEEK_END))
                     written[rows.numpy()] = moments
                     labels += examples.labels.tolist() if examples.labels is not None else []
                     captions += examples.captions or ()

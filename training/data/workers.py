@@ -1,5 +1,8 @@
 """Batches of a training run in order, made ahead in other processes when that is worth it."""
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
@@ -43,6 +46,7 @@ def batches(make: Callable[[int], _T], steps: Iterator[int], workers: int) -> It
         prefetch_factor=AHEAD,
         # Not fork: the parent has threads of torch's, and perhaps a CUDA context.
         multiprocessing_context="forkserver",
+        worker_init_fn=_end_with_the_run,
         pin_memory=torch.cuda.is_available(),
     )
     try:
@@ -51,6 +55,18 @@ def batches(make: Callable[[int], _T], steps: Iterator[int], workers: int) -> It
         if "DataLoader worker" in str(error):
             raise DataError(f"a process that reads the data died: {error}") from error
         raise
+
+
+def _end_with_the_run(worker: int) -> None:
+    """End this process when the one that asked for it is killed: torch looks at the fork server, which lives on."""
+    run = multiprocessing.parent_process()
+    assert run is not None, "started by multiprocessing"
+
+    def wait() -> None:
+        run.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Steps(torch.utils.data.Sampler[int]):

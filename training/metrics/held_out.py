@@ -18,6 +18,8 @@ from worker.diffusion.prediction import eps_from_output
 
 BANDS = 5
 """Equal parts of the timesteps, from little noise to much."""
+BAND_METRICS = ("mse", "rmse", "mae", "r2")
+HIGHER_IS_BETTER = frozenset(f"held_out_r2_band_{band}" for band in range(BANDS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,20 +109,35 @@ class HeldOut:
             rows += len(eps)
         return total / rows
 
-    def errors(self, network: Network, prediction_type: PredictionType = PredictionType.EPSILON) -> list[NoiseErrors]:
+    def errors(
+        self, network: Network, prediction_type: PredictionType = PredictionType.EPSILON
+    ) -> dict[int, NoiseErrors]:
         """Errors in each band of timesteps, from little noise to much. Bands without a row are left out."""
         parts = [
-            (batch.timesteps * BANDS // self.schedule.num_train_timesteps, eps - batch.eps, batch.eps)
+            (self._bands_of(batch), eps - batch.eps, batch.eps)
             for batch, eps in self.predicted(network, prediction_type)
         ]
         bands, wrong, noise = (torch.cat(values) for values in zip(*parts, strict=True))
-        errors = []
-        for band in range(BANDS):
+        errors = {}
+        for band in self.bands():
             error, truth = wrong[bands == band].double(), noise[bands == band].double()
-            if len(error):
-                mse = float(error.square().mean())
-                errors.append(NoiseErrors(mse, float(error.abs().mean()), 1 - mse / float(truth.var(correction=0))))
+            mse, variance = float(error.square().mean()), float(truth.var(correction=0))
+            # A single value varies in nothing that could be explained.
+            errors[band] = NoiseErrors(mse, float(error.abs().mean()), 1 - mse / variance if variance else 0.0)
         return errors
+
+    def bands(self) -> list[int]:
+        """Those that have rows."""
+        return torch.cat([self._bands_of(batch) for batch in self.batches]).unique().tolist()
+
+    def _bands_of(self, batch: NoisyBatch) -> Tensor:
+        return batch.timesteps * BANDS // self.schedule.num_train_timesteps
+
+
+def metric_names(held_out: HeldOut) -> list[str]:
+    """What a version is measured by: names in its manifest that versions can be compared by."""
+    names = ["held_out_loss", *(["held_out_loss_unconditional"] if held_out.conditional else [])]
+    return names + [f"held_out_{name}_band_{band}" for band in held_out.bands() for name in BAND_METRICS]
 
 
 def on_device(network: Network, device: torch.device) -> Network:
