@@ -33,12 +33,11 @@ def list_folder(folder: Path) -> Listing:
     for name, files in groups:
         if not files:
             raise DataError(f"no image ({', '.join(sorted(SUFFIXES))}) in {folder / name}")
-    every = [file for _, files in groups for file in files]
+    every = tuple(file for _, files in groups for file in files)
     if captions := _beside(every):
         return _listed(folder, every, captions)
     labels = tuple(index for index, (_, files) in enumerate(groups) for _ in files)
-    files = tuple(every)
-    return Listing(_name(folder), folder, files, files, labels, tuple(name for name, _ in groups if name))
+    return Listing(_name(folder), folder, every, every, labels, tuple(name for name, _ in groups if name))
 
 
 def holds_pictures(folder: Path) -> bool:

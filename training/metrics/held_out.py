@@ -128,7 +128,7 @@ class HeldOut:
 
     def bands(self) -> list[int]:
         """Those that have rows."""
-        return torch.cat([self._bands_of(batch) for batch in self.batches]).unique().tolist()
+        return sorted({band for batch in self.batches for band in self._bands_of(batch).tolist()})
 
     def _bands_of(self, batch: NoisyBatch) -> Tensor:
         return batch.timesteps * BANDS // self.schedule.num_train_timesteps
