@@ -57,7 +57,7 @@ class Uploads:
         """The picture, decoded, of mode L, RGB or RGBA; its time begins anew.
 
         Raises:
-            UploadGone: it expired while the job waited, say.
+            UploadGone: it expired while the job waited, say, or its file is damaged.
             redis.exceptions.RedisError: no answer.
             ResultsAway: the place for files does not answer.
         """
@@ -67,10 +67,11 @@ class Uploads:
             raise UploadGone(sha256)
         self._files.keep_on([upload.file], upload.ttl_s)
         self._client.expire(upload_key(sha256), upload.ttl_s)
-        with Image.open(BytesIO(data), formats=["PNG"]) as picture:
-            picture.load()
-        if picture_sha256(picture) != sha256:
-            raise UploadGone(sha256)  # another picture would be drawn upon, and nobody would know
+        picture = _decoded(data)
+        if picture is None or picture_sha256(picture) != sha256:
+            # Another picture would be drawn upon, and nobody would know. Forgotten, so that it can be sent again.
+            self._client.delete(upload_key(sha256))
+            raise UploadGone(sha256)
         return picture
 
     def _find(self, sha256: str) -> Upload | None:
@@ -79,3 +80,15 @@ class Uploads:
             return Upload.model_validate_json(record) if isinstance(record, bytes) else None
         except ValidationError:
             return None
+
+
+def _decoded(data: bytes) -> Image.Image | None:
+    """None of bytes that are no whole PNG."""
+    try:
+        with Image.open(BytesIO(data), formats=["PNG"]) as picture:
+            picture.load()
+    except MemoryError:
+        raise
+    except Exception:  # decoders raise whatever the bytes provoke
+        return None
+    return picture
