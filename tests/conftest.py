@@ -1,5 +1,6 @@
 """Fixtures for every part: a real Valkey server on a unix socket, with its data on disk."""
 
+import os
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,10 @@ from tests.waiting import PATIENCE_S, wait_until
 from worker.contract import WorkerStatus
 from worker.contract.keys import file_key
 from worker.contract.live_workers import READ_LIVE
+
+# The tests' networks are tiny, and several processes of tests share the machine: an operation that is split over its
+# cores waits longer for its other half than it computes. What is about threads asks for them. Before torch is loaded.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # An example that takes long on a busy machine is no failure; pytest's own limit ends what hangs.
 hypothesis.settings.register_profile("tests", deadline=None)

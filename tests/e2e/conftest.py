@@ -151,9 +151,9 @@ def running_stack(valkey: ValkeyHandle, folder: Path, **settings: object) -> Ite
 
 @pytest.fixture(scope="module")
 def stack(valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
-    """On the bundled digits."""
+    """On the bundled digits, its worker on two threads."""
     folder = tmp_path_factory.mktemp("stack")
-    with running_stack(valkey_session, folder, store=digits_store(folder)) as stack:
+    with running_stack(valkey_session, folder, store=digits_store(folder), cpu_threads=2) as stack:
         yield stack
 
 

@@ -44,13 +44,13 @@ def tiny_unet(weights_seed: int = 0, *, conditional: bool = True, out_channels: 
         )
 
 
-def cifar_10_unet() -> UNet2DModel:
-    """The network of google/ddpm-cifar10-32 with random weights, [N, 3, 32, 32]."""
+def cifar_10_unet(layers_per_block: int = 2) -> UNet2DModel:
+    """The network of google/ddpm-cifar10-32 with random weights, [N, 3, 32, 32]; with one layer half as deep."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return UNet2DModel(
             sample_size=32,
-            layers_per_block=2,
+            layers_per_block=layers_per_block,
             block_out_channels=(128, 256, 256, 256),
             norm_num_groups=32,
             norm_eps=1e-6,

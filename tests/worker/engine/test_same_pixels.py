@@ -30,6 +30,12 @@ from worker.networks.unet2d import UNet2D
 from worker.store.model_store import Checkpoint, ModelStore
 
 
+@pytest.fixture(scope="module")
+def pool(store: ModelStore) -> ModelPool:
+    """On two threads; the networks of other tests run on one."""
+    return filled_pool(store, lambda checkpoint: load_checkpoint(checkpoint, CPU, torch.float32, threads=2))
+
+
 @st.composite
 def requests(draw: st.DrawFn, max_steps: int = 7) -> SamplingRequest:
     sampler = draw(st.sampled_from(SamplerName))
@@ -63,7 +69,7 @@ def test_an_image_does_not_depend_on_its_neighbours(
 
 @pytest.fixture(scope="module", params=["float32", "bfloat16"])
 def model(request: pytest.FixtureRequest, tiny_store: ModelStore) -> LoadedModel:
-    return load_checkpoint(tiny_store.checkpoint("tiny"), CPU, choose_dtype(request.param, CPU))
+    return load_checkpoint(tiny_store.checkpoint("tiny"), CPU, choose_dtype(request.param, CPU), threads=2)
 
 
 def rows_of(model: LoadedModel, asked: list[SamplingRequest], behind: list[int]) -> list[Trajectory]:
@@ -194,13 +200,14 @@ def test_an_image_of_the_cifar_10_configuration_does_not_depend_on_its_neighbour
 ) -> None:
     """A mixture of samplers and step counts, joining late, set aside by a small batch, against each image alone.
 
-    Alone, the images are drawn by a network that was prepared anew, as in a worker that died and came back.
+    Alone, the images are drawn by a network that was prepared anew, as in a worker that died and came back. It has
+    every kind of layer of the configuration, and half as many of them.
     """
 
     def fresh_pool() -> ModelPool:
         def load(checkpoint: Checkpoint) -> LoadedModel:
             like = load_checkpoint(checkpoint, CPU, torch.float32)
-            shape, open_network = (3, 32, 32), lambda: cifar_10_unet().eval().to(dtype)
+            shape, open_network = (3, 32, 32), lambda: cifar_10_unet(1).eval().to(dtype)
             source = NetworkSource(UNet2D(), open_network, InputSpec(shape), dtype, f"cifar-10 {dtype}", "cifar-10")
             denoise = prepare_on_cpu(source, threads=2).denoise
             return replace(like, denoise=denoise, shape=shape, conditioner=Unconditional("tiny"))
