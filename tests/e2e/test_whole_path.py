@@ -4,6 +4,7 @@ import hashlib
 import io
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 
 import numpy as np
 import pytest
@@ -47,6 +48,7 @@ def test_the_cache_answers_with_the_pixels_of_a_fresh_draw(stack: Stack) -> None
     first, kept, again = ([pixels(png).tobytes() for png in stack.images(job)] for job in (drawn, cached, anew))
     assert first == kept == again
     assert len(set(kept)) == 3
+    assert f"torch {version('torch')}" in stack.worker_status().arithmetic, "the cache is of this arithmetic alone"
 
 
 def test_the_job_names_the_hash_of_the_pixels_that_it_serves(stack: Stack) -> None:
