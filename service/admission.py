@@ -14,6 +14,7 @@ from service.sampler_rules import broken_by_sampler, karras_of, sampler_of
 from service.schemas import GenerateRequest
 from service.settings import Settings
 from service.shipped_settings import steps_of
+from service.upscale_rules import broken_by_upscale, later_steps, upscale_of
 from worker.contract import (
     MAX_JOB_FRAMES,
     MAX_SEED,
@@ -76,6 +77,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         broken += _broken_by_size(body, model, settings.max_pixels)
         broken += broken_by_pictures(body, model, pictures)
         broken += broken_by_loras(body, model)
+        broken += broken_by_upscale(body, model)
         try:
             class_label = _label_index(body.class_label, model)
         except InvalidRequest as error:
@@ -88,6 +90,7 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
 
     # Leaves room for the batch: the last image's seed must not exceed the limit either.
     seed = body.seed if body.seed is not None else secrets.randbelow(MAX_SEED - body.batch + 2)
+    steps, row_steps = later_steps(body, model)
     request = SamplingRequest(
         model=model.name,
         version=body.version,
@@ -102,12 +105,15 @@ def admit(body: GenerateRequest, reading: Reading, settings: Settings, pictures:
         refiner_cost=refiner_cost_of(body, model, reading.row_step_s),
         fast=body.fast,
         init=init_image_of(body, pictures),
+        upscale=upscale_of(body),
         loras=loras_of(body, model),
         condition=_condition(body, class_label),
         guidance=guidance_of(body, model),
         width=body.width,
         height=body.height,
         area=_area(body, model),
+        later_steps=steps,
+        later_row_steps=row_steps,
         format=body.format,
         frames=body.frames,
     )

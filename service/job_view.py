@@ -74,7 +74,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         else None
     )
     bound = outcome or snapshot
-    done = request.calls if state is JobState.SUCCEEDED else snapshot.step if snapshot else 0
+    done = request.all_calls if state is JobState.SUCCEEDED else snapshot.step if snapshot else 0
     texts = request.condition if isinstance(request.condition, TextCondition) else None
     waiting = state is JobState.QUEUED
     if waiting and turn is None:
@@ -112,6 +112,8 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         strength=request.init.strength if request.init else None,
         mask=request.init.mask if request.init else None,
         paste_back=request.init.paste_back if request.init else False,
+        upscale_steps=request.upscale.steps if request.upscale else None,
+        upscale_noise_level=request.upscale.noise_level if request.upscale else None,
         format=request.format,
         frames=request.frames,
         created_at=record.created_at,
@@ -120,7 +122,7 @@ def job_document(record: JobRecord, turn: Turn | None) -> Job:
         expires_at=_expiry(record) if state.is_terminal else None,
         position=turn.position if turn and waiting else None,
         estimated_wait_s=round(turn.wait_s, 1) if turn and waiting and turn.wait_s is not None else None,
-        progress=Progress(step=done, steps=request.calls),
+        progress=Progress(step=done, steps=request.all_calls),
         images=_images(record.id, outcome),
         warnings=outcome.warnings if outcome else [],
         cached=record.cached,

@@ -193,6 +193,18 @@ class GenerateRequest(BaseModel):
         default=None,
         description="With mask: put the picture's own pixels where it is dark, once the image is drawn. Absent: false.",
     )
+    upscale_steps: StrictInt | None = Field(
+        default=None,
+        ge=1,
+        le=MAX_STEPS,
+        description="Of the second leg, for a model that /models calls a cascade (`upscale`). Absent: its default.",
+    )
+    upscale_noise_level: StrictInt | None = Field(
+        default=None,
+        ge=0,
+        description="Timestep of the noise that the first leg's image is given before the second enlarges it: the "
+        "higher, the more is drawn anew. Absent: the model's default.",
+    )
     format: ImageFormat = ImageFormat.PNG
     webhook: WebhookRequest | None = Field(
         default=None, description="Absent: the one of your API key, if it has one; null: nobody is told."
@@ -287,6 +299,8 @@ class Job(BaseModel):
     strength: float | None
     mask: str | None
     paste_back: bool
+    upscale_steps: int | None = Field(default=None, description="As asked for; null: the model's default.")
+    upscale_noise_level: int | None = None
     format: ImageFormat
     frames: int
     created_at: datetime

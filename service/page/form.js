@@ -6,7 +6,7 @@ import { KARRAS_SAMPLERS } from "./request.js";
 
 const form = $("request");
 const field = (name) => form.querySelector(`[data-field="${name}"]`);
-const WHOLE = ["seed", "steps", "batch", "width", "height", "clip_skip"];
+const WHOLE = ["seed", "steps", "batch", "width", "height", "clip_skip", "upscale_steps", "upscale_noise_level"];
 const REAL = ["guidance_scale", "guidance_rescale", "refiner_start", "eta", "strength"];
 /** The ends of one field. */
 const INTERVAL = ["guidance_low", "guidance_high"];
@@ -202,6 +202,13 @@ function adapt() {
   showShipped(model);
   showApplicable(model);
   $("size").hidden = !model.size_multiple;
+  $("upscale").hidden = !model.upscale;
+  if (model.upscale) {
+    $("upscale_steps").placeholder = model.upscale.steps;
+    $("upscale_steps").max = Math.min(1000, model.upscale.max_steps);
+    $("upscale_noise_level").placeholder = model.upscale.noise_level;
+    $("upscale_noise_level").max = model.upscale.max_noise_level;
+  }
   field("fast").hidden = !model.fast;
   for (const side of ["width", "height"]) {
     $(side).placeholder = model[side];

@@ -115,7 +115,7 @@ class Card {
         tile.classList.add("previewed");
       }
       img.src = url;
-      img.style.setProperty("--left", String(1 - step / job.steps));
+      img.style.setProperty("--left", String(1 - step / job.progress.steps));
     }
   }
 

@@ -3,7 +3,8 @@
 /** Fields of a request that a job shows under the same name. */
 const FIELDS = [
   "prompt", "prompts", "negative_prompt", "clip_skip", "class_label", "model", "version", "seed", "steps", "batch", "sampler", "eta", "spacing",
-  "karras", "guidance_scale", "guidance_rescale", "guidance_interval", "refiner_start", "fast", "width", "height", "init_image", "strength", "mask", "paste_back", "frames", "format",
+  "karras", "guidance_scale", "guidance_rescale", "guidance_interval", "refiner_start", "fast", "width", "height", "init_image", "strength", "mask", "paste_back",
+  "upscale_steps", "upscale_noise_level", "frames", "format",
 ];
 /** Those that can walk Karras' noise levels. */
 export const KARRAS_SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"];

@@ -49,6 +49,7 @@ from worker.contract.requests import (
     NoCondition,
     SamplingRequest,
     TextCondition,
+    Upscale,
 )
 from worker.contract.status import (
     Distribution,
@@ -57,6 +58,7 @@ from worker.contract.status import (
     MemoryUse,
     ModelInfo,
     QueueCounters,
+    UpscaleInfo,
     VersionInfo,
     WorkerStatus,
     refiner_of,
@@ -111,6 +113,8 @@ __all__ = [
     "Spacing",
     "Takes",
     "TextCondition",
+    "Upscale",
+    "UpscaleInfo",
     "VersionInfo",
     "WorkerStatus",
     "chain_key",

@@ -18,7 +18,7 @@ FORMAT = "reverie-receipt/1"
 SIGNATURE = "signature"
 """The key of a signed receipt that the signature itself is under."""
 
-DERIVED = {"area", "refiner_cost"}
+DERIVED = {"area", "refiner_cost", "later_steps", "later_row_steps"}
 """What of a request follows from the rest of it and the model, or says what it costs."""
 
 PNG_KEYWORD = "reverie"
@@ -28,7 +28,7 @@ EXIF_TAG = 0x010E
 
 _KIND = "kind"
 """What tells the messages of a union apart; the names of their fields do so in public."""
-_PREFIXES = {"guidance": "guidance_"}
+_PREFIXES = {"guidance": "guidance_", "upscale": "upscale_"}
 _PUBLIC_NAMES = {"label": "class_label", "picture": "init_image"}
 
 

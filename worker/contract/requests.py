@@ -100,6 +100,20 @@ class InitImage(Message):
     """Whether the picture's own pixels are put where the mask is dark, once the image is drawn."""
 
 
+class Upscale(Message):
+    """How a cascade's second leg enlarges what the first one drew."""
+
+    steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    """Of its chain; None: as the model was configured, and so is the next."""
+    noise_level: int | None = Field(default=None, ge=0)
+    """Timestep of the noise that the small image is given: the higher, the less of it binds the large one."""
+
+    def filled(self, steps: int, noise_level: int) -> "Upscale":
+        """With these where it says nothing."""
+        level = noise_level if self.noise_level is None else self.noise_level
+        return Upscale(steps=self.steps or steps, noise_level=level)
+
+
 class LoraUse(Message):
     """A LoRA that is laid upon the model's weights."""
 
@@ -144,6 +158,8 @@ class SamplingRequest(Message):
     refiner_cost: float | None = Field(default=None, ge=1 / MAX_REFINER_COST, le=MAX_REFINER_COST)
     """What a row of the refiner costs of one of the model's own network, as measured; None: it has no refiner."""
     init: InitImage | None = None
+    upscale: Upscale | None = None
+    """None: as the model was configured, if it is a cascade."""
     loras: LoraSet = ()
     condition: Condition = NoCondition()
     guidance: Guidance = Guidance()
@@ -152,9 +168,18 @@ class SamplingRequest(Message):
     """None: the model's own side."""
     area: int = Field(default=1, ge=1, le=MAX_SIDE_PX**2)
     """How many images of the model's own size have the pixels of one of these, rounded up."""
+    later_steps: int = Field(default=0, ge=0)
+    """Of each image, in the legs behind the first one."""
+    later_row_steps: int = Field(default=0, ge=0)
+    """What those cost, in network rows of the first leg's size."""
     format: ImageFormat = ImageFormat.PNG
     frames: int = Field(default=0, ge=0, le=MAX_FRAMES)
     """Moments of each image's chain to keep, the image itself the last of them."""
+
+    @field_validator("upscale")
+    @classmethod
+    def _says_something(cls, upscale: Upscale | None) -> Upscale | None:
+        return None if upscale == Upscale() else upscale
 
     @model_validator(mode="before")
     @classmethod
@@ -195,8 +220,13 @@ class SamplingRequest(Message):
 
     @property
     def calls(self) -> int:
-        """How often the network is called for each image: PLMS makes its first step twice."""
+        """How often the first leg's network is called for each image: PLMS makes its first step twice."""
         return self.steps - self.skipped_steps + (self.sampler == SamplerName.PLMS and self.steps > 1)
+
+    @property
+    def all_calls(self) -> int:
+        """How often a network is called for each image, in all legs."""
+        return self.calls + self.later_steps
 
     @property
     def guided_calls(self) -> int:
@@ -222,7 +252,8 @@ class SamplingRequest(Message):
             # As many of the refiner's are guided as of all.
             refined = rows * self.refined_calls / self.calls
             rows = ceil(rows - refined + self.refiner_cost * refined)
+        later = self.batch * self.later_row_steps
         if not self.fast:
-            return rows
+            return rows + later
         full = ceil(rows / FULL_EVERY)
-        return full + ceil(SHALLOW_COST * (rows - full))
+        return full + ceil(SHALLOW_COST * (rows - full)) + later

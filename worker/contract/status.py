@@ -39,6 +39,20 @@ class LoraInfo(Message):
     """Of files that were imported under the name before; a request may name one."""
 
 
+class UpscaleInfo(Message):
+    """The second leg of a cascade, which enlarges what the first one drew."""
+
+    width: int
+    height: int
+    """Of what the first leg draws."""
+    steps: int
+    """Of its chain, where a request does not say."""
+    max_steps: int
+    noise_level: int
+    """Of the small image, where a request does not say: a timestep of the noise that it is given."""
+    max_noise_level: int
+
+
 class ModelInfo(Message):
     """One model of the store as a worker sees it."""
 
@@ -69,6 +83,8 @@ class ModelInfo(Message):
     """Components that its directory brought and that are not run, a safety checker say."""
     loras: list[LoraInfo] = Field(default_factory=list)
     """Those of the store that fit it."""
+    upscale: UpscaleInfo | None = None
+    """Of a cascade, whose images walk a second leg; None: it is none."""
     needs_mask: bool = False
     """It inpaints: a request must have an `init_image` and a `mask`."""
     takes: Takes = Takes.NOTHING

@@ -19,6 +19,14 @@ def golden_inputs(
     return initial_noise(seeds, shape), torch.tensor(timesteps, dtype=torch.float32, device=device)
 
 
+def golden_small_images(
+    seed: int, rows: int, shape: tuple[int, int, int], device: torch.device | None = None
+) -> Tensor:
+    """[N, C, H, W], what a super-resolution network reads beside x: the second leg's initial noise of those seeds."""
+    seeds = torch.arange(seed, seed + rows, device=device)
+    return initial_noise(seeds, shape, torch.ones_like(seeds))
+
+
 def spread_values(output: Tensor, count: int = KEPT_VALUES) -> Tensor:
     """[N, ...] → [N, n]: `count` values spread evenly over each row, or all where it has fewer."""
     rows = output.flatten(1)

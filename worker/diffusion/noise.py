@@ -25,6 +25,8 @@ POSTERIOR_STREAM = 2
 """Of an autoencoder, where a picture is encoded; its draw number is 0, and 1 for one with a part masked out."""
 DIFFUSION_STREAM = 3
 """What a picture is noised with; its draw number is 0."""
+AUGMENTATION_STREAM = 4
+"""What the small image is noised with that a super-resolution network reads; its draw number is 0."""
 
 Shape = tuple[int, int, int]
 """(C, H, W)"""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
@@ -13,7 +14,14 @@ from worker.diffusion.noise import Shape
 from worker.diffusion.samplers import SamplerPlan
 from worker.engine.beginnings import PictureMisfit, PictureStart, picture_start
 from worker.engine.trajectory import Leg, Trajectory
-from worker.models.loaded_model import LaterLeg, LoadedModel, NoRefinerError, SizeRefusedError, Walked
+from worker.models.loaded_model import (
+    LaterLeg,
+    LoadedModel,
+    NoRefinerError,
+    SizeRefusedError,
+    UpscaleRefusedError,
+    Walked,
+)
 
 
 class RequestRefused(Exception):
@@ -105,8 +113,8 @@ class Admission:
                 plan,
                 shape,
                 conditionings[walked.number].extended(network.named_of_size(shape)),
-                network.enter if legs and isinstance(network, LaterLeg) else None,
-                network.area_of(shape),
+                partial(network.enter, self.request) if legs and isinstance(network, LaterLeg) else None,
+                self.model.area_of(shape),
                 network.reuse,
                 self.request.guidance.rescale,
                 keeps_picture=not legs or _goes_on(network),
@@ -135,7 +143,7 @@ def admit(
         pictures: those that the request names, by name.
 
     Raises:
-        RequestRefused: steps, pictures, condition, guidance, size or sampler that do not go with this model.
+        RequestRefused: steps, pictures, condition, guidance, size, upscaling or sampler that do not go with this model.
     """
     if request.seed + request.batch - 1 > MAX_SEED:
         raise RequestRefused(f"need seed + batch - 1 <= {MAX_SEED}, got {request.seed} + {request.batch} - 1")
@@ -144,6 +152,7 @@ def admit(
     conditions, encoding_of = _conditions(request)
     encodings, warnings = [], []
     try:
+        model.upscale_of(request)
         shape = model.shape_of(request.width, request.height)
         walked = model.walked(request)
         for index, condition in conditions:
@@ -153,7 +162,7 @@ def admit(
         start = picture_start(request, model, shape, pictures)
     except DiffusionError as error:
         raise RequestRefused(f"{model.name}: {error}") from error
-    except (ConditionRefusedError, NoRefinerError, SizeRefusedError, PictureMisfit) as error:
+    except (ConditionRefusedError, NoRefinerError, SizeRefusedError, UpscaleRefusedError, PictureMisfit) as error:
         raise RequestRefused(str(error)) from error
     plans = [leg.plan for leg in walked]
     if request.is_guided and not any(plan.is_guided(step) for plan in plans for step in range(len(plan))):

@@ -25,11 +25,13 @@ class Begun:
 
     Attributes:
         cost: in network rows.
+        leg: that they are in.
         is_whole: whether it ran the whole network.
     """
 
     rows: Sequence[Trajectory]
     cost: int
+    leg: int
     is_whole: bool
 
 
@@ -74,7 +76,7 @@ class BatchSteps:
         if not rows:
             self._last_rows = ()
             return []
-        cost, is_whole = sum(row.cost for row in rows), rows[0].part is not Part.SHALLOW
+        cost, leg, is_whole = sum(row.cost for row in rows), rows[0].leg_index, rows[0].part is not Part.SHALLOW
         try:
             result = run_step(rows, self._batcher.max_batch)
             previewed, framed = self._previews.of(result, self._requests), frames_of(result, self._requests)
@@ -98,7 +100,7 @@ class BatchSteps:
                 if not (row.finished and row.model.codec.in_step):
                     self._join(self._requests[row.job_id], row)
         self._batcher.ran(cost)
-        return [Begun(rows, cost, is_whole)]
+        return [Begun(rows, cost, leg, is_whole)]
 
     def _begin_each(self, rows: Sequence[Trajectory]) -> list[Begun]:
         """Rows alone, so that the culprit shows; the other images of a failed request are spared the work."""

@@ -151,6 +151,8 @@ def picture_start(
         raise PictureMisfit(f"model {model.name} inpaints: need an init_image and a mask")
     if init is None:
         return None
+    if model.upscale is not None:
+        raise PictureMisfit(f"model {model.name} is a cascade: it begins at noise, not at an init_image")
     channels, own_height, own_width = model.image_shape
     height, width = own_height * shape[1] // model.shape[1], own_width * shape[2] // model.shape[2]
     original = in_channels(_found("init_image", init.picture, pictures, height, width), channels)

@@ -186,7 +186,7 @@ class Engine:
         self._last_step_at = self._clock()
         cost = sum(batch.cost for batch in batches)
         for batch in batches:
-            self._costs.begun(batch.rows[0].measured_as, batch.cost, began, is_whole=batch.is_whole)
+            self._costs.begun(batch.rows[0].measured_as, batch.cost, began, leg=batch.leg, is_whole=batch.is_whole)
             self._count(batch.rows, (self._last_step_at - began) * batch.cost / cost)
         self._costs.ended(sum(work.is_step for work in completed), self._last_step_at)
         for work in completed:

@@ -21,9 +21,11 @@ from worker.networks.cuda.forms import prepare_on_cuda
 from worker.networks.cuda.networks import bytes_of
 from worker.networks.device import choose_memory_format
 from worker.store.errors import BadCheckpoint
+from worker.store.inspection import first_image_shape
 from worker.store.json_files import read_json_object
 from worker.store.manifest import VAE_CONFIG_PATH
 from worker.store.model_store import Checkpoint
+from worker.store.super_resolution import SUPER_RESOLUTION
 from worker.store.vae_config import VaeConfig, read_vae_config
 
 log = logging.getLogger(__name__)
@@ -62,6 +64,12 @@ class Autoencoding:
 def read_autoencoding(checkpoint: Checkpoint) -> Autoencoding:
     """Raises BrokenModel."""
     manifest, where = checkpoint.manifest, f"{checkpoint.model}/{checkpoint.version}"
+    if SUPER_RESOLUTION in manifest.components:
+        try:
+            height, width, channels = first_image_shape(checkpoint.path, where)
+        except BadCheckpoint as error:
+            raise BrokenModel(str(error)) from error
+        return Autoencoding((channels, height, width), None)
     if "vae" not in manifest.components:
         return Autoencoding((manifest.channels, manifest.height, manifest.width), None)
     try:

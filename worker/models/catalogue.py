@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from worker.contract import LoraSet, ModelInfo, SamplerName, Takes, VersionInfo
+from worker.contract import LoraSet, ModelInfo, SamplerName, Takes, UpscaleInfo, VersionInfo
 from worker.diffusion.prediction import PredictionType
 from worker.models.chain_config import ChainConfig, read_chain_config
 from worker.models.errors import UnsupportedModel
@@ -16,13 +16,14 @@ from worker.models.loaded_model import Execution
 from worker.models.lora_catalogue import LoraCatalogue
 from worker.store.component_rules import TEXT_PARTS
 from worker.store.errors import StoreError
-from worker.store.inspection import can_reuse_features, reads_pictures, size_multiple
+from worker.store.inspection import can_reuse_features, first_image_shape, reads_pictures, size_multiple
 from worker.store.lora_file import LoraTarget, read_target
 from worker.store.lora_store import LoraStore
 from worker.store.manifest import NOISE_CONFIG_PATH, Manifest
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import latent_pipeline_class
 from worker.store.refiner_rules import REFINER_UNET
+from worker.store.super_resolution import has_super_resolution, read_super_resolution
 
 FactT = TypeVar("FactT")
 
@@ -38,6 +39,7 @@ class _Facts:
     lora_target: LoraTarget | None
     fast: bool
     needs_mask: bool
+    upscale: UpscaleInfo | None
 
 
 class Catalogue:
@@ -182,6 +184,7 @@ class Catalogue:
                     loras=self._lora_catalogue.fitting(model, readable[str(shown)].lora_target),
                     skipped=sorted({*manifest.skipped, *(self._not_run & manifest.components.keys())}),
                     needs_mask=readable[str(shown)].needs_mask,
+                    upscale=readable[str(shown)].upscale,
                     takes=_takes(manifest),
                     example_prompts=manifest.example_prompts,
                     batch_sizes=list(execution.batch_sizes) if execution else None,
@@ -211,7 +214,24 @@ class Catalogue:
             lora_target=_if_readable(lambda path, where: read_target(path, classes, where), checkpoint, None),
             fast=_if_readable(can_reuse_features, checkpoint, False),
             needs_mask=_if_readable(reads_pictures, checkpoint, False),
+            upscale=_if_readable(_upscale, checkpoint, None),
         )
+
+
+def _upscale(folder: Path, where: str) -> UpscaleInfo | None:
+    """None of a version that is no cascade. Raises BadCheckpoint."""
+    if not has_super_resolution(folder):
+        return None
+    found = read_super_resolution(folder, where)
+    height, width, _ = first_image_shape(folder, where)
+    return UpscaleInfo(
+        width=width,
+        height=height,
+        steps=found.steps,
+        max_steps=found.max_steps,
+        noise_level=found.noise_level,
+        max_noise_level=found.max_noise_level,
+    )
 
 
 def _if_readable(read: Callable[[Path, str], FactT], checkpoint: Checkpoint, otherwise: FactT) -> FactT:

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from worker.conditioning.conditioning import ConditionRefusedError
 from worker.contract import Guidance, TextCondition
-from worker.diffusion.golden import golden_inputs, spread_values
+from worker.diffusion.golden import golden_inputs, golden_small_images, spread_values
+from worker.diffusion.noise import Shape
 from worker.models.errors import BrokenModel
 from worker.models.golden_sample import check_golden_sample
 from worker.models.loaded_model import Execution, LoadedModel
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import NetworkInput
+from worker.networks.super_resolution import NOISE_LEVEL, SMALL_IMAGE
 from worker.networks.unet2d import CLASS_LABELS
 from worker.store.manifest import GoldenOutput, GoldenSample
 
@@ -46,24 +48,50 @@ def check_golden(model: LoadedModel, golden: GoldenOutput | GoldenSample, open_p
     last = model.num_train_timesteps - 1
     classes = [model.null_label or 0] * 4 if model.num_classes else None
     inputs = _inputs(model, golden.seed, [0, last // 3, 2 * last // 3, last], classes)
-    _compare(model, model.denoise(inputs).flatten(1), plain.denoise(inputs).flatten(1))
+    outputs = (each.denoise(inputs).flatten(1) for each in (model, plain))
+    _compare(f"{model.name}/{model.version}", model.execution.dtype, *outputs)
     return None
 
 
 def _check_output(model: LoadedModel, golden: GoldenOutput) -> None:
     where = f"{model.name}/{model.version}"
-    data = bytearray(base64.b64decode(golden.values_base64))
-    expected = torch.frombuffer(data, dtype=torch.float32).view(len(golden.timesteps), -1)
+    expected = _kept_values(golden)
     classes = golden.class_labels
     if (classes is not None) != (model.num_classes > 0) or any(label >= model.num_classes for label in classes or ()):
         raise BrokenModel(f"{where}: the golden output has classes {classes}, the network {model.num_classes}")
     inputs = _inputs(model, golden.seed, golden.timesteps, classes)
     if golden.prompt is not None:
         inputs = NetworkInput(inputs.x, inputs.t, {**inputs.named, **_prompted(model, golden.prompt, len(inputs))})
-    output = model.denoise(inputs)
+    _compare_values(where, model.execution.dtype, model.denoise(inputs), expected)
+
+
+@torch.inference_mode()
+def check_golden_leg(
+    denoise: Denoiser, golden: GoldenOutput, shape: Shape, device: torch.device, dtype: str, where: str
+) -> None:
+    """Raise BrokenModel unless a second leg's network, in `dtype`, reproduces its golden output.
+
+    Args:
+        shape: (C, H, W) of its state.
+        where: which checkpoint, and that it is about the second leg.
+    """
+    x, t = golden_inputs(golden.seed, golden.timesteps, shape, device)
+    levels = torch.tensor(golden.class_labels or (), dtype=torch.float32, device=device)
+    named = {SMALL_IMAGE: golden_small_images(golden.seed, len(x), shape, device), NOISE_LEVEL: levels}
+    _compare_values(where, dtype, denoise(NetworkInput(x, t, named)), _kept_values(golden))
+
+
+def _kept_values(golden: GoldenOutput) -> Tensor:
+    """[N, n]"""
+    data = bytearray(base64.b64decode(golden.values_base64))
+    return torch.frombuffer(data, dtype=torch.float32).view(len(golden.timesteps), -1)
+
+
+def _compare_values(where: str, dtype: str, output: Tensor, expected: Tensor) -> None:
+    """Args: expected: [N, n] values kept of each row."""
     if expected.shape[1] > (values := output[0].numel()):
         raise BrokenModel(f"{where}: the golden output has {expected.shape[1]} values a row, the network's {values}")
-    _compare(model, spread_values(output, expected.shape[1]), expected.to(model.device))
+    _compare(where, dtype, spread_values(output, expected.shape[1]), expected.to(output.device))
 
 
 def _inputs(model: LoadedModel, seed: int, timesteps: list[int], classes: list[int] | None) -> NetworkInput:
@@ -81,12 +109,11 @@ def _prompted(model: LoadedModel, prompt: str, rows: int) -> dict[str, Tensor]:
     return {name: value.expand(rows, *value.shape[1:]).contiguous() for name, value in conditioning.named.items()}
 
 
-def _compare(model: LoadedModel, output: Tensor, expected: Tensor) -> None:
+def _compare(where: str, dtype: str, output: Tensor, expected: Tensor) -> None:
     """[N, n] both."""
-    tolerance = TOLERANCES[model.execution.dtype]
+    tolerance = TOLERANCES[dtype]
     error, norm = (output.double() - expected.double()).norm(dim=1), expected.double().norm(dim=1)
     if not bool((error <= tolerance * norm).all()):  # `not <=`: nan is no pass
-        where, dtype = f"{model.name}/{model.version}", model.execution.dtype
         raise BrokenModel(
             f"{where}: need the golden output within {tolerance:g} of its norm in {dtype},"
             f" is off by {float((error / norm).max()):.3g}"

@@ -13,7 +13,7 @@ from torch import Tensor
 from worker.codecs.codec import Codec
 from worker.codecs.pixels import Pixels
 from worker.conditioning.conditioning import Conditioner
-from worker.contract import DEFAULT_REFINER_START, LoraSet, SamplerName, SamplingRequest
+from worker.contract import DEFAULT_REFINER_START, LoraSet, SamplerName, SamplingRequest, Upscale
 from worker.diffusion.handover import steps_before
 from worker.diffusion.noise import Shape
 from worker.diffusion.reuse import with_reuse
@@ -27,6 +27,7 @@ from worker.networks.denoiser import Denoiser
 from worker.networks.form import Form
 from worker.networks.image_sizes import OtherSizes
 from worker.networks.network_input import InputSpec
+from worker.store.super_resolution import SuperResolution
 
 PLANS_KEPT = 64
 """Tables of a model that are kept; most requests ask for one of a few, and one of 1000 steps takes 12 ms to make."""
@@ -80,8 +81,8 @@ class LaterLeg(SizedNetwork):
         shape: (C, H, W) of its state; of a refiner's, for images of the model's own size.
         plan: the table of a request's chain; raises PlanError. None: it refines, that is, it walks the rest of the
             chain that the model's own network began, from the request's `refiner_start` on.
-        enter: makes an image's beginning of the previous leg's result and the image's seed; a pure function, since a
-            request that is resumed enters the leg again.
+        enter: makes an image's beginning of its request, the previous leg's result and the image's seed; a pure
+            function, since a request that is resumed enters the leg again.
         sizes: evaluates states of other shapes; None: its state has the same shape for all images.
         named_of_size: inputs of its network that follow from the shape of its state, those of one row.
         warm_up: None where the first evaluation takes no longer than the next.
@@ -91,7 +92,7 @@ class LaterLeg(SizedNetwork):
     chain: ChainConfig
     shape: Shape
     plan: Callable[[SamplingRequest], SamplerPlan] | None
-    enter: Callable[[Tensor, int], Entry]
+    enter: Callable[[SamplingRequest, Tensor, int], Entry]
     sizes: OtherSizes | None = None
     reuse: FeatureReuse | None = None
     named_of_size: Callable[[Shape], Mapping[str, Tensor]] = lambda shape: {}
@@ -120,6 +121,10 @@ class Walked(NamedTuple):
 
 class NoRefinerError(ValueError):
     """The request names where a refiner takes over, and the model has none; the message says so."""
+
+
+class UpscaleRefusedError(ValueError):
+    """The model can't enlarge images like that; the message names the value and the rule."""
 
 
 class SizeRefusedError(ValueError):
@@ -160,6 +165,7 @@ class LoadedModel(SizedNetwork):
         named_of_size: inputs of the first leg's network that follow from the shape of its state, those of one row.
         decoded_shape: (C, H, W) of the images; None: that of the state.
         later_legs: what follows the first leg, which is this model's own network.
+        upscale: of a cascade, how its last leg enlarges images where a request does not say; None: it is none.
         conditioner: turns a request's condition into tensors.
         components: hash of each of its components, by name.
         num_classes: rows of the class embedding; 0 for an unconditional model.
@@ -187,6 +193,7 @@ class LoadedModel(SizedNetwork):
     named_of_size: Callable[[Shape], Mapping[str, Tensor]] = lambda shape: {}
     decoded_shape: Shape | None = None
     later_legs: tuple[LaterLeg, ...] = ()
+    upscale: SuperResolution | None = None
     components: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     num_classes: int = 0
@@ -267,7 +274,26 @@ class LoadedModel(SizedNetwork):
             filled |= {"width": W * self.sizes.factor, "height": H * self.sizes.factor}
         if self.refiner is not None:
             filled |= {"refiner_start": self.refiner_start(request)}
+        if self.upscale is not None:
+            filled["upscale"] = self.upscale_of(request)
         return request.model_copy(update=filled)
+
+    def upscale_of(self, request: SamplingRequest) -> Upscale | None:
+        """How the request's images are enlarged, with nothing left open; None: they are not.
+
+        Raises:
+            UpscaleRefusedError: they can't be, or not like that.
+        """
+        known = self.upscale
+        if known is None:
+            if request.upscale is not None:
+                raise UpscaleRefusedError(f"model {self.name} is no cascade: nothing can be said of its upscaling")
+            return None
+        found = (request.upscale or Upscale()).filled(known.steps, known.noise_level)
+        if found.noise_level is not None and found.noise_level > known.max_noise_level:
+            rule = f"need upscale_noise_level <= {known.max_noise_level} for model {self.name}"
+            raise UpscaleRefusedError(f"{rule}, got {found.noise_level}")
+        return found
 
     def plan(self, request: SamplingRequest) -> SamplerPlan:
         """The table of the request's chain, by whichever networks it is walked; the same object for requests that ask

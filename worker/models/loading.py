@@ -9,6 +9,7 @@ from worker.codecs.kl_autoencoder import KlAutoencoder
 from worker.conditioning.conditioning import Conditioner, EachLeg
 from worker.conditioning.labels import Labels, Unconditional
 from worker.conditioning.text import TextReader
+from worker.conditioning.unguided import Unguided
 from worker.contract import LoraUse
 from worker.models.autoencoder import open_codec, read_autoencoding
 from worker.models.chain_config import ChainConfig, read_chain_config
@@ -26,6 +27,7 @@ from worker.models.network_loading import (
 )
 from worker.models.refiner import Refiner, open_refiner
 from worker.models.safety_checker import open_safety_checker
+from worker.models.super_resolution import Enlarging, open_super_resolution
 from worker.models.text_parts import encoder_bytes, open_readers, text_conditioner, text_parts_of
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.fused_step import choose_end_step
@@ -89,9 +91,12 @@ def load_checkpoint(
     factor = autoencoding.vae.factor if autoencoding.vae else 1
     ready = make_ready(stored, host)
     refiner: Refiner | None = None
+    enlarging: Enlarging | None = None
     try:
         refiner = open_refiner(checkpoint, autoencoding.shape, chain, factor, host, ready)
+        enlarging = open_super_resolution(checkpoint, host, ready)
         execution = ready.execution if refiner is None else refiner.execution_beside(ready.execution)
+        execution = execution if enlarging is None else enlarging.execution_beside(execution)
         number_format = "float32" if execution.dtype == "tf32" else execution.dtype
         codec = open_codec(checkpoint, autoencoding, device, getattr(torch, number_format), threads, tile_above_pixels)
         shared = encoder_bytes(checkpoint, parts, readers)
@@ -106,6 +111,9 @@ def load_checkpoint(
             conditioner = EachLeg((conditioner, refiner.conditioner))
             shared |= refiner.shared_bytes
             weight_bytes += refiner.weight_bytes
+        if enlarging is not None:
+            conditioner = EachLeg((conditioner, Unguided()))
+            weight_bytes += bytes_of(enlarging.ready.network)
         model = LoadedModel(
             name=checkpoint.model,
             version=checkpoint.version,
@@ -118,7 +126,8 @@ def load_checkpoint(
             named_of_size=sizes_named(stored.inputs, factor, device),
             picture_input=MASKED_PICTURE if stored.inputs.has(MASKED_PICTURE) else None,
             decoded_shape=(manifest.channels, manifest.height, manifest.width),
-            later_legs=() if refiner is None else (refiner.leg,),
+            later_legs=tuple(later.leg for later in (refiner, enlarging) if later is not None),
+            upscale=None if enlarging is None else enlarging.defaults,
             components={name: component.sha256 for name, component in manifest.components.items()},
             labels=tuple(manifest.labels),
             num_classes=num_classes,
@@ -139,20 +148,23 @@ def load_checkpoint(
             step=manifest.step,
             created_at=manifest.created_at,
             metrics=dict(manifest.metrics),
-            on_evict=partial(_give_back, ready, refiner),
+            on_evict=partial(_give_back, ready, refiner, enlarging),
         )
         if manifest.golden is not None and not checkpoint.loras:
             check_golden(model, manifest.golden, partial(stored.open_plain, device))
+        if enlarging is not None:
+            enlarging.check_golden(device, execution.dtype, f"{_place(checkpoint)}: the second leg")
     except BrokenModel:
-        _give_back(ready, refiner)
+        _give_back(ready, refiner, enlarging)
         raise
     return model
 
 
-def _give_back(ready: ReadyNetwork, refiner: Refiner | None) -> None:
+def _give_back(ready: ReadyNetwork, refiner: Refiner | None, enlarging: Enlarging | None) -> None:
     ready.give_back()
-    if refiner is not None:
-        refiner.give_back()
+    for later in (refiner, enlarging):
+        if later is not None:
+            later.ready.give_back()
 
 
 def _place(checkpoint: Checkpoint) -> str:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from worker.conditioning.conditioning import Conditioner
+from worker.contract import SamplingRequest
 from worker.diffusion.noise import Shape
 from worker.models.chain_config import ChainConfig
 from worker.models.loaded_model import Entry, Execution, LaterLeg
@@ -39,9 +40,6 @@ class Refiner:
         costs = (first.exact_cost, own.exact_cost)
         cost = None if None in costs else max(cost for cost in costs if cost is not None)
         return replace(first, exact=first.exact and own.exact, exact_cost=cost)
-
-    def give_back(self) -> None:
-        self.ready.give_back()
 
 
 def open_refiner(
@@ -83,6 +81,6 @@ def open_refiner(
     return Refiner(leg, conditioner, ready, bytes_of(ready.network) + kept_bytes, shared)
 
 
-def _go_on(x_t: Tensor, seed: int) -> Entry:
+def _go_on(request: SamplingRequest, x_t: Tensor, seed: int) -> Entry:
     """Where the network before it stopped."""
     return Entry(x_t)

@@ -47,7 +47,7 @@ class Dispatcher:
             assert job.request is not None
             job.progress = ProgressSnapshot(
                 step=0,
-                steps=job.request.calls,
+                steps=job.request.all_calls,
                 model=event.model,
                 version=event.version,
                 weights_sha256=event.weights_sha256,

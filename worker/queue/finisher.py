@@ -292,7 +292,7 @@ class Finisher:
             receipt=drawn.receipt,
             warnings=list(event.warnings),
         )
-        progress = ProgressSnapshot(**made_by, step=request.calls, steps=request.calls)
+        progress = ProgressSnapshot(**made_by, step=request.all_calls, steps=request.all_calls)
         digest = self._drawn_requests.digest(request, event) if self._drawn_requests else None
         return self._leases.finish(job, outcome, progress, self._files.witnesses(drawn.names), digest)
 

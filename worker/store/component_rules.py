@@ -12,6 +12,14 @@ from worker.store.denoiser_config import SUPPORTED, Config, Rule, check_rules, r
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.refiner_rules import REFINER_ENCODER, REFINER_PARTS, REFINER_TOKENIZER, REFINER_UNET, check_refiner
+from worker.store.super_resolution import (
+    LEG_NAME,
+    NETWORK_CLASS,
+    SUPER_RESOLUTION,
+    SUPER_RESOLUTION_PARTS,
+    check_cascade,
+    check_super_resolution,
+)
 from worker.store.text_rules import text_width
 from worker.store.vae_config import read_vae_config
 from worker.store.weight_files import check_weights
@@ -107,7 +115,9 @@ SCHEDULERS = (
     "DDPMScheduler", "DDIMScheduler", "PNDMScheduler", "DPMSolverMultistepScheduler", "EulerDiscreteScheduler",
     "EulerAncestralDiscreteScheduler", "LCMScheduler",
 )  # fmt: skip
-_scheduler = ComponentRule("diffusers", ("scheduler",), "scheduler_config.json", None, check_noise_config)
+_scheduler = ComponentRule(
+    "diffusers", ("scheduler", *SUPER_RESOLUTION_PARTS[1:]), "scheduler_config.json", None, check_noise_config
+)
 _tokenizer = ComponentRule(
     "transformers",
     ("tokenizer", "tokenizer_2", REFINER_TOKENIZER),
@@ -146,6 +156,22 @@ RULES: Mapping[str, ComponentRule] = {
     **dict.fromkeys(SCHEDULERS, _scheduler),
 }
 
+LATER_LEGS: Mapping[str, Mapping[str, ComponentRule]] = {
+    SUPER_RESOLUTION: {
+        NETWORK_CLASS: ComponentRule(
+            "diffusers",
+            (SUPER_RESOLUTION,),
+            "config.json",
+            "diffusion_pytorch_model",
+            check_super_resolution,
+            files=(LEG_NAME,),
+            any_of=((LEG_NAME,),),
+        )
+    }
+}
+"""Name of the network of a later leg → the rules for its classes, which are not those that the class has as a first
+leg's."""
+
 SAFETY_CHECKER = "safety_checker"
 SAFETY_PARTS = (SAFETY_CHECKER, "feature_extractor")
 """The checker, and what makes its input of an image."""
@@ -159,10 +185,13 @@ SYSTEMS: Mapping[str, frozenset[str]] = {
 REFINER = frozenset({"unet", "scheduler", "vae", "text_encoder_2", "tokenizer_2"})
 """Those of Stable Diffusion XL's refiner as a model of its own, which reads the second encoder alone."""
 OPTIONAL: Mapping[str, frozenset[str]] = {
-    "UNet2DConditionModel": frozenset({"vae", "text_encoder_2", "tokenizer_2", *SAFETY_PARTS, *REFINER_PARTS}),
-    "DiTTransformer2DModel": frozenset({"vae"}),
+    "UNet2DModel": frozenset(SUPER_RESOLUTION_PARTS),
+    "UNet2DConditionModel": frozenset(
+        {"vae", "text_encoder_2", "tokenizer_2", *SAFETY_PARTS, *REFINER_PARTS, *SUPER_RESOLUTION_PARTS}
+    ),
+    "DiTTransformer2DModel": frozenset({"vae", *SUPER_RESOLUTION_PARTS}),
 }
-"""Class of the denoiser → what it may be with or without: an autoencoder, a second text encoder."""
+"""Class of the denoiser → what it may be with or without: an autoencoder, a second text encoder, a second leg."""
 TEXT_PARTS = (("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2"))
 """Which tokenizer goes with which encoder, in the order in which a network reads their states."""
 
@@ -184,12 +213,13 @@ def check_files(folder: Path, name: str, class_name: str, where: str) -> None:
 
 def rule_for(name: str, class_name: str, where: str) -> ComponentRule:
     """The rule for component `name` of a class. Raises BadCheckpoint when no system has such a component."""
-    supported = [each for each, rule in RULES.items() if name in rule.folders]
+    rules = LATER_LEGS.get(name, RULES)
+    supported = [each for each, rule in rules.items() if name in rule.folders]
     if not supported:
         raise BadCheckpoint(f"{where}: can't take {name} ({class_name}): no supported system has such a component")
     if class_name not in supported:
         raise BadCheckpoint(f"{where}: {name}: need {' or '.join(supported)}, got {class_name!r}")
-    return RULES[class_name]
+    return rules[class_name]
 
 
 def is_refiner(components: Mapping[str, str]) -> bool:
@@ -225,6 +255,7 @@ def check_fit(folder: Path, components: Mapping[str, str], where: str) -> None:
     """Raise BadCheckpoint unless tokenizers, text encoders, U-Net and autoencoder fit each other."""
     if len(components.keys() & set(SAFETY_PARTS)) == 1:
         raise BadCheckpoint(f"{where}: {' and '.join(SAFETY_PARTS)} need each other")
+    check_cascade(folder, components, denoiser_of(components, where), where)
     if components.keys() & set(REFINER_PARTS):
         check_refiner(folder, components, where)
     encoders = [encoder for encoder, _ in TEXT_PARTS if encoder in components]

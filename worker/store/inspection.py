@@ -20,6 +20,7 @@ from worker.store.manifest import (
     FileRecord,
     Manifest,
 )
+from worker.store.super_resolution import has_super_resolution, read_super_resolution
 from worker.store.vae_config import read_vae_config
 
 UNSAFE_SUFFIXES = frozenset(
@@ -126,6 +127,14 @@ def denoiser_config_path(folder: Path) -> str:
 
 def image_shape(folder: Path, where: str) -> tuple[int, int, int]:
     """(height, width, channels) of the images that a version draws at the size it was made for."""
+    if has_super_resolution(folder):
+        last = read_super_resolution(folder, where)
+        return last.height, last.width, last.channels
+    return first_image_shape(folder, where)
+
+
+def first_image_shape(folder: Path, where: str) -> tuple[int, int, int]:
+    """(height, width, channels) of the images of a version's first leg, which is the only one of most."""
     path = denoiser_config_path(folder)
     config = read_json_object(folder, path, where)
     size, channels, factor = config.get("sample_size"), config.get("in_channels"), 1
@@ -146,7 +155,7 @@ def size_multiple(folder: Path, where: str) -> int | None:
     """
     config = read_json_object(folder, denoiser_config_path(folder), where)
     known = read_denoiser_config(str(config.get("_class_name", "UNet2DModel")), config)
-    if known.only_size is not None:
+    if known.only_size is not None or has_super_resolution(folder):
         return None
     multiple = known.multiple
     if (folder / VAE_CONFIG_PATH).is_file():

@@ -12,6 +12,7 @@ from worker.store.json_files import read_json_object
 from worker.store.lora_names import TEXT_PREFIX, UNET, TensorName, read_name, reason_against, resolved
 from worker.store.manifest import UNET_CONFIG_PATH
 from worker.store.safetensors_header import TensorInfo, read_header, read_metadata
+from worker.store.super_resolution import SUPER_RESOLUTION
 from worker.store.weight_files import find_weights
 
 FLOATS = ("F16", "BF16", "F32", "F64")
@@ -46,6 +47,10 @@ class LoraPair:
     alpha_value: float | None = None
 
 
+NOT_CHANGED = ("vae", SUPER_RESOLUTION)
+"""Components with weights that no LoRA is for."""
+
+
 @dataclass(frozen=True, eq=False, slots=True)
 class LoraTarget:
     """What a LoRA is laid upon: a checkpoint's weights as far as their names and shapes go. Compared by identity."""
@@ -63,7 +68,7 @@ def read_target(folder: Path, components: Mapping[str, str], where: str) -> Lora
     modules: dict[str, dict[str, Shape]] = {}
     for name, class_name in components.items():
         rule = RULES[class_name]
-        if rule.weights is None or name == "vae":
+        if rule.weights is None or name in NOT_CHANGED:
             continue
         found: dict[str, Shape] = {}
         place = f"{where}: {name}"

@@ -128,6 +128,17 @@ def write_index(
     (folder / PIPELINE_INDEX_PATH).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def write_cascade_index(first: Path, folder: Path, components: Mapping[str, str]) -> None:
+    """Write the index of a first leg's directory into `folder`, with the components (name → class) of a second one.
+
+    diffusers opens the directory as the first leg's pipeline, which passes over what it doesn't know, and the second
+    leg's components by their folders.
+    """
+    index = read_json_object(first, PIPELINE_INDEX_PATH, first.name)
+    index |= {name: [RULES[class_name].library, class_name] for name, class_name in sorted(components.items())}
+    (folder / PIPELINE_INDEX_PATH).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
 def write_text_to_image_index(folder: Path, *, scheduler: str = "DDPMScheduler", latent: bool = False) -> None:
     """Write the index of a text-to-image model: unet, text_encoder, tokenizer, scheduler, and vae if it is `latent`.
 

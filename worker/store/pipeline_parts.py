@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from worker.store.component_rules import RULES, rule_for
+from worker.store.component_rules import rule_for
 from worker.store.errors import BadCheckpoint
 from worker.store.json_files import read_json_object
 from worker.store.weight_files import WeightFiles, copy_weights, find_weights
@@ -25,7 +25,7 @@ class Part:
     @property
     def further_files(self) -> list[str]:
         """Names of those that are taken beside its configuration and its weights."""
-        rule = RULES[self.class_name]
+        rule = rule_for(self.name, self.class_name, self.name)
         return [name for name in rule.files if name != rule.config and (self.folder / name).is_file()]
 
 
@@ -44,7 +44,7 @@ def read_part(name: str, class_name: str, folder: Path, where: str, variant: str
 
 
 def write_part(part: Part, target: Path) -> None:
-    rule = RULES[part.class_name]
+    rule = rule_for(part.name, part.class_name, part.name)
     target.mkdir()
     (target / rule.config).write_text(json.dumps(part.config, indent=2) + "\n", encoding="utf-8")
     for name in part.further_files:

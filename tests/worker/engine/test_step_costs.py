@@ -51,3 +51,13 @@ def test_steps_that_are_found_ended_together_share_their_time_by_their_rows() ->
     costs.begun("digits", 8, 0.0)
     costs.ended(2, 2.0)
     assert costs.row_step_s() == {"digits": pytest.approx(0.1)}
+
+
+def test_a_row_costs_what_it_does_on_average_over_all_legs() -> None:
+    """The second leg's network takes three times as long for a row as the first's, and has half as many."""
+    costs, now = StepCosts(), 0.0
+    for leg, rows, row_s in [(0, 8, 0.1), (0, 8, 0.1), (1, 8, 0.3)] * 10:
+        costs.begun("cascade", rows, now, leg=leg)
+        now += rows * row_s
+        costs.ended(1, now)
+    assert costs.row_step_s() == {"cascade": pytest.approx((2 * 0.1 + 0.3) / 3)}

@@ -109,7 +109,7 @@ def two_leg_model(like: LoadedModel, journal: Journal) -> LoadedModel:
     def large_plan(request: SamplingRequest) -> SamplerPlan:
         return plan(SamplerName.DDPM, like.chain.schedule, request.steps // 2 + 1)
 
-    def enter(small: Tensor, seed: int) -> Entry:
+    def enter(request: SamplingRequest, small: Tensor, seed: int) -> Entry:
         enlarged = journal.note("enter", small).repeat_interleave(2, -1).repeat_interleave(2, -2)
         seeds = torch.tensor([seed])
         x_t = initial_noise(seeds, LARGE, torch.ones_like(seeds))[0]
