@@ -20,6 +20,8 @@ def model_card(
     """Markdown, the same for the same version."""
     channels, height, width = source.shape
     kind = "Text to image" if source.captioned else "Image"
+    first = configuration.super_resolution_of
+    cascade = "" if first is None else f"- A cascade: a second leg that enlarges what {first} draws.\n"
     conditions = f", {len(source.label_names)} classes" if source.label_names else ""
     scores = "\n".join(f"| {name.replace('_', ' ')} | {value:.4f} |" for name, value in sorted(metrics.items()))
     return f"""# {model}
@@ -28,7 +30,7 @@ def model_card(
 
 ![Samples from fixed seeds]({SAMPLES_NAME})
 
-- Data: {source.name}, {len(source)} images to train on.
+{cascade}- Data: {source.name}, {len(source)} images to train on.
 - {LICENCES.get(configuration.data, "The licence of the data is its owner's.")}
 - Predicts {configuration.prediction.value} on a {configuration.schedule} schedule; trained on batches of \
 {configuration.batch} with {configuration.optimizer}; the averaged weights ({configuration.ema.value}).

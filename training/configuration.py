@@ -88,6 +88,18 @@ class TrainingConfiguration(BaseModel):
     text_rate: Annotated[float, Field(ge=0, le=1)] = 0.2
     """learning rate of the text encoder, as a part of the network's"""
 
+    # The second leg of a cascade.
+    super_resolution_of: str | None = None
+    """MODEL[@VERSION] in the store: train a second leg that enlarges its images, and publish both as one cascade"""
+    enlarge: Annotated[int, Field(ge=2, le=16)] = 2
+    """of a second leg: by how much, along each side"""
+    max_noise_level: Annotated[int, Field(ge=0, lt=1000)] = 400
+    """of a second leg: its small images are noised to random timesteps of a cosine schedule, up to this one"""
+    noise_level: Annotated[int, Field(ge=0, lt=1000)] = 100
+    """of a second leg: the timestep that is served where a request names none"""
+    upscale_steps: Annotated[int, Field(ge=1, le=1000)] = 20
+    """of a second leg: the steps that are served where a request names none"""
+
     # The diffusion process.
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
     """of the noise"""
@@ -194,8 +206,21 @@ class TrainingConfiguration(BaseModel):
             raise ValueError("need v_prediction or sample with zero_terminal_snr, got epsilon")
         if self.autoencoder is not None and self.flips:
             raise ValueError("need no flips with an autoencoder: the latents of a mirrored image are not mirrored ones")
+        if self.super_resolution_of is not None:
+            self._check_second_leg()
         optimizer_class(self.optimizer)
         return self
+
+    def _check_second_leg(self) -> None:
+        for name, clashes in (
+            ("backbone dit", self.backbone == "dit"),
+            ("autoencoder", self.autoencoder is not None),
+            ("learned_variance", self.learned_variance),
+        ):
+            if clashes:
+                raise ValueError(f"need a U-Net of pixels with super_resolution_of, got {name}")
+        if self.noise_level > self.max_noise_level:
+            raise ValueError(f"need noise_level <= max_noise_level, got {self.noise_level} and {self.max_noise_level}")
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the weights: not the budget, the machine or where results go."""
@@ -215,6 +240,7 @@ class TrainingConfiguration(BaseModel):
 NOT_OF_THE_WEIGHTS = (
     *("autoencoder", "latents"),  # the fingerprint of the data tells them by their hashes
     *("steps", "epochs", "minutes", "workers", "memory_mib", "threads", "device", "compile", "channels_last"),
+    *("noise_level", "upscale_steps"),
     *("store", "model", "publish_every", "publish_best", "publish_dtype", "state", "save_every"),
     *("request_sampler", "request_steps", "request_guidance_scale", "example_prompts"),
     *("log", "log_every", "held_out_rows"),

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from training.cascade import enlarged_images
 from training.command_line import add_version_options, run_on_versions
 from training.contrastive import DualEncoder, train_dual_encoder
 from training.data import ImageSource
@@ -30,6 +31,7 @@ from training.metrics.distributions import (
 from training.metrics.retrieval import background_of, colour_of, retrieval
 from training.network import Conditions
 from training.opening import OpenedVersion, open_version
+from training.publishing import spacing_of
 from training.randomness import generator
 from training.sources import load_images
 from training.text import CaptionTokenizer, build_text_encoder
@@ -81,8 +83,12 @@ def measure_distribution(
     """Drawn images beside held-out ones, each drawn for the label or caption of one of them."""
     real, labels, captions = real_images(held_out, options.samples, options.seed)
     tokens = None if version.tokenizer is None or captions is None else version.tokenizer(captions)
-    used = Options(**asdict(options) | {"samples": len(real)})
-    drawn = as_x_0(draw_for(version, held_out, Conditions(labels, tokens), used))
+    if version.configuration.super_resolution_of is not None:  # the second leg alone, of small images that are real
+        spacing = spacing_of(version.configuration)
+        drawn = as_x_0(enlarged_images(version.denoiser, real, version.configuration, spacing, options.seed))
+    else:
+        used = Options(**asdict(options) | {"samples": len(real)})
+        drawn = as_x_0(draw_for(version, held_out, Conditions(labels, tokens), used))
     known, known_labels, _ = real_images(train, 4000, options.seed)
     if known_labels is None or len(train.label_names) < 2:
         # Without classes: features that distinguish a picture from a turned one.
@@ -194,7 +200,8 @@ def judged(
 def evaluate(version: OpenedVersion, options: Options) -> dict[str, float]:
     """All measures that the data of a version allows."""
     train, held_out = load_images(version.configuration)
-    if isinstance(train, EmojiData) and isinstance(held_out, EmojiData):
+    is_second_leg = version.configuration.super_resolution_of is not None
+    if not is_second_leg and isinstance(train, EmojiData) and isinstance(held_out, EmojiData):
         return measure_prompts(version, train, held_out, options)
     return measure_distribution(version, train, held_out, options)
 

@@ -27,6 +27,7 @@ from training.precision import autocast, gradient_scaler
 from training.processes import Processes
 from training.randomness import generator
 from training.state import RunState
+from training.super_resolution import SmallImages
 from worker.diffusion import NoiseSchedule
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,7 @@ class Trainer:
         self.ema = AveragedWeights(denoiser, decay_of(configuration))
         self.device = next(denoiser.parameters()).device
         self._source, self._schedule, self._tokenize, self._clock = source, schedule, tokenize, clock
+        self._small = SmallImages.of(configuration)
         self._processes = processes or Processes()
         self._loss = math.nan
         self._unreadable: set[str] = set()
@@ -185,6 +187,7 @@ class Trainer:
             num_train_timesteps=self._schedule.num_train_timesteps,
             configuration=self.configuration,
             processes=self._processes,
+            small=self._small,
         )
         return batches(make, itertools.count(self.step), self.configuration.workers)
 
@@ -217,7 +220,9 @@ class Trainer:
     def _backward(self, drawn: DrawnRows, parts: int) -> Tensor:
         """The gradient of some rows, added to what is there; returns their share of the loss."""
         configuration = self.configuration
-        batch = add_noise(drawn, self._schedule, self._source.max_level, configuration.seed, self.step, self.device)
+        batch = add_noise(
+            drawn, self._schedule, self._source.max_level, configuration.seed, self.step, self.device, self._small
+        )
 
         def network(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
             with autocast(configuration.precision, self.device):
@@ -289,6 +294,7 @@ def draw_parts(
     num_train_timesteps: int,
     configuration: TrainingConfiguration,
     processes: Processes,
+    small: SmallImages | None = None,
 ) -> list[DrawnRows]:
     """What one process computes in one step, part after part."""
     parts = configuration.accumulate * processes.count
@@ -304,6 +310,7 @@ def draw_parts(
             part=processes.rank + index * processes.count,
             parts=parts,
             flips=configuration.flips,
+            small=small,
         )
         for index in range(configuration.accumulate)
     ]

@@ -13,12 +13,15 @@ from training.data import ImageSource
 from training.data.examples import null_label, to_x_0
 from training.network import Conditions
 from training.randomness import generator
+from training.super_resolution import SmallImages
 from training.variational_bound import hybrid_term
 from worker.diffusion import NoiseSchedule, PredictionType, prediction_target, q_sample, standard_normal
 from worker.diffusion.learned_variance import split_output
 
 TRAINING_STREAM = 0x7472
-"""Stream of the counter-based noise that training draws from; serving draws from 0 and 1."""
+"""Stream of the counter-based noise that training draws from; serving draws from the first few."""
+SMALL_IMAGE_STREAM = 0x736D
+"""Likewise, for the noise on a second leg's small images."""
 
 Tokenize = Callable[[tuple[str, ...]], Tensor]
 
@@ -74,6 +77,7 @@ class DrawnRows:
         timesteps: [n] int64.
         conditions: n rows.
         unreadable: files that others stand in for.
+        noise_levels: [n] int64, of the small images that a second leg reads; None where none is trained.
     """
 
     rows: Tensor
@@ -82,6 +86,7 @@ class DrawnRows:
     timesteps: Tensor
     conditions: Conditions
     unreadable: tuple[str, ...] = ()
+    noise_levels: Tensor | None = None
 
 
 def draw_rows(
@@ -95,6 +100,7 @@ def draw_rows(
     part: int = 0,
     parts: int = 1,
     flips: bool = False,
+    small: SmallImages | None = None,
 ) -> DrawnRows:
     """Every `parts`-th row of a training step's batch, from row `part` on: a function of its arguments alone.
 
@@ -118,20 +124,32 @@ def draw_rows(
     if flips:
         mirrored = torch.rand(batch_size, generator=draw)[rows] < 0.5
         levels = torch.where(mirrored.view(-1, 1, 1, 1), levels.flip(-1), levels)
-    return DrawnRows(rows, indices, levels, timesteps, Conditions(labels, tokens), examples.unreadable)
+    noise_levels = None if small is None else small.drawn_levels(batch_size, draw)[rows]
+    return DrawnRows(rows, indices, levels, timesteps, Conditions(labels, tokens), examples.unreadable, noise_levels)
 
 
 def add_noise(
-    drawn: DrawnRows, schedule: NoiseSchedule, max_level: int, seed: int, step: int, device: torch.device
+    drawn: DrawnRows,
+    schedule: NoiseSchedule,
+    max_level: int,
+    seed: int,
+    step: int,
+    device: torch.device,
+    small: SmallImages | None = None,
 ) -> NoisyBatch:
     """The rows with their noise, on the device. The noise is a function of (seed, step, row), the same everywhere."""
     x_0 = to_x_0(drawn.levels.to(device, non_blocking=True), max_level)
     channels, height, width = x_0.shape[1:]
     rows = drawn.rows.to(device) + (noise_key(seed) << 32)
-    eps = standard_normal(rows, TRAINING_STREAM, torch.full_like(rows, step), (channels, height, width))
+    steps, shape = torch.full_like(rows, step), (channels, height, width)
+    eps = standard_normal(rows, TRAINING_STREAM, steps, shape)
     timesteps = drawn.timesteps.to(device, non_blocking=True)
     x_t = q_sample(x_0, eps, schedule.alpha_bar(timesteps))
-    return NoisyBatch(x_t, x_0, eps, timesteps, drawn.conditions.to(device))
+    conditions = drawn.conditions.to(device)
+    if small is not None and drawn.noise_levels is not None:
+        augmentation = standard_normal(rows, SMALL_IMAGE_STREAM, steps, shape)
+        conditions = small.conditions(x_0, augmentation, drawn.noise_levels.to(device, non_blocking=True))
+    return NoisyBatch(x_t, x_0, eps, timesteps, conditions)
 
 
 def noise_key(seed: int) -> int:

@@ -26,22 +26,28 @@ class Conditions:
     Attributes:
         labels: [N] int64, the null label for none; None for a model without classes.
         tokens: [N, L] int64, the tokens of "" for none; None for a model without captions.
+        small_images: [N, C, H, W], enlarged and noised; None unless the network enlarges images.
+        noise_levels: [N] int64, the timesteps of their noise.
     """
 
     labels: Tensor | None = None
     tokens: Tensor | None = None
+    small_images: Tensor | None = None
+    noise_levels: Tensor | None = None
+
+    @property
+    def _values(self) -> tuple[Tensor | None, ...]:
+        return self.labels, self.tokens, self.small_images, self.noise_levels
 
     def __getitem__(self, rows: Tensor | slice) -> "Conditions":
-        return Conditions(*(None if value is None else value[rows] for value in (self.labels, self.tokens)))
+        return Conditions(*(None if value is None else value[rows] for value in self._values))
 
     def repeated(self, rows: int) -> "Conditions":
         """One row, `rows` times."""
         return self[torch.zeros(rows, dtype=torch.int64)]
 
     def to(self, device: torch.device) -> "Conditions":
-        return Conditions(
-            *(None if value is None else value.to(device, non_blocking=True) for value in (self.labels, self.tokens))
-        )
+        return Conditions(*(None if value is None else value.to(device, non_blocking=True) for value in self._values))
 
 
 class Denoiser(nn.Module):
@@ -60,6 +66,9 @@ class Denoiser(nn.Module):
     def forward(self, x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
         """[N, C, H, W], [N] int64 → [N, C, H, W], eps or whatever the model predicts."""
         given: dict[str, Any] = {"class_labels": conditions.labels}
+        if conditions.small_images is not None:
+            x_t = torch.cat([x_t, conditions.small_images], dim=1)
+            given["class_labels"] = conditions.noise_levels  # which the network embeds as it does timesteps
         if self.text_encoder is not None:
             given["encoder_hidden_states"] = self.text_encoder(conditions.tokens).last_hidden_state
         output: Tensor = self.network(x_t, timesteps, return_dict=False, **given)[0]
@@ -87,6 +96,7 @@ def build_unet(
     dropout: float = 0.0,
     text_width: int | None = None,
     learned_variance: bool = False,
+    super_resolution: bool = False,
 ) -> UNet2DModel | UNet2DConditionModel:
     """A U-Net with attention at its lower resolutions, freshly initialized from `seed`.
 
@@ -102,6 +112,7 @@ def build_unet(
         dropout: in the residual blocks, in [0, 1).
         text_width: of the text encoder's states; None without captions.
         learned_variance: its output has as many channels again, for the variance.
+        super_resolution: it reads a small image, enlarged, beside its state, and a noise level in place of a class.
     """
     channels, height, image_width = shape
     if width < 8 or width % 8:
@@ -122,7 +133,7 @@ def build_unet(
         raise ConfigurationError(f"need attention at some of the heights {heights}, got {sorted(strangers)}")
     sizes: dict[str, Any] = {
         "sample_size": height if height == image_width else (height, image_width),
-        "in_channels": channels,
+        "in_channels": 2 * channels if super_resolution else channels,
         "out_channels": 2 * channels if learned_variance else channels,
         "block_out_channels": out_channels,
         "layers_per_block": layers_per_block,
@@ -140,6 +151,7 @@ def build_unet(
             down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
             up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
             attention_head_dim=None,
+            class_embed_type="timestep" if super_resolution else None,
             **sizes,
         )
 

@@ -15,6 +15,7 @@ from training.errors import ConfigurationError
 from training.network import Backbone, Denoiser
 from training.text import CaptionTokenizer
 from worker.store import Checkpoint, ModelStore
+from worker.store.super_resolution import SUPER_RESOLUTION
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,9 @@ def open_version(name: str, store: ModelStore) -> OpenedVersion:
     text_encoder, tokenizer = None, None
     network: Backbone
     try:
-        if (folder / "text_encoder").is_dir():
+        if configuration.super_resolution_of is not None:  # the leg that was trained
+            network = UNet2DModel.from_pretrained(folder / SUPER_RESOLUTION, torch_dtype=torch.float32)
+        elif (folder / "text_encoder").is_dir():
             network = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
             text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
             tokenizer = CaptionTokenizer.open(folder / "tokenizer")

@@ -1,6 +1,5 @@
 """From weights to a published version: a diffusers pipeline directory and its manifest."""
 
-import base64
 import copy
 import json
 import platform
@@ -8,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DiTTransformer2DModel
@@ -16,20 +16,19 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from training.card import SAMPLES_NAME, model_card
+from training.cascade import FirstLeg, write_cascade
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource
 from training.data.examples import null_label
 from training.data.latents import Autoencoder, LatentData
+from training.golden import GOLDEN_ROWS, golden_of
 from training.network import Conditions, Denoiser
 from training.text import CaptionTokenizer
 from worker.diffusion import NoiseSchedule, Spacing
-from worker.diffusion.golden import golden_inputs, spread_values
 from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe, RequestDefaults
 from worker.store.component_rules import LEARNED_RANGE, denoiser_folder
 from worker.store.pipeline_index import write_index, write_text_to_image_index
 
-GOLDEN_SEED = 0
-GOLDEN_ROWS = 4
 GOLDEN_PROMPT = "a picture"
 BETAS = {"linear": (1e-4, 0.02), "scaled_linear": (0.00085, 0.012), "cosine": (1e-4, 0.02)}
 """As `NoiseSchedule` has them by default; a cosine has none, and diffusers reads these and leaves them unused."""
@@ -46,6 +45,7 @@ class Publication:
         source: what it is trained on.
         tokenizer: None without captions.
         recipe: for the manifest.
+        first: what a second leg is trained for; None of any other network.
     """
 
     store: ModelStore
@@ -54,6 +54,7 @@ class Publication:
     source: ImageSource
     tokenizer: CaptionTokenizer | None
     recipe: Recipe
+    first: FirstLeg | None = None
 
     def publish(
         self, denoiser: Denoiser, *, step: int, metrics: Mapping[str, float], samples: Tensor | None = None
@@ -68,38 +69,71 @@ class Publication:
         autoencoder = self.source.autoencoder if isinstance(self.source, LatentData) else None
 
         def write(folder: Path) -> None:
-            write_pipeline(
-                folder, published.to(dtype), self.configuration, self.tokenizer, self.source.label_names, autoencoder
-            )
+            if self.first is not None:
+                write_cascade(
+                    folder, self.first, published.to(dtype), self.configuration, scheduler_config(self.configuration)
+                )
+            else:
+                write_pipeline(
+                    folder,
+                    published.to(dtype),
+                    self.configuration,
+                    self.tokenizer,
+                    self.source.label_names,
+                    autoencoder,
+                )
             if samples is not None:
                 card = model_card(self.model, self.configuration, self.source, metrics, self.recipe.command)
                 (folder / "README.md").write_text(card, encoding="utf-8")
                 Image.fromarray(samples.squeeze(-1).numpy()).save(folder / SAMPLES_NAME)
 
-        # Of the weights as they are published: rounded to their dtype.
+        return self.store.publish(
+            self.model,
+            write,
+            step=step,
+            metrics=metrics,
+            recipe=self.recipe,
+            **self._of_first_leg() if self.first is not None else self._of_only_leg(published.float()),
+        )
+
+    def _of_only_leg(self, published: Denoiser) -> dict[str, Any]:
+        """What the manifest says of the first network, here the one that is trained: of its weights as they are
+        published, rounded to their dtype."""
         golden = golden_output(
-            published.float(),
+            published,
             self.configuration.noise_schedule(),
             self.source.shape,
             len(self.source.label_names),
             self.tokenizer,
         )
-        return self.store.publish(
-            self.model,
-            write,
-            step=step,
-            labels=self.source.label_names,
-            null_label=null_label(self.source),
-            metrics=metrics,
-            recipe=self.recipe,
-            request_defaults=RequestDefaults(
-                sampler=self.configuration.request_sampler,
-                steps=self.configuration.request_steps,
-                guidance_scale=self.configuration.request_guidance_scale,
-            ),
-            example_prompts=() if self.tokenizer is None else self.configuration.example_prompts,
-            golden=golden,
-        )
+        return {
+            "labels": self.source.label_names,
+            "null_label": null_label(self.source),
+            "request_defaults": RequestDefaults(**self._given_defaults()),
+            "example_prompts": () if self.tokenizer is None else self.configuration.example_prompts,
+            "golden": golden,
+        }
+
+    def _of_first_leg(self) -> dict[str, Any]:
+        assert self.first is not None, "asked for by the caller"
+        manifest = self.first.checkpoint.manifest
+        return {
+            "labels": manifest.labels,
+            "null_label": manifest.null_label,
+            "request_defaults": manifest.request_defaults.model_copy(update=self._given_defaults()),
+            "example_prompts": self.configuration.example_prompts or manifest.example_prompts,
+            "golden": manifest.golden,
+        }
+
+    def _given_defaults(self) -> dict[str, Any]:
+        """Those for requests that the configuration names."""
+        configuration = self.configuration
+        named = {
+            "sampler": configuration.request_sampler,
+            "steps": configuration.request_steps,
+            "guidance_scale": configuration.request_guidance_scale,
+        }
+        return {name: value for name, value in named.items() if value is not None}
 
 
 def spacing_of(configuration: TrainingConfiguration) -> Spacing:
@@ -178,7 +212,6 @@ def write_pipeline(
         write_text_to_image_index(folder, scheduler=scheduler_class(configuration), latent=autoencoder is not None)
 
 
-@torch.no_grad()
 def golden_output(
     denoiser: Denoiser,
     schedule: NoiseSchedule,
@@ -190,20 +223,11 @@ def golden_output(
 
     With captions, of one prompt: tokenizer and text encoder are compared so, too.
     """
-    last = schedule.num_train_timesteps - 1
-    timesteps = [last * row // (GOLDEN_ROWS - 1) for row in range(GOLDEN_ROWS)]
     labels = [row % num_labels for row in range(GOLDEN_ROWS)] if num_labels else None
-    x_t, t = golden_inputs(GOLDEN_SEED, timesteps, shape)
     tokens = None if tokenizer is None else tokenizer([GOLDEN_PROMPT] * GOLDEN_ROWS)
-    output = denoiser.eval()(x_t, t, Conditions(None if labels is None else torch.tensor(labels), tokens))
-    values = spread_values(output).to(torch.float32).contiguous()
-    return GoldenOutput(
-        seed=GOLDEN_SEED,
-        timesteps=timesteps,
-        class_labels=labels,
-        prompt=None if tokenizer is None else GOLDEN_PROMPT,
-        values_base64=base64.b64encode(values.numpy().tobytes()).decode(),
-    )
+    conditions = Conditions(None if labels is None else torch.tensor(labels), tokens)
+    prompt = None if tokenizer is None else GOLDEN_PROMPT
+    return golden_of(denoiser, schedule, shape, conditions, class_labels=labels, prompt=prompt)
 
 
 def library_versions() -> dict[str, str]:

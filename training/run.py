@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from training.cascade import FirstLeg, default_cascade_name, first_leg
 from training.configuration import TrainingConfiguration
 from training.contrastive import train_dual_encoder
 from training.data import ImageSource
@@ -26,6 +27,7 @@ from training.sheets import sample_sheet
 from training.sources import HELD_OUT_SEED, default_model_name, load_sources
 from training.state import DATA_KEY, StateFolder, check_identity
 from training.stopping import stop_signals
+from training.super_resolution import SmallImages
 from training.text import CaptionTokenizer, build_text_encoder
 from training.transformer import build_transformer
 from worker.contract import MODEL_NAME_PATTERN
@@ -75,7 +77,9 @@ class Run:
         resume: bool | None,
     ) -> None:
         self.configuration, self.command, self.processes = configuration, command, processes
-        self.model = configuration.model or default_model_name(configuration.data)
+        first, data = configuration.super_resolution_of, configuration.data
+        unnamed = default_model_name(data) if first is None else default_cascade_name(first, configuration.enlarge)
+        self.model = configuration.model or unnamed
         if not is_model_name(self.model):
             raise ConfigurationError(
                 f"need a model name that matches {MODEL_NAME_PATTERN} (--model), got {self.model!r}"
@@ -87,6 +91,7 @@ class Run:
         self.store = ModelStore(configuration.store)
         self.schedule = configuration.noise_schedule()
         self.source, self.held_out_source = load_sources(configuration)
+        self.first = self._first_leg()
         self.tokenizer = learn_tokenizer(self.source, configuration)
         self.folder = StateFolder(configuration.state or STATE_ROOT / self.model)
         self.identity = configuration.identity() | {DATA_KEY: self.source.fingerprint()}
@@ -97,7 +102,7 @@ class Run:
             )
             self.resumed = self._restore(resume)
         self.publication = Publication(
-            self.store, self.model, configuration, self.source, self.tokenizer, self._recipe()
+            self.store, self.model, configuration, self.source, self.tokenizer, self._recipe(), self.first
         )
         self.held_out = HeldOut.draw(
             self.held_out_source,
@@ -105,6 +110,7 @@ class Run:
             seed=HELD_OUT_SEED,
             tokenize=self.tokenizer,
             max_rows=configuration.held_out_rows,
+            small=SmallImages.of(configuration),
         )
         check_metric(configuration.publish_best, self.held_out)
         self.log = RunLog(configuration.log if processes.first else None)
@@ -211,6 +217,7 @@ class Run:
             ("this model", "held_out_loss"),
             ("without condition", "held_out_loss_unconditional"),
             ("best linear denoiser", "held_out_loss_linear"),
+            ("bilinear enlargement", "held_out_loss_bilinear"),
             ("predicting no noise", "held_out_loss_zero"),
         ]
         return "\n".join(
@@ -285,13 +292,21 @@ class Run:
         with lowered_by("while drawing samples: lower --width, --channels or --size"):
             return sample_sheet(self.trainer.ema.network, self.source, self.tokenizer, self.configuration)
 
+    def _first_leg(self) -> FirstLeg | None:
+        configuration = self.configuration
+        if configuration.super_resolution_of is None:
+            return None
+        return first_leg(self.store, configuration.super_resolution_of, self.source.shape, configuration.enlarge)
+
     def _recipe(self) -> Recipe:
+        first = {} if self.first is None else {"super_resolution_of": self.first.name}
         return Recipe(
             command=self.command,
             data=self.source.name,
             seed=self.configuration.seed,
             settings=self.configuration.model_dump(mode="json", exclude={"store", "state", "log", "model"})
-            | {"train_images": len(self.source), DATA_KEY: self.identity[DATA_KEY]},
+            | {"train_images": len(self.source), DATA_KEY: self.identity[DATA_KEY]}
+            | first,
             libraries=library_versions(),
         )
 
@@ -344,6 +359,7 @@ def build_denoiser(
         dropout=configuration.dropout,
         text_width=configuration.text_width if text_encoder is not None else None,
         learned_variance=configuration.learned_variance,
+        super_resolution=configuration.super_resolution_of is not None,
     )
     return Denoiser(unet, text_encoder)
 

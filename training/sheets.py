@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from training.cascade import enlarged_images, sheet_of_triples, spread_images
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource
 from training.data.latents import LatentData
@@ -15,6 +16,7 @@ from training.sampling import draw_images
 from training.text import CaptionTokenizer
 
 COLUMNS = 8
+TRIPLES_COLUMNS = 6
 SHEET_IMAGES = 32
 SHEET_STEPS = 20
 GUIDANCE = 3.0
@@ -23,14 +25,20 @@ GUIDANCE = 3.0
 def sample_sheet(
     denoiser: Denoiser, source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
 ) -> Tensor:
-    """[H, W, C] uint8: `sheet_images` in rows."""
+    """[H, W, C] uint8: `sheet_images` in rows; of a second leg beside the small images and the real ones."""
+    if configuration.super_resolution_of is not None:
+        return grid(sheet_of_triples(denoiser, source, configuration, spacing_of(configuration)), TRIPLES_COLUMNS)
     return grid(sheet_images(denoiser, source, tokenizer, configuration), COLUMNS)
 
 
 def sheet_images(
     denoiser: Denoiser, source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
 ) -> Tensor:
-    """[N, H, W, C] uint8: images from seeds 0 to 31, of labels or captions that go round."""
+    """[N, H, W, C] uint8: images from seeds 0 to 31, of labels or captions that go round; those of a second leg are
+    enlarged ones."""
+    if configuration.super_resolution_of is not None:
+        x_0 = spread_images(source, SHEET_IMAGES)
+        return enlarged_images(denoiser, x_0, configuration, spacing_of(configuration))
     conditions, without = sheet_conditions(source, tokenizer)
     return draw_images(
         denoiser,

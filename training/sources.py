@@ -9,7 +9,7 @@ from training.data.digits import load_digits
 from training.data.emoji import load_emoji
 from training.data.latents import LatentData, open_autoencoder
 from training.data.places import load_pictures
-from training.data.splitting import OneClass
+from training.data.splitting import OneClass, PicturesAlone
 from training.data.textures import load_textures
 from training.errors import DataError
 
@@ -23,6 +23,8 @@ TEXTURES_PX = 32
 def load_sources(configuration: TrainingConfiguration) -> tuple[ImageSource, ImageSource]:
     """(what is trained on, what is held out), as the backbone takes it. Raises DataError."""
     train, held_out = load_images(configuration)
+    if configuration.super_resolution_of is not None:  # which reads a small image in their place
+        return PicturesAlone(train), PicturesAlone(held_out)
     if configuration.autoencoder is None:
         return train, held_out
     if configuration.backbone == "unet" and not train.captioned:

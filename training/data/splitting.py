@@ -1,6 +1,7 @@
 """Holding images out."""
 
 import hashlib
+from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
@@ -46,6 +47,27 @@ class OneClass(Subset):
     def batch(self, indices: Tensor, draw: torch.Generator) -> Examples:
         examples = super().batch(indices, draw)
         return replace(examples, labels=torch.zeros(len(examples.levels), dtype=torch.int64))
+
+
+class PicturesAlone(DerivedSource):
+    """A source without its labels and captions. An `ImageSource`."""
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return ()
+
+    @property
+    def captioned(self) -> bool:
+        return False
+
+    def caption_corpus(self) -> Iterable[str]:
+        return ()
+
+    def batch(self, indices: Tensor, draw: torch.Generator) -> Examples:
+        return replace(self._source.batch(indices, draw), labels=None, captions=None)
+
+    def fingerprint(self) -> str:
+        return self._source.fingerprint()
 
 
 def split(source: ImageSource, held_out_fraction: float, seed: int) -> tuple[Subset, Subset]:

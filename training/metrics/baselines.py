@@ -10,12 +10,15 @@ from training.data.examples import to_x_0
 from training.metrics.held_out import HeldOut
 from training.network import Conditions
 from training.randomness import generator
+from training.super_resolution import SmallImages
 from worker.diffusion import NoiseSchedule
 
 MAX_LINEAR_VALUES = 4096
 """Largest C*H*W for the linear denoiser: it needs the eigenvectors of a matrix of that size."""
 MAX_LINEAR_IMAGES = 20_000
 """Images that the linear denoiser is fitted to, at most."""
+MAX_BILINEAR_IMAGES = 500
+"""Images that the bilinear predictor's spread is fitted to, at most."""
 
 
 def zero_predictor(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
@@ -52,9 +55,32 @@ class LinearDenoiser:
         return result
 
 
+def bilinear_loss(held_out: HeldOut, small: SmallImages, train: ImageSource) -> float:
+    """Held-out loss of the best predictor of eps if a large image were N(u, s² I) around the small one, enlarged, u.
+
+    x_t ~ N(sqrt(alpha_bar) u, (alpha_bar s² + 1 - alpha_bar) I), so that
+    E[eps | x_t] = sqrt(1 - alpha_bar) (x_t - sqrt(alpha_bar) u) / (alpha_bar s² + 1 - alpha_bar).
+    s is fitted to training images. It sees the small image without the noise that the network has to look through.
+    """
+    draw = generator(0, "bilinear predictor")
+    chosen = torch.randperm(len(train), generator=draw)[:MAX_BILINEAR_IMAGES]
+    images = to_x_0(train.batch(chosen, draw).levels, train.max_level)
+    variance = float((images - small.enlarged_again(images)).double().square().mean())
+    total, rows = 0.0, 0
+    for batch in held_out.batches:
+        alpha_bar = held_out.schedule.alpha_bar(batch.timesteps)
+        left = batch.x_t.double() - alpha_bar.sqrt() * small.enlarged_again(batch.x_0).double()
+        eps = (1 - alpha_bar).sqrt() * left / (alpha_bar * variance + 1 - alpha_bar)
+        total += float((eps - batch.eps.double()).square().mean()) * len(eps)
+        rows += len(eps)
+    return total / rows
+
+
 def baselines(held_out: HeldOut, train: ImageSource, schedule: NoiseSchedule) -> dict[str, float]:
     """Held-out losses of the predictors without a network; the linear one only for images small enough."""
     losses = {"held_out_loss_zero": held_out.loss(zero_predictor)}
     if math.prod(train.shape) <= MAX_LINEAR_VALUES:
         losses["held_out_loss_linear"] = held_out.loss(LinearDenoiser(train, schedule))
+    if held_out.small is not None:
+        losses["held_out_loss_bilinear"] = bilinear_loss(held_out, held_out.small, train)
     return losses

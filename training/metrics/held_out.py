@@ -12,6 +12,7 @@ from training.data.examples import null_label, to_x_0
 from training.loss import Network, NoisyBatch, Tokenize, stratified_timesteps
 from training.network import Conditions
 from training.randomness import generator
+from training.super_resolution import SmallImages
 from worker.diffusion import NoiseSchedule, PredictionType, q_sample
 from worker.diffusion.learned_variance import split_output
 from worker.diffusion.prediction import eps_from_output
@@ -43,11 +44,13 @@ class HeldOut:
         batches: rows in a few batches; every image appears equally often, unless there are too many.
         schedule: of the noise.
         without: the conditions of one row that has none.
+        small: how the small images are made that a second leg reads; None where none is trained.
     """
 
     batches: tuple[NoisyBatch, ...]
     schedule: NoiseSchedule
     without: Conditions
+    small: SmallImages | None = None
 
     @classmethod
     def draw(
@@ -60,6 +63,7 @@ class HeldOut:
         draws_per_image: int = 4,
         batch_size: int = 256,
         max_rows: int | None = None,
+        small: SmallImages | None = None,
     ) -> "HeldOut":
         draw = generator(seed, "held out")
         rows = torch.arange(len(source)).repeat(draws_per_image)
@@ -74,11 +78,15 @@ class HeldOut:
             tokens, empty = tokenize(examples.captions), tokenize(("",))
         conditions = Conditions(examples.labels, tokens)
         order = torch.randperm(len(rows), generator=draw)
+        if small is not None:
+            levels = small.drawn_levels(len(rows), draw)
+            conditions = small.conditions(x_0, torch.randn(x_0.shape, generator=draw), levels)
         batches = tuple(
             NoisyBatch(x_t[part], x_0[part], eps[part], timesteps[part], conditions[part])
             for part in torch.split(order, batch_size)
         )
-        return cls(batches, schedule, Conditions(None if null is None else torch.tensor([null]), empty))
+        without = Conditions(None if null is None else torch.tensor([null]), empty)
+        return cls(batches, schedule, without, small)
 
     @property
     def conditional(self) -> bool:
