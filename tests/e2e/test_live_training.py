@@ -23,8 +23,8 @@ pytestmark = pytest.mark.slow
 
 MODEL = "digits"
 CLIENTS = 4
-PUBLISHED = 5
-STEPS_BETWEEN = 15
+PUBLISHED = 3
+STEPS_BETWEEN = 10
 """Training steps from one version to the next."""
 REQUESTS: Sequence[dict[str, Any]] = (
     {"seed": 1, "steps": 6, "batch": 2, "class_label": 3},
@@ -144,7 +144,7 @@ def live(valkey_session: ValkeyHandle, tmp_path_factory: pytest.TempPathFactory)
         yield Live(stack, training, load)
 
 
-def test_no_request_fails_while_five_versions_are_published(live: Live) -> None:
+def test_no_request_fails_while_versions_are_published(live: Live) -> None:
     assert live.load.failures == []
     assert len(live.training.published) == 1 + PUBLISHED
     answered = {job["version"] for _, job in live.load.answers}
