@@ -4,7 +4,6 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -19,6 +18,7 @@ from rq.results import Result
 from rq.serializers import JSONSerializer
 
 from tests.conftest import ValkeyHandle, live_workers
+from tests.forked_process import ForkedProcess
 from tests.waiting import PATIENCE_S, wait_until
 from tests.worker.queue.fake_engine import MODEL
 from worker.contract import FUNCTION_NAME, QUEUE_NAME, JobError, JobOutcome, SamplingRequest
@@ -36,6 +36,7 @@ from worker.queue.leases import Leases
 from worker.queue.server_clock import ServerClock
 
 REPOSITORY = Path(__file__).resolve().parents[3]
+FAKE_WORKER = "tests.worker.queue.fake_worker"
 TERMINAL = {"finished", "failed", "canceled", "stopped"}
 SHORT_LEASE_S = 0.2
 COUNTED_S = 10.0
@@ -145,7 +146,7 @@ class Jobs:
 
 
 class WorkerHandle:
-    def __init__(self, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    def __init__(self, process: ForkedProcess, log: Path) -> None:
         self.process = process
         self.log = log
 
@@ -192,13 +193,7 @@ class Workers:
         environment |= {f"REVERIE_{name.upper()}": str(value) for name, value in chosen.items()}
         log = self._folder / f"worker-{len(self.all)}.log"
         before = self._live()
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.worker.queue.fake_worker", str(step_ms), models],
-                cwd=REPOSITORY,
-                env=environment,
-                stderr=stderr,
-            )
+        process = ForkedProcess(FAKE_WORKER, [str(step_ms), models], environment, REPOSITORY, log)
         handle = WorkerHandle(process, log)
         self.all.append(handle)
         if wait:

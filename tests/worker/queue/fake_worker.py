@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 
 from tests.worker.queue.fake_engine import MODEL, FakeCatalogue, FakeEngine
 from worker.contract.logs import configure_logs
@@ -12,12 +13,12 @@ from worker.settings import WorkerSettings
 from worker.start import open_redis
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     settings = WorkerSettings.read()
     configure_logs(settings, "worker")
     disable_pickle()
-    engine = FakeEngine(settings.max_batch, float(sys.argv[1]) / 1e3 if len(sys.argv) > 1 else 0.005)
-    models = sys.argv[2].split(",") if len(sys.argv) > 2 else [MODEL]
+    engine = FakeEngine(settings.max_batch, float(arguments[0]) / 1e3 if arguments else 0.005)
+    models = arguments[1].split(",") if len(arguments) > 1 else [MODEL]
     client = open_redis(settings)
     files = open_files(settings.results, client)
     os._exit(
@@ -30,4 +31,5 @@ def main() -> None:
     )
 
 
-main()
+if __name__ == "__main__":
+    main(sys.argv[1:])
