@@ -58,6 +58,8 @@ REFUSED_FIELDS = [
     ("prompt", "a cat", "digits takes a class_label, not a prompt"),
     ("prompt", 5, "valid string"),
     ("prompt", "\ud83d", ""),
+    ("negative_prompt", "\ude00", ""),
+    ("prompts", ["\ud83d"], ""),
     ("prompt", "x" * 4001, "at most 4000 characters"),
     ("negative_prompt", "blurry", "needs a prompt"),
     ("colour", "red", "unknown field"),

@@ -2,6 +2,7 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -122,13 +123,29 @@ def open_codec(
 def _open_checked(
     checkpoint: Checkpoint, shape: Shape, config: VaeConfig, device: torch.device, dtype: torch.dtype, threads: int
 ) -> KlAutoencoder:
-    where = f"{checkpoint.model}/{checkpoint.version}"
-    codec = _open(checkpoint, config, device, dtype, threads)
-    x_0 = _coloured_noise(shape, device)
+    def open_in(dtype: torch.dtype) -> KlAutoencoder:
+        return _open(checkpoint, config, device, dtype, threads)
+
+    return in_range(open_in, dtype, _coloured_noise(shape, device), f"{checkpoint.model}/{checkpoint.version}")
+
+
+def in_range(
+    open_in: Callable[[torch.dtype], KlAutoencoder], dtype: torch.dtype, x_0: Tensor, where: str
+) -> KlAutoencoder:
+    """An autoencoder that makes numbers: in float32 where it leaves the range of float16.
+
+    Args:
+        open_in: opens it to compute in a dtype.
+        x_0: [1, c, h, w] noise, to be decoded.
+
+    Raises:
+        BrokenModel: it makes none.
+    """
+    codec = open_in(dtype)
     images = codec.decode(x_0)
     if codec.is_narrow and not bool(torch.isfinite(images).all()):
         log.warning("%s: the VAE leaves the range of float16, it runs in float32", where)
-        codec = _open(checkpoint, config, device, torch.float32, threads)
+        codec = open_in(torch.float32)
         images = codec.decode(x_0)
     if not bool(torch.isfinite(images).all()):
         raise BrokenModel(f"{where}: the VAE decodes noise to what is not a number")

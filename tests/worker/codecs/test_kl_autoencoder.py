@@ -10,7 +10,7 @@ from tests.worker.engine.harness import CPU
 from tests.worker.stable_diffusion import import_sd, tiny_vae
 from worker.codecs.codec import Codec
 from worker.codecs.kl_autoencoder import KlAutoencoder, fit_colours
-from worker.models.autoencoder import open_codec, read_autoencoding
+from worker.models.autoencoder import DiffusersAutoencoder, in_range, open_codec, read_autoencoding
 from worker.models.errors import BrokenModel
 from worker.store import ModelStore
 
@@ -63,6 +63,21 @@ def test_an_autoencoder_that_asks_for_it_computes_in_float32(tmp_path: Path) -> 
     checkpoint = import_sd(ModelStore(tmp_path), vae=tiny_vae(force_upcast=True))
     codec = open_codec(checkpoint, read_autoencoding(checkpoint), CPU, torch.float16, threads=1)
     assert not codec.is_narrow
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("factor", "is_narrow"), [(1.0, True), (1e5, False)])
+def test_an_autoencoder_that_leaves_the_range_of_float16_computes_in_float32(factor: float, is_narrow: bool) -> None:
+    """Seen when it is opened, though it does not ask for that. By torch: kernels for a CPU may not know it."""
+
+    def open_in(dtype: torch.dtype) -> KlAutoencoder:
+        vae = tiny_vae(force_upcast=False)
+        vae.decoder.conv_in.weight.data *= factor
+        return KlAutoencoder(DiffusersAutoencoder(vae.to(dtype).requires_grad_(False)), dtype, 0.18215)
+
+    codec = in_range(open_in, torch.float16, noise(1, 4, 8, 8), "sd")
+    assert codec.is_narrow == is_narrow
+    assert bool(torch.isfinite(codec.decode(noise(1, 4, 8, 8, seed=1))).all())
 
 
 def test_an_autoencoder_that_makes_no_numbers_is_refused(tmp_path: Path) -> None:
