@@ -22,9 +22,12 @@ from tests.waiting import PATIENCE_S, wait_until
 from worker.store import BUNDLED_DEFAULT_MODEL, ModelStore, bundled_store_path
 
 STORE = ModelStore(bundled_store_path())
+LOADED_WITHIN_S = 600
+"""Kernels are compiled and measured for two networks, on whatever machine."""
 
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.timeout(3 * LOADED_WITHIN_S),
     pytest.mark.skipif(BUNDLED_DEFAULT_MODEL not in STORE.models(), reason="the default model is not bundled"),
 ]
 REVERIE = [sys.executable, "-m", "service.launcher.cli"]
@@ -48,12 +51,15 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Started]:
         port = probe.getsockname()[1]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("REVERIE_")}
     environment |= {"REVERIE_DATA_DIR": str(folder / "data"), "REVERIE_PORT": str(port)}
+    environment |= {"REVERIE_READY_TIMEOUT_S": str(LOADED_WITHIN_S)}
     command = [*REVERIE, "up", "--draw", str(folder / "first")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
         wait_until(
-            lambda: "Ctrl-C ends it" in (folder / "log").read_text() or process.poll() is not None, "it to be ready"
+            lambda: "Ctrl-C ends it" in (folder / "log").read_text() or process.poll() is not None,
+            "it to be ready",
+            timeout_s=LOADED_WITHIN_S,
         )
         url = f"http://127.0.0.1:{port}"
         with httpx.Client(base_url=url, timeout=60, trust_env=False) as http:

@@ -16,7 +16,7 @@ from tests.bundled_digits import digits_store
 from tests.faults.processes import REPOSITORY
 from tests.waiting import wait_until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def descendants(pid: int) -> list[int]:
@@ -29,6 +29,7 @@ def stack(data_dir: Path, store: Path, port: int) -> Iterator[httpx.Client]:
     """Killed with -9, all of it at once, when the block is left."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("REVERIE_")}
     environment |= {"REVERIE_DATA_DIR": str(data_dir), "REVERIE_STORE": str(store), "OMP_NUM_THREADS": "1"}
+    environment |= {"REVERIE_READY_TIMEOUT_S": "600"}
     with (data_dir.parent / "stack.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "service.launcher.cli", "up", "--port", str(port)],
@@ -40,7 +41,8 @@ def stack(data_dir: Path, store: Path, port: int) -> Iterator[httpx.Client]:
         )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, trust_env=False) as http:
-            wait_until(lambda: is_ready(http), f"it to serve; its log is {data_dir.parent / 'stack.log'}")
+            log_path = data_dir.parent / "stack.log"
+            wait_until(lambda: is_ready(http), f"it to serve; its log is {log_path}", timeout_s=500)
             yield http
     finally:
         everybody = descendants(process.pid)
