@@ -97,12 +97,11 @@ class Uploads:
             size_bytes=len(picture.png),
             ttl_s=ttl_s,
         )
-        await self._room.take(upload.sha256, upload.size_bytes, ttl_s)
+        await self._room.reserve(upload.sha256, upload.size_bytes)
         try:
             await self._files.put([File(upload.file, picture.png, ttl_s)])
         except Exception:
             await self._room.give_back(upload.sha256, upload.size_bytes)
             raise
-        async with redis_deadline(self._settings.redis_timeout_s):
-            await self._redis.set(upload_key(upload.sha256), upload.model_dump_json(), ex=ttl_s)
+        await self._room.keep(upload)
         return upload

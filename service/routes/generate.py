@@ -144,21 +144,25 @@ async def _submit(
     structlog.contextvars.bind_contextvars(**origin.log_fields)
     # A drawn seed has never been drawn before.
     may_be_known = body.seed is not None and not anew
-    for just_read in (False, True):
-        submitted = await gateway.queue.submit(
-            new_job,
-            admitted.request,
-            idempotency,
-            reading.row_step_s,
-            origin,
-            caller.owner,
-            _charge(caller, admitted.request, reading),
-            _webhook(gateway, caller, body),
-            lookup(admitted.request, caller.owner, reading.live, just_read=just_read) if may_be_known else None,
-        )
-        if submitted.outcome != "unconfirmed":
-            break
-        reading = await gateway.catalogue.read_now()
+    try:
+        for just_read in (False, True):
+            submitted = await gateway.queue.submit(
+                new_job,
+                admitted.request,
+                idempotency,
+                reading.row_step_s,
+                origin,
+                caller.owner,
+                _charge(caller, admitted.request, reading),
+                _webhook(gateway, caller, body),
+                lookup(admitted.request, caller.owner, reading.live, just_read=just_read) if may_be_known else None,
+            )
+            if submitted.outcome != "unconfirmed":
+                break
+            reading = await gateway.catalogue.read_now()
+    except BaseException as error:
+        span.end(error=type(error).__name__)
+        raise
     if submitted.allowance is not None:
         attach(http_request, submitted.allowance)
     span.end(error=None if submitted.outcome in ("queued", "known", "cached", "following") else submitted.outcome)

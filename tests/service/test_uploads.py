@@ -1,8 +1,10 @@
 """What POST /uploads promises: a picture by its content, upright and bare, named by its pixels; all else is refused."""
 
+import asyncio
 import base64
 import hashlib
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,15 +17,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
+from redis.asyncio import Redis as AsyncRedis
 
-from service.errors import PROBLEM_MEDIA_TYPE, PictureRefused
+from service.errors import PROBLEM_MEDIA_TYPE, PictureRefused, UploadsFull
 from service.pictures import read_picture
+from service.upload_room import RESERVED_S, UploadRoom
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import FakeWorker
 from tests.waiting import wait_until
 from worker.contract.keys import PICTURES_KEY, upload_key
 from worker.results.redis_files import RedisFiles
-from worker.results.uploads import UploadGone, Uploads, picture_sha256
+from worker.results.uploads import Upload, UploadGone, Uploads, picture_sha256
 
 TURN = 0x0112
 """The EXIF tag of the orientation."""
@@ -298,3 +302,37 @@ def test_a_picture_that_could_not_be_kept_takes_no_room(
     (tmp_path / "kept" / "uploads").write_bytes(b"a file where a folder must be")
     assert send(http, file_of(noise())).status_code == 503
     assert valkey.client.zcard(PICTURES_KEY) == 0
+
+
+def test_a_picture_that_two_send_at_once_is_counted_though_one_of_them_fails(valkey: ValkeyHandle) -> None:
+    kept = Upload(sha256="a" * 64, file="a.png", width=5, height=4, size_bytes=60, ttl_s=3600)
+
+    async def scenario() -> None:
+        redis = AsyncRedis(unix_socket_path=str(valkey.socket))
+        room = UploadRoom(redis, most_bytes=100, timeout_s=60)
+        await room.reserve(kept.sha256, kept.size_bytes)
+        await room.reserve(kept.sha256, kept.size_bytes)
+        await room.keep(kept)
+        await room.give_back(kept.sha256, kept.size_bytes)
+        with pytest.raises(UploadsFull):
+            await room.reserve("b" * 64, 60)
+        await redis.aclose()
+
+    asyncio.run(scenario())
+
+
+def test_room_that_was_reserved_by_who_died_is_free_after_a_while(valkey: ValkeyHandle) -> None:
+    async def scenario() -> None:
+        redis = AsyncRedis(unix_socket_path=str(valkey.socket))
+        room, reserved = UploadRoom(redis, most_bytes=100, timeout_s=60), f"{'a' * 64}:60"
+        await room.reserve("a" * 64, 60)
+        with pytest.raises(UploadsFull):
+            await room.reserve("b" * 64, 60)
+        ends_at = await redis.zscore(PICTURES_KEY, reserved)
+        assert ends_at is not None
+        assert ends_at <= time.time() + RESERVED_S + 60
+        await redis.zadd(PICTURES_KEY, {reserved: 1})
+        await room.reserve("b" * 64, 60)
+        await redis.aclose()
+
+    asyncio.run(scenario())
