@@ -1,5 +1,6 @@
 """The kernels that are compiled for this processor give what torch's operations give, of each image by itself."""
 
+from collections.abc import Callable
 from functools import cache
 
 import pytest
@@ -14,7 +15,14 @@ from worker.networks.architecture import NetworkSource
 from worker.networks.cpu.forms import prepare_compiled, prepare_on_cpu
 from worker.networks.cpu.jit.available import cpu_kernels
 from worker.networks.cpu.jit.kernels import CpuKernels
-from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledNorm, convolution_suits
+from worker.networks.cpu.jit.layers import (
+    CompiledConv2d,
+    CompiledLinear,
+    CompiledNorm,
+    CompiledPatchConv2d,
+    convolution_suits,
+    patches_suit,
+)
 from worker.networks.cpu.jit.machine_code import Registers, registers
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.denoiser import Denoiser
@@ -121,11 +129,110 @@ def test_the_convolution_is_torchs(
         exact = F.silu(F.group_norm(exact, 8, norm.weight.double(), norm.bias.double(), norm.eps))
     exact = F.conv2d(exact, conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1)
     exact = exact + shift[:, :, None, None] + residual if fused else exact
+    assert_same_on_threads_and_in_batches(run, images, exact)
+
+
+@pytest.mark.parametrize("known", KINDS, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    channels=st.tuples(st.sampled_from([3, 32, 48]), st.sampled_from([32, 40, 96])),
+    size=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    kernel=st.sampled_from([1, 3, 5]),
+    stride=st.integers(1, 2),
+    bias=st.booleans(),
+    added=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+# More than a block of rows for each of two threads; and so few rows that threads share the channels.
+@example(images=2, channels=(32, 96), size=(9, 9), kernel=3, stride=1, bias=True, added=True, seed=0)
+@example(images=1, channels=(48, 96), size=(4, 4), kernel=5, stride=1, bias=True, added=False, seed=0)
+@torch.inference_mode()
+def test_a_convolution_of_any_kernel_is_torchs(
+    known: Registers,
+    images: int,
+    channels: tuple[int, int],
+    size: tuple[int, int],
+    kernel: int,
+    stride: int,
+    bias: bool,
+    added: bool,
+    seed: int,
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        conv = nn.Conv2d(*channels, kernel, stride=stride, padding=kernel // 2, bias=bias)
+    x, ours = drawn(seed, images, channels[0], *size), CompiledPatchConv2d(conv, kernels_with(known))
+    exact = F.conv2d(
+        x.double(),
+        conv.weight.double(),
+        None if conv.bias is None else conv.bias.double(),
+        stride=stride,
+        padding=kernel // 2,
+    )
+    shift, residual = drawn(seed + 1, images, channels[1]), drawn(seed + 2, *exact.shape)
+
+    def run(rows: slice) -> Tensor:
+        if not added:
+            return ours.forward(x[rows])
+        return ours.forward(x[rows], shift=shift[rows], residual=residual[rows].clone())
+
+    assert_same_on_threads_and_in_batches(run, images, exact + shift[:, :, None, None] + residual if added else exact)
+
+
+@pytest.mark.parametrize("known", KINDS, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    features=st.tuples(st.integers(1, 200), st.sampled_from([1, 32, 100, 1024])),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@torch.inference_mode()
+def test_the_linear_layer_is_torchs(
+    known: Registers, rows: int, features: tuple[int, int], bias: bool, seed: int
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        linear = nn.Linear(*features, bias=bias)
+    x = drawn(seed, rows, features[0])
+    exact = F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
+    ours = CompiledLinear(linear, kernels_with(known)).pack()
+    assert_same_on_threads_and_in_batches(lambda some: ours.forward(x[some]), rows, exact)
+
+
+@pytest.mark.parametrize("known", KINDS, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(
+    images=st.integers(1, 3),
+    vectors=st.tuples(st.integers(1, 6), st.integers(1, 5)),
+    heads=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+@example(images=1, vectors=(16, 4), heads=1, seed=0)
+@torch.inference_mode()
+def test_the_attention_is_torchs(
+    known: Registers, images: int, vectors: tuple[int, int], heads: int, seed: int
+) -> None:
+    pixels, head_channels = (known.lanes * count for count in vectors)
+    kernels = kernels_with(known)
+    assert kernels.attends(pixels, head_channels)
+    assert not kernels.attends(pixels + 1, head_channels)
+    assert not kernels.attends(pixels, head_channels + 1)
+    qkv = drawn(seed, images, pixels, 3 * heads * head_channels)
+    q, k, v = qkv.double().view(images, pixels, 3, heads, head_channels).permute(2, 0, 3, 1, 4)
+    exact = (q @ k.transpose(-1, -2) * head_channels**-0.5).softmax(-1) @ v
+    assert_same_on_threads_and_in_batches(
+        lambda some: kernels.attention(qkv[some], heads), images, exact.transpose(1, 2).flatten(2)
+    )
+
+
+def assert_same_on_threads_and_in_batches(run: Callable[[slice], Tensor], rows: int, exact: Tensor) -> None:
     team = CpuTeam(2)
     narrow = team.narrow([lambda: run(slice(None))])[0]
     assert error(narrow, exact) < 1e-5
     assert torch.equal(team.wide(lambda: run(slice(None))), narrow)
-    assert torch.equal(torch.cat([run(slice(n, n + 1)) for n in range(images)]), narrow)
+    assert torch.equal(torch.cat([run(slice(n, n + 1)) for n in range(rows)]), narrow)
 
 
 @torch.inference_mode()
@@ -137,6 +244,12 @@ def test_what_is_no_number_stays_none() -> None:
     x[0, 3, 5, 2] = torch.nan
     y = CompiledConv2d(nn.Conv2d(32, 32, 3, padding=1), kernels)(x, norm=CompiledNorm(norm_of(32, 8, 0), kernels))
     assert y.isnan().any()
+    qkv = drawn(0, 1, 64, 3 * 32)
+    qkv[0, 3, 5] = torch.nan  # of a query
+    assert kernels.attention(qkv, 1)[0, 3].isnan().all()
+    qkv = drawn(0, 1, 64, 3 * 32)
+    qkv[0, 3, 32 + 5] = torch.nan  # of a key
+    assert kernels.attention(qkv, 1).isnan().all()
 
 
 @torch.inference_mode()
@@ -162,6 +275,12 @@ def test_which_convolutions_suit() -> None:
     assert not convolution_suits(nn.Conv2d(64, 64, 3, padding=1, stride=2), 16, 16, kernels)
     assert not convolution_suits(nn.Conv2d(64, 3, 3, padding=1), 16, 16, kernels)
     assert not convolution_suits(conv.to(torch.bfloat16), 16, 16, kernels)
+    assert patches_suit(nn.Conv2d(3, 64, 3, padding=1, stride=2))
+    assert not patches_suit(nn.Conv2d(64, 3, 3, padding=1))  # nearly all would be filled up
+    assert not patches_suit(nn.Conv2d(64, 64, (1, 3)))
+    assert not patches_suit(nn.Conv2d(64, 64, 3, padding="same"))
+    assert not patches_suit(nn.Conv2d(64, 64, 3, groups=2))
+    assert not patches_suit(nn.Conv2d(64, 64, 3, padding=1, padding_mode="circular"))
 
 
 def unet(width: int = 64) -> nn.Module:
@@ -174,6 +293,7 @@ def unet(width: int = 64) -> nn.Module:
             down_block_types=("DownBlock2D", "AttnDownBlock2D"),
             up_block_types=("AttnUpBlock2D", "UpBlock2D"),
             norm_num_groups=16,
+            attention_head_dim=32,
         ).eval()
         return network
 

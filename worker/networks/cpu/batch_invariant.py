@@ -23,7 +23,15 @@ from worker.networks.cpu.fast_blocks import (
     is_plain_resnet,
     join_last_norm,
 )
-from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledNorm, convolution_suits, norm_suits
+from worker.networks.cpu.jit.layers import (
+    CompiledConv2d,
+    CompiledLinear,
+    CompiledNorm,
+    CompiledPatchConv2d,
+    convolution_suits,
+    norm_suits,
+    patches_suit,
+)
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.winograd import WinogradConv2d, winograd_suits
 from worker.networks.denoiser import Denoiser
@@ -195,9 +203,12 @@ def make_batch_invariant(
     """
     time_shifts = TimeShifts()
     _replace_blocks(network, _image_sizes(network, denoise, spec), winograd, time_shifts, team, kernels)
-    time_shifts.fuse(FixedLinear)
+    time_shifts.fuse(partial(_fixed_linear, kernels=kernels))
     if kernels is not None:
         join_last_norm(network)
+        for module in network.modules():
+            if isinstance(module, CompiledLinear):
+                module.pack()
 
 
 def fix_layers(network: nn.Module, team: CpuTeam) -> None:
@@ -215,10 +226,18 @@ def _fixed_layer(layer: nn.Module, team: CpuTeam, kernels: "CpuKernels | None" =
     if type(layer) is nn.GroupNorm and kernels is not None and norm_suits(layer, kernels):
         return CompiledNorm(layer, kernels)
     if type(layer) is nn.Conv2d:
-        return FixedConv2d(layer)
+        return (
+            CompiledPatchConv2d(layer, kernels) if kernels is not None and patches_suit(layer) else FixedConv2d(layer)
+        )
     if type(layer) is nn.Linear:
-        return FixedLinear(layer)
+        return _fixed_linear(layer, kernels)
     return FixedGroupNorm(layer, team) if type(layer) is nn.GroupNorm else None
+
+
+def _fixed_linear(linear: nn.Linear, kernels: "CpuKernels | None") -> nn.Module:
+    if kernels is not None and linear.weight.dtype == torch.float32:
+        return CompiledLinear(linear, kernels)
+    return FixedLinear(linear)
 
 
 def _replace_blocks(

@@ -1,14 +1,14 @@
 """diffusers' blocks with the same weights in fewer operations: sums fused into convolutions, one-head attention."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledNorm
+from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledLinear, CompiledNorm
 
 
 def is_plain_resnet(block: Any) -> bool:
@@ -54,18 +54,8 @@ class TimeShifts(nn.Module):
         """Fuse the added layers into one, in the form that `make` gives to a linear layer."""
         if not self._linears:
             return
-        sizes = [len(linear.weight) for linear in self._linears]
-        first = self._linears[0].weight
-        whole = nn.Linear(first.shape[1], sum(sizes), device=first.device, dtype=first.dtype)
-        weights = torch.cat([linear.weight.detach() for linear in self._linears])
-        biases = torch.cat(
-            [
-                linear.weight.new_zeros(n) if linear.bias is None else linear.bias.detach()
-                for linear, n in zip(self._linears, sizes, strict=True)
-            ]
-        )
-        whole.weight, whole.bias = nn.Parameter(weights, requires_grad=False), nn.Parameter(biases, requires_grad=False)
-        self.fused, self._sizes = make(whole), sizes
+        self._sizes = [len(linear.weight) for linear in self._linears]
+        self.fused = make(_fused(self._linears))
         self._linears.clear()
 
     def forward(self, temb: Tensor, index: int) -> Tensor:
@@ -142,27 +132,61 @@ class FastAttention(nn.Module):
         super().__init__()
         self.group_norm = block.group_norm
         self.heads = int(block.heads)
-        projections = [block.to_q, block.to_k, block.to_v]
-        self.weight = nn.Parameter(torch.cat([p.weight.detach() for p in projections]), requires_grad=False)
-        biases = [p.weight.new_zeros(len(p.weight)) if p.bias is None else p.bias.detach() for p in projections]
-        self.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
-        self.out = block.to_out[0]
+        qkv, out = _fused([block.to_q, block.to_k, block.to_v]), block.to_out[0]
+        is_compiled = isinstance(out, CompiledLinear)
+        self.qkv = CompiledLinear(qkv, out.kernels) if is_compiled else WholeLinear(qkv)
+        self.out = out if is_compiled else WholeLinear(out)
         self.rescale_output_factor = float(block.rescale_output_factor)
 
     def forward(self, x: Tensor, temb: Tensor | None = None) -> Tensor:
         """[N, C, H, W] → the same shape, in channels_last."""
         x = x.contiguous(memory_format=torch.channels_last)
         normed = self.group_norm(x).permute(0, 2, 3, 1)  # [N, H, W, C]
-        y = torch.cat([self._attend(some) for some in normed.split(IMAGES_AT_ONCE)])
+        N, H, W, C = normed.shape
+        y: Tensor
+        if isinstance(self.qkv, CompiledLinear) and self.qkv.kernels.attends(H * W, C // self.heads):
+            mixed = self.qkv.kernels.attention(self.qkv(normed.reshape(N, H * W, C)), self.heads)
+            y = self.out(mixed).view(N, H, W, -1)
+        else:
+            y = torch.cat([self._attend(some) for some in normed.split(IMAGES_AT_ONCE)])
         y = (y.add_(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
-        return y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
+        y = y if self.rescale_output_factor == 1 else y / self.rescale_output_factor
+        return y
 
     def _attend(self, normed: Tensor) -> Tensor:
         n, H, W, C = normed.shape
-        qkv = F.linear(normed.reshape(n * H * W, C), self.weight, self.bias)
+        qkv = self.qkv(normed.reshape(n * H * W, C))
         qkv = qkv.view(n, H * W, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # [3, n, heads, H*W, d]
         query, key, value = qkv.reshape(3, n * self.heads, H * W, -1).unbind()
         scores = torch.bmm(query, key.transpose(1, 2)).mul_(query.shape[-1] ** -0.5)
         mixed = torch.bmm(scores.softmax(dim=-1), value).view(n, self.heads, H * W, -1)
         rows = mixed.transpose(1, 2).reshape(n * H * W, -1)
-        return F.linear(rows, self.out.weight, self.out.bias).view(n, H, W, C)
+        projected: Tensor = self.out(rows)
+        return projected.view(n, H, W, C)
+
+
+class WholeLinear(nn.Module):
+    """A linear layer as one product of all rows, for callers whose numbers of rows are few."""
+
+    def __init__(self, linear: Any) -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[N, K] → [N, K']."""
+        return F.linear(rows, self.weight, self.bias)
+
+
+def _fused(linears: Sequence[Any]) -> nn.Linear:
+    """Layers of one input, as one."""
+    first = linears[0].weight
+    sizes = [len(linear.weight) for linear in linears]
+    whole = nn.Linear(first.shape[1], sum(sizes), device=first.device, dtype=first.dtype)
+    biases = [
+        linear.weight.new_zeros(n) if linear.bias is None else linear.bias.detach()
+        for linear, n in zip(linears, sizes, strict=True)
+    ]
+    weights = torch.cat([linear.weight.detach() for linear in linears])
+    whole.weight = nn.Parameter(weights, requires_grad=False)
+    whole.bias = nn.Parameter(torch.cat(biases), requires_grad=False)
+    return whole

@@ -11,6 +11,7 @@ from worker.networks.architecture import NetworkSource
 from worker.networks.cpu.batch_invariant import make_batch_invariant
 from worker.networks.cpu.jit.available import cpu_kernels
 from worker.networks.cpu.jit.layers import CompiledConv2d
+from worker.networks.cpu.recorded import RecordedDenoiser
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.threaded import ALWAYS_NARROW, Split, ThreadedDenoiser, measured_split
 from worker.networks.denoiser import Denoiser
@@ -93,7 +94,8 @@ def prepare_compiled(source: NetworkSource, threads: int) -> PreparedNetwork | N
         if not is_batch_invariant(threaded.one_thread, source.inputs, CPU):
             log.warning("%s: batches in the %s form are not exact on this processor", source.where, Form.COMPILED)
             return None
-        known = _choices[kind] = _Choice(Form.COMPILED, _split(threaded, source))
+        played = replace(threaded, inner=RecordedDenoiser(threaded.inner))
+        known = _choices[kind] = _Choice(Form.COMPILED, _split(played, source))
     return _finish(source, network, threaded, known)
 
 
@@ -108,7 +110,8 @@ def _prepare(
 
 def _finish(source: NetworkSource, network: nn.Module, threaded: ThreadedDenoiser, choice: _Choice) -> PreparedNetwork:
     def around(inner: Denoiser) -> Denoiser:
-        denoise = replace(threaded, inner=inner, split=choice.split)
+        played = RecordedDenoiser(inner) if choice.form is Form.COMPILED else inner
+        denoise = replace(threaded, inner=played, split=choice.split)
         return OneByOne(denoise) if choice.form is Form.ONE_BY_ONE else denoise
 
     return PreparedNetwork(network, around(threaded.inner), source.dtype, choice.form, around)

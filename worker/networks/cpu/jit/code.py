@@ -1,6 +1,6 @@
 """Writes kernels as LLVM's instructions: loops, vectors of float32, and the functions of numbers that they need."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,25 @@ def new_function(name: str, pointers: int, numbers: int = 0) -> ir.Function:
     """In a module of its own; takes so many addresses, then so many whole numbers."""
     kind = ir.FunctionType(ir.VoidType(), [POINTER] * pointers + [I64] * numbers)
     return ir.Function(ir.Module(name), kind, name)
+
+
+def team_kernel(kernel: ir.Function) -> ir.Function:
+    """Calls the kernel, in its module, as one of OpenMP's threads.
+
+    Args:
+        kernel: takes the address of its arguments, its number in the team and the number of threads.
+    """
+    module = kernel.module
+    number = ir.FunctionType(I32, [])
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), f"{kernel.name}_of_team")
+    builder = ir.IRBuilder(function.append_basic_block())
+    thread, threads = (
+        builder.sext(builder.call(ir.Function(module, number, name), []), I64)
+        for name in ("omp_get_thread_num", "omp_get_num_threads")
+    )
+    builder.call(kernel, [function.args[0], thread, threads])
+    builder.ret_void()
+    return function
 
 
 class Code:
@@ -89,6 +108,18 @@ class Code:
 
     def sqrt(self, x: Value) -> Value:
         return self._intrinsic("sqrt", x)
+
+    def largest(self, x: Value, y: Value) -> Value:
+        """Of two numbers or two vectors, by lane; what is no number stays none."""
+        return self.b.select(self.b.fcmp_unordered("<", x, y), y, x)
+
+    def folded(self, x: Value, join: Callable[[Value, Value], Value]) -> Value:
+        """All lanes of a vector joined into one number, from the first to the last."""
+        numbers = [self.b.extract_element(x, ir.Constant(I32, lane)) for lane in range(self.lanes)]
+        total = numbers[0]
+        for number in numbers[1:]:
+            total = join(total, number)
+        return total
 
     def _intrinsic(self, name: str, *arguments: Value) -> Value:
         """LLVM's, of vectors, which llvmlite has no names for."""

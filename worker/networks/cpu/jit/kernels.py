@@ -1,27 +1,34 @@
 """The kernels as functions of tensors: images in channels_last, float32."""
 
 import ctypes
+import struct
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import torch
+from llvmlite import ir
 from torch import Tensor
 
-from worker.networks.cpu.jit.machine_code import Compiler, Registers
+from worker.networks.cpu.foreign_calls import run
+from worker.networks.cpu.jit import attention_kernel as attention
+from worker.networks.cpu.jit.code import team_kernel
+from worker.networks.cpu.jit.machine_code import Compiler, Kernel, Registers
 from worker.networks.cpu.jit.norm_kernel import norm_kernel
 from worker.networks.cpu.jit.openmp import openmp
-from worker.networks.cpu.jit.winograd_kernel import (
-    ARGUMENTS,
-    TILE,
-    panel_channels,
-    scratch_floats,
-    team_kernel,
-    winograd_kernel,
-)
+from worker.networks.cpu.jit.product_kernel import ARGUMENTS as PRODUCT_ARGUMENTS
+from worker.networks.cpu.jit.product_kernel import product_kernel
+from worker.networks.cpu.jit.products import panel_channels
+from worker.networks.cpu.jit.winograd_kernel import ARGUMENTS, TILE, scratch_floats, winograd_kernel
 
 LARGE_WEIGHTS = 128 * 256
 """C times C' from which on a convolution's weights leave the second cache: more tiles are then worth reading them."""
 TILES, TILES_OF_LARGE = 32, 64
 """Computed between two readings of the weights."""
+ROWS_AT_ONCE = 32
+"""Of a matrix product, between two readings of the weights."""
+WORTH_A_THREAD = 2**18
+"""Multiplications; waking a thread takes as long."""
 
 
 class _Scratch(threading.local):
@@ -36,10 +43,16 @@ class _Compiled:
         self._compiler = Compiler({} if self.openmp is None else self.openmp.symbols)  # keeps the code
         norms = {silu: norm_kernel(registers.lanes, silu=silu) for silu in (False, True)}
         self.norms = {silu: self._compiler.compile(norm)[0] for silu, norm in norms.items()}
-        winograd = winograd_kernel(registers)
-        shares = [] if self.openmp is None else [team_kernel(winograd)]
-        self.winograd, *shared = self._compiler.compile(winograd, *shares)
-        self.shared_winograd = shared[0] if shared else None
+        self.winograd, self.shared_winograd = self._with_its_share(winograd_kernel(registers))
+        self.product, self.shared_product = self._with_its_share(product_kernel(registers))
+        self.attention, self.shared_attention = self._with_its_share(attention.attention_kernel(registers))
+
+    def _with_its_share(self, function: ir.Function) -> tuple[Kernel, Kernel | None]:
+        """The kernel, and what a team of threads calls; None without OpenMP."""
+        if self.openmp is None:
+            return self._compiler.compile(function)[0], None
+        kernel, shared = self._compiler.compile(function, team_kernel(function))
+        return kernel, shared
 
 
 class CpuKernels:
@@ -75,6 +88,106 @@ class CpuKernels:
         panel = panel_channels(self.registers)
         return weights.view(36, C, K // panel, panel).permute(0, 2, 1, 3).contiguous()
 
+    def padded_channels(self, channels: int) -> int:
+        """So many output channels, filled up to whole panels."""
+        return -(-channels // panel_channels(self.registers)) * panel_channels(self.registers)
+
+    def product_panels(self, weights: Tensor) -> Tensor:
+        """[K, L] → as `linear` and `convolution` take them: [K' / p, L, p], K' being K filled up to whole panels."""
+        K, L = weights.shape
+        panel = panel_channels(self.registers)
+        whole = torch.zeros(self.padded_channels(K), L)
+        whole[:K] = weights
+        return whole.view(-1, panel, L).transpose(1, 2).contiguous()
+
+    def linear(self, x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        """[..., L] → [..., K']. Args: weights: see `product_panels`. bias: [K']."""
+        x = x.contiguous()
+        rows, length = x.numel() // x.shape[-1], x.shape[-1]
+        y = x.new_empty(*x.shape[:-1], len(bias))
+        self._product(x, y, None, weights, bias, (1, 1, rows), length, (1, 1, 0), (1, rows))
+        return y
+
+    def convolution(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        bias: Tensor,
+        patch: tuple[int, int, int],
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """
+        Args:
+            x: [N, C, H, W].
+            weights: of [K, kernel * kernel * C], see `product_panels`.
+            bias: [K'], or [N, K'].
+            patch: kernel, stride and padding, along each side.
+            residual: [N, K', H', W'], added.
+
+        Returns:
+            [N, K', H', W'] in channels_last.
+        """
+        x = x.contiguous(memory_format=torch.channels_last)
+        N, C, H, W = x.shape
+        kernel, stride, padding = patch
+        height, width = ((side + 2 * padding - kernel) // stride + 1 for side in (H, W))
+        y = torch.empty((N, bias.shape[-1], height, width), memory_format=torch.channels_last)
+        added = None if residual is None else residual.contiguous(memory_format=torch.channels_last)
+        self._product(x, y, added, weights, bias.contiguous(), (N, H, W), C, patch, (height, width))
+        return y
+
+    def _product(
+        self,
+        x: Tensor,
+        y: Tensor,
+        added: Tensor | None,
+        weights: Tensor,
+        bias: Tensor,
+        images: tuple[int, int, int],
+        channels: int,
+        patch: tuple[int, int, int],
+        out_size: tuple[int, int],
+    ) -> None:
+        K, length, rows = bias.shape[-1], weights.shape[1], images[0] * out_size[0] * out_size[1]
+        code = self.compiled()
+        threads = 1
+        if code.shared_product is not None and rows * length * K >= WORTH_A_THREAD:
+            threads = torch.get_num_threads()
+        # A block of rows for each thread where there are as many, else each has some of the output channels.
+        parts = max(1, min(threads, rows // ROWS_AT_ONCE))
+        panels = max(1, min(threads // parts, len(weights)))
+        gathers = patch != (1, 1, 0)
+        step = ROWS_AT_ONCE * length if gathers else 0
+        scratch = self._floats(step * parts * panels) if gathers else None
+        arguments = (ctypes.c_int64 * len(PRODUCT_ARGUMENTS))(
+            *map(_address, (x, y, added, weights, bias, scratch)),
+            *(*images, channels, K, *patch, *out_size, K if bias.dim() == 2 else 0),
+            *(ROWS_AT_ONCE, step, panels, length),
+        )
+        shared = code.shared_product if parts * panels > 1 else None
+        _run(code, code.product, shared, arguments, parts * panels, (x, y, added, weights, bias, scratch))
+
+    def attends(self, pixels: int, head_channels: int) -> bool:
+        """Whether there is attention of images of so many pixels."""
+        return pixels % self.registers.lanes == head_channels % self.registers.lanes == 0
+
+    def attention(self, qkv: Tensor, heads: int) -> Tensor:
+        """[N, L, 3 C] → [N, L, C]: softmax(q k^T / sqrt(d)) v in each head of d channels."""
+        N, length, width = qkv.shape
+        d = width // 3 // heads
+        y = qkv.new_empty(N, length, width // 3)
+        code = self.compiled()
+        shared = code.shared_attention if N * heads * length * length * d >= WORTH_A_THREAD else None
+        threads = 1 if shared is None else torch.get_num_threads()
+        step = attention.scratch_floats(length, d, self.registers)
+        scratch = self._floats(step * threads)
+        (scale,) = struct.unpack("i", struct.pack("f", d**-0.5))
+        arguments = (ctypes.c_int64 * len(attention.ARGUMENTS))(
+            *map(_address, (qkv, y, scratch)), N, length, heads, d, scale, step
+        )
+        _run(code, code.attention, shared if threads > 1 else None, arguments, threads, (qkv, y, scratch))
+        return y
+
     def norm(self, x: Tensor, norm: Tensor, groups: int, *, silu: bool) -> Tensor:
         """Group norm, and SiLU if so.
 
@@ -86,9 +199,16 @@ class CpuKernels:
         N, C, H, W = x.shape
         y = torch.empty_like(x, memory_format=torch.channels_last)
         scratch = self._floats(3 * C)
-        self.compiled().norms[silu](
-            x.data_ptr(), y.data_ptr(), norm.data_ptr(), scratch.data_ptr(), N, H * W, C, groups
-        )
+        kernel = self.compiled().norms[silu]
+
+        tensors = (x, y, norm, scratch)
+        addresses = [tensor.data_ptr() for tensor in tensors]
+
+        def call() -> object:
+            kernel(*addresses, N, H * W, C, groups)
+            return tensors
+
+        run(call, tensors)
         return y
 
     def winograd(
@@ -129,10 +249,8 @@ class CpuKernels:
             *map(_address, (x, y, added, norm, weights, bias, scratch)),
             *(N, H, W, C, K, groups, K if bias.dim() == 2 else 0, tiles, images_at_once, rows_at_once, step),
         )
-        if threads > 1 and code.shared_winograd is not None and code.openmp is not None:
-            code.openmp.run(code.shared_winograd, arguments, threads)
-        else:
-            code.winograd(ctypes.addressof(arguments), 0, 1)
+        shared = code.shared_winograd if threads > 1 else None
+        _run(code, code.winograd, shared, arguments, threads, (x, y, added, norm, weights, bias, scratch))
         return y
 
     def _floats(self, count: int) -> Tensor:
@@ -141,6 +259,35 @@ class CpuKernels:
         if floats is None or len(floats) < count:
             floats = self._scratch.floats = torch.empty(count)
         return floats
+
+
+def _run(
+    code: _Compiled,
+    kernel: Kernel,
+    shared: Kernel | None,
+    arguments: Any,
+    threads: int,
+    tensors: Sequence[Tensor | None],
+) -> None:
+    """
+    Args:
+        shared: called on so many threads in the place of `kernel`.
+        tensors: whose addresses are in the arguments.
+    """
+    if shared is not None and code.openmp is not None:
+        openmp = code.openmp
+
+        def call() -> object:
+            openmp.run(shared, arguments, threads)
+            return tensors
+    else:
+        address = ctypes.addressof(arguments)
+
+        def call() -> object:
+            kernel(address, 0, 1)
+            return arguments, tensors
+
+    run(call, tensors)
 
 
 def _address(tensor: Tensor | None) -> int:

@@ -1,6 +1,6 @@
 """A network's layers by the kernels that are compiled for this processor, in float32."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -85,3 +85,79 @@ class CompiledConv2d(nn.Module):
         y = self.kernels.winograd(filled, self.weight, bias)[..., :height, :width]
         y = y.contiguous(memory_format=torch.channels_last)
         return y if residual is None else y.add_(residual)
+
+
+class Patch(NamedTuple):
+    """What a convolution reads for a pixel, along each side."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+
+def patches_suit(conv: nn.Conv2d) -> bool:
+    """Whether `CompiledPatchConv2d` computes this convolution, without many channels that it fills up in vain."""
+    return (
+        conv.kernel_size[0] == conv.kernel_size[1]
+        and conv.stride[0] == conv.stride[1]
+        and not isinstance(conv.padding, str)
+        and conv.padding[0] == conv.padding[1]
+        and conv.dilation == (1, 1)
+        and conv.groups == 1
+        and conv.padding_mode == "zeros"
+        and conv.weight.dtype == torch.float32
+        and conv.out_channels >= FEWEST_CHANNELS
+    )
+
+
+class CompiledPatchConv2d(nn.Module):
+    """A convolution of any square kernel, stride and zero padding, as one matrix product."""
+
+    def __init__(self, conv: nn.Conv2d, kernels: "CpuKernels") -> None:
+        super().__init__()
+        patches = conv.weight.detach().permute(0, 2, 3, 1).flatten(1)  # [K, kernel, kernel, C]
+        self.weight = nn.Parameter(kernels.product_panels(patches), requires_grad=False)
+        self.bias = nn.Parameter(_filled_up(conv.bias, conv.out_channels, kernels), requires_grad=False)
+        self.out_channels, self.kernels = conv.out_channels, kernels
+        self.patch = Patch(conv.kernel_size[0], conv.stride[0], int(conv.padding[0]))
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """As `CompiledConv2d.forward`, without a norm."""
+        spare = len(self.bias) - self.out_channels
+        bias = self.bias if shift is None else self.bias + (F.pad(shift, (0, spare)) if spare else shift)
+        if spare:
+            y = self.kernels.convolution(x, self.weight, bias, self.patch)[:, : self.out_channels]
+            y = y.contiguous(memory_format=torch.channels_last)
+            return y if residual is None else y.add_(residual)
+        return self.kernels.convolution(x, self.weight, bias, self.patch, residual)
+
+
+class CompiledLinear(nn.Module):
+    """A linear layer; `pack` it when no other layer wants its weights any more."""
+
+    def __init__(self, linear: nn.Linear, kernels: "CpuKernels") -> None:
+        super().__init__()
+        self.weight, self.bias = linear.weight, linear.bias
+        self.out_features, self.kernels = linear.out_features, kernels
+        self.is_packed = False
+
+    def pack(self) -> "CompiledLinear":
+        """Into the order that the kernel reads."""
+        if not self.is_packed:
+            bias = _filled_up(self.bias, self.out_features, self.kernels)
+            self.weight = nn.Parameter(self.kernels.product_panels(self.weight.detach()), requires_grad=False)
+            self.bias = nn.Parameter(bias, requires_grad=False)
+            self.is_packed = True
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., L] → [..., K]."""
+        y = self.kernels.linear(x, self.weight, self.bias)
+        return y if y.shape[-1] == self.out_features else y[..., : self.out_features].contiguous()
+
+
+def _filled_up(bias: Tensor | None, channels: int, kernels: "CpuKernels") -> Tensor:
+    whole = torch.zeros(kernels.padded_channels(channels))
+    if bias is not None:
+        whole[:channels] = bias.detach()
+    return whole

@@ -8,22 +8,15 @@ from collections.abc import Sequence
 
 from llvmlite import ir
 
-from worker.networks.cpu.jit.code import I32, I64, POINTER, Code, Value, new_function
+from worker.networks.cpu.jit.code import Code, Value, new_function
 from worker.networks.cpu.jit.machine_code import Registers
 from worker.networks.cpu.jit.norm_kernel import normed, write_coefficients
+from worker.networks.cpu.jit.products import panel_channels, write_rows
 
 NUMBERS = 36
 """Of a tile."""
 SIDE = 6
 TILE = 4
-PANEL_VECTORS = 2
-"""Vectors of output channels that a product computes at a time."""
-
-
-def panel_channels(registers: Registers) -> int:
-    """Output channels that lie side by side in the weights; C' must be a multiple."""
-    return PANEL_VECTORS * registers.lanes
-
 
 ARGUMENTS = (
     "x", "y", "added", "norm", "weights", "bias", "scratch",
@@ -109,7 +102,7 @@ def winograd_kernel(registers: Registers) -> ir.Function:
             with code.loop(NUMBERS) as k:
                 planes = code.at(v, code.mul(k, plane_in)), code.at(m, code.mul(k, plane_out))
                 u = code.at(weights, code.mul(k, code.mul(channels, out_channels)))
-                write_product(code, registers, *planes, u, code.mul(images, tiles), channels, out_channels)
+                _write_plane(code, registers, *planes, u, code.mul(images, tiles), channels, out_channels)
             with code.loop(images) as i:
                 n = code.add(first, i)
                 bias_n = code.at(bias, code.mul(n, bias_step))
@@ -129,21 +122,6 @@ def winograd_kernel(registers: Registers) -> ir.Function:
                                 code, tile, to, None, bias_n, code.mul(width, out_channels), out_channels, plane_out
                             )
     return code.end()
-
-
-def team_kernel(kernel: ir.Function) -> ir.Function:
-    """Calls `winograd_kernel`'s function, in its module, as one of OpenMP's threads."""
-    module = kernel.module
-    number = ir.FunctionType(I32, [])
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), [POINTER]), f"{kernel.name}_of_team")
-    builder = ir.IRBuilder(function.append_basic_block())
-    thread, threads = (
-        builder.sext(builder.call(ir.Function(module, number, name), []), I64)
-        for name in ("omp_get_thread_num", "omp_get_num_threads")
-    )
-    builder.call(kernel, [function.args[0], thread, threads])
-    builder.ret_void()
-    return function
 
 
 def _write_padded(
@@ -213,6 +191,25 @@ def _input_side(code: Code, d: Sequence[Value]) -> list[Value]:
     ]
 
 
+def _write_plane(
+    code: Code,
+    registers: Registers,
+    v: Value,
+    m: Value,
+    weights: Value,
+    count: Value,
+    channels: Value,
+    out_channels: Value,
+) -> None:
+    """m [R, K] = v [R, C] times weights [K / p, C, p]."""
+    with code.loop(out_channels, step=panel_channels(registers)) as k:
+
+        def keep(row: Value, lane: int, value: Value) -> None:
+            code.store(value, m, code.add(code.mul(row, out_channels), k, lane))
+
+        write_rows(code, registers, v, code.at(weights, code.mul(k, channels)), count, channels, keep)
+
+
 def _write_output_tile(
     code: Code, m: Value, y: Value, added: Value | None, bias: Value, row: Value, out_channels: Value, plane: Value
 ) -> None:
@@ -241,53 +238,3 @@ def _output_side(code: Code, m: Sequence[Value]) -> list[Value]:
         code.fma(four, s3, s1),
         b.fadd(code.fma(eight, s4, s2), m[5]),
     ]
-
-
-def write_product(
-    code: Code,
-    registers: Registers,
-    a: Value,
-    out: Value,
-    weights: Value,
-    count: Value,
-    channels: Value,
-    out_channels: Value,
-) -> None:
-    """out [R, K] = a [R, C] times weights [K / p, C, p]."""
-    b = code.b
-    blocks = (8, 4, 1) if registers.count >= 32 else (4, 1)
-    with code.loop(out_channels, step=panel_channels(registers)) as k:
-        panel_weights = code.at(weights, code.mul(k, channels))
-        begin: Value = 0
-        for rows in blocks:
-            end = b.mul(b.sdiv(count, code.number(rows)), code.number(rows))
-            with code.loop(end, begin, rows) as r:
-                _write_block(code, a, out, panel_weights, r, k, rows, channels, out_channels)
-            begin = end
-
-
-def _write_block(
-    code: Code,
-    a: Value,
-    out: Value,
-    weights: Value,
-    r: Value,
-    k: Value,
-    rows: int,
-    channels: Value,
-    out_channels: Value,
-) -> None:
-    """Rows r to r + rows of `PANEL_VECTORS` vectors of output channels from k on."""
-    lanes = code.lanes
-    firsts = [code.at(a, code.mul(code.add(r, row), channels)) for row in range(rows)]
-    zeros = [code.constant(0.0)] * (rows * PANEL_VECTORS)
-    with code.summing(channels, zeros) as (c, sums, following):
-        step = code.mul(c, PANEL_VECTORS * lanes)
-        columns = [code.load(weights, code.add(step, lanes * j)) for j in range(PANEL_VECTORS)]
-        for row in range(rows):
-            value = code.spread(code.load_one(firsts[row], c))
-            following += [code.fma(value, column, sums[PANEL_VECTORS * row + j]) for j, column in enumerate(columns)]
-    for row in range(rows):
-        start = code.add(code.mul(code.add(r, row), out_channels), k)
-        for j in range(PANEL_VECTORS):
-            code.store(following[PANEL_VECTORS * row + j], out, code.add(start, lanes * j))
