@@ -1,11 +1,8 @@
 """Pictures are drawn again from their receipts, by the whole product and by a store alone."""
 
 import hashlib
-import io
 import json
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,10 @@ import pytest
 from PIL import Image
 
 from service.client.connection import URL_VARIABLE
-from service.launcher import cli
 from tests.bundled_digits import digits_store
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import Stack, running_stack
+from tests.service.reverie_command import reverie
 from worker.contract import ImageFormat
 from worker.contract.keys import upload_key
 from worker.contract.signing import new_key, verify
@@ -40,22 +37,6 @@ def stack(
     folder = tmp_path_factory.mktemp("stack")
     with running_stack(valkey_session, folder, store=digits_store(folder), signing_key=key[0]) as stack:
         yield stack
-
-
-@dataclass(frozen=True)
-class Done:
-    """What a command came to."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def reverie(*arguments: str) -> Done:
-    """In this process; what it starts is in processes of its own, as ever."""
-    with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as errors:
-        code = cli.main(arguments)
-    return Done(code, out.getvalue(), errors.getvalue())
 
 
 def receipt_of(stack: Stack, **body: Any) -> tuple[dict[str, Any], dict[str, Any]]:

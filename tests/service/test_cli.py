@@ -1,4 +1,4 @@
-"""The `reverie` command in a process of its own, on a real gateway."""
+"""The `reverie` command on a real gateway; in a process of its own where that is what it is about."""
 
 import json
 import os
@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from tests.service.fake_worker import DIGITS, OUT_OF_MEMORY, VERSION, FakeWorker
+from tests.service.reverie_command import reverie
 from tests.waiting import PATIENCE_S, wait_until
 from worker.contract import Guidance, LabelCondition, SamplerName, Takes, TextCondition
 
 
-def reverie(*arguments: str) -> "subprocess.CompletedProcess[str]":
+def in_a_process(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(
         [sys.executable, "-m", "service.launcher.cli", *arguments], capture_output=True, text=True, timeout=240
     )
@@ -152,19 +153,19 @@ def test_one_models_versions_are_listed_with_what_serves_and_how_good_they_are(
 
 @pytest.mark.parametrize("command", ["import", "promote", "verify"])
 def test_commands_on_the_store_are_handed_on_to_the_store(command: str) -> None:
-    done = reverie(command, "--store")
+    done = in_a_process(command, "--store")
     assert done.returncode == 2
     assert f"python -m worker.store {command}: error: argument --store: expected one argument" in done.stderr
 
 
 def test_train_hands_everything_on_to_the_training_package() -> None:
-    done = reverie("train", "--store")
+    done = in_a_process("train", "--store")
     assert done.returncode == 2
     assert "python -m training: error: argument --store: expected one argument" in done.stderr
 
 
 def test_no_gateway_there_is_one_line_and_exit_code_1() -> None:
-    done = reverie("generate", "--url", "http://127.0.0.1:1")
+    done = in_a_process("generate", "--url", "http://127.0.0.1:1")
     assert done.returncode == 1
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()
@@ -184,6 +185,6 @@ def test_the_command_loads_no_torch() -> None:
 
 
 def test_it_says_its_version() -> None:
-    done = reverie("--version")
+    done = in_a_process("--version")
     assert done.returncode == 0
     assert done.stdout.split()[0] == "reverie"
