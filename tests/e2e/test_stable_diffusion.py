@@ -11,8 +11,10 @@ from PIL import Image
 from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import running_stack
 from tests.waiting import wait_until
+from tests.worker.loras import random_pairs, write_peft
 from tests.worker.stable_diffusion import SD, import_sd, sd_pipeline, sdxl_pipeline
 from tests.worker.text_pipeline import TEXT, publish_text
+from worker.contract import chain_key
 from worker.store import ModelStore
 from worker.store.pipeline_import import import_pipeline
 
@@ -54,15 +56,32 @@ def test_a_prompt_gives_the_same_pixels_alone_in_company_after_kill_9_and_across
         assert stack.hashes(stack.generate(**CAT, version=old)) == alone
 
 
-def test_stable_diffusion_xl_goes_on_after_kill_9(valkey_session: ValkeyHandle, tmp_path: Path) -> None:
-    """With both encoders, and a negative prompt of zeros."""
+def test_stable_diffusion_xl_goes_on_after_kill_9_with_loras_and_without(
+    valkey_session: ValkeyHandle, tmp_path: Path
+) -> None:
+    """With both encoders, and a negative prompt of zeros. Each LoRA was imported anew when the job goes on."""
     store = ModelStore(tmp_path / "store")
     sdxl_pipeline().save_pretrained(tmp_path / "folder")
     import_pipeline(store, tmp_path / "folder", "xl")
+    command = [sys.executable, "-m", "worker.store", "--store", str(store.root), "import-lora"]
+
+    def import_loras(seed: int) -> None:
+        for name, components in {"style": ("unet", "text_encoder"), "words": ("text_encoder_2",)}.items():
+            file = write_peft(random_pairs(sdxl_pipeline(), seed, components), tmp_path / f"{name}-{seed}.safetensors")
+            subprocess.run([*command, str(file), "--name", name], check=True)
+
+    import_loras(1)
     asked = {"model": "xl", "prompt": "a cat", "guidance_scale": 5.0, "seed": 3, "steps": 60, "batch": 1}
-    with running_stack(valkey_session, tmp_path, store=store.root) as stack:
-        alone = stack.hashes(stack.generate(**asked))
-        again = stack.generate(**asked)
-        stack.wait_for_step(again, 5)
-        stack.replace_worker()
-        assert stack.hashes(again) == alone
+    loras = {"loras": [{"name": "style", "scale": 0.7}, {"name": "words", "scale": -0.4}]}
+    with running_stack(valkey_session, tmp_path, store=store.root, lease_s=4, save_interval_s=0.1) as stack:
+        bodies = [asked, asked | loras]
+        alone = [stack.hashes(job_id) for job_id in [stack.generate(**body) for body in bodies]]
+        assert alone[0] != alone[1]
+        again = [stack.generate(**body) for body in bodies]
+        wait_until(lambda: all(stack.redis.exists(chain_key(job_id)) for job_id in again), "both to be saved")
+        stack.worker.kill()
+        import_loras(2)
+        stack.worker = stack.start_worker()
+        assert [stack.hashes(job_id) for job_id in again] == alone
+        log = stack.worker.log.read_text()
+        assert all(f"job {job_id} goes on, " in log for job_id in again), log

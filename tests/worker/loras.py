@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -17,7 +17,11 @@ Pairs = Mapping[tuple[str, str], tuple[Tensor, Tensor]]
 """By component and module: down and up."""
 
 
-def random_pairs(pipeline: StableDiffusionPipeline, seed: int = 0, components: tuple[str, ...] = ("unet",)) -> Pairs:
+def random_pairs(
+    pipeline: StableDiffusionPipeline | StableDiffusionXLPipeline,
+    seed: int = 0,
+    components: tuple[str, ...] = ("unet",),
+) -> Pairs:
     """For attention and convolutions of a pipeline's networks, large enough to be seen."""
     generator = torch.Generator().manual_seed(seed)
     pairs = {}
@@ -44,8 +48,10 @@ def write_peft(pairs: Pairs, file: Path) -> Path:
 
 
 def write_kohya(pairs: Pairs, file: Path) -> Path:
-    """With alpha, and the names that its scripts write for Stable Diffusion 1."""
+    """With alpha, and the names that its scripts write for Stable Diffusion 1, or XL with its two text encoders."""
     prefixes = {"unet": "lora_unet", "text_encoder": "lora_te"}
+    if any(component == "text_encoder_2" for component, _ in pairs):
+        prefixes |= {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
     tensors: dict[str, Tensor] = {}
     for (component, module), (down, up) in pairs.items():
         name = f"{prefixes[component]}_{_full(component, module).replace('.', '_')}"

@@ -1,6 +1,7 @@
 """Stable Diffusion XL: two text encoders, the text as a whole, sizes and crops, and a negative prompt of zeros."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from tests.worker.engine.harness import Driver, ask, draw, filled_pool, load_float32, plain, same_pixels
+from tests.worker.loras import random_pairs, write_kohya, write_peft
 from tests.worker.stable_diffusion import LATENT, sdxl_pipeline
-from worker.contract import SamplerName, SamplingRequest, TextCondition
+from worker.contract import LoraUse, SamplerName, SamplingRequest, TextCondition
 from worker.diffusion.chain import run_chain
 from worker.diffusion.noise import initial_noise
 from worker.models.loaded_model import LoadedModel
 from worker.networks.form import Form
 from worker.networks.network_input import NetworkInput
 from worker.store import BadCheckpoint, ModelStore
+from worker.store.lora_import import import_lora
 from worker.store.pipeline_import import import_pipeline
 
 XL, PROMPT, STEPS, W = "xl", "a cat and a dog!", 20, 5.0
@@ -42,12 +45,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ModelStore:
     return store
 
 
-@pytest.mark.parametrize(("negative", "expected"), [("blurry", 403.8607), (None, 403.8260)])
 @torch.inference_mode()
-def test_the_sums_of_the_reference_are_reproduced(store: ModelStore, negative: str | None, expected: float) -> None:
-    """Images that diffusers 0.42.1 draws on a CPU from torch's noise of seed 0."""
-    model: LoadedModel = load_float32(store.checkpoint(XL))
-    request = prompted(negative)
+def latent_of(model: LoadedModel, request: SamplingRequest, noise: torch.Tensor) -> torch.Tensor:
+    """The latent that the request's chain ends on, from a given noise."""
     encoding = model.conditioner(request.condition, request.guidance)
     (texts,) = encoding.assemble([call() for call in encoding.calls])
     named = texts.extended(model.named_of_size(model.shape)).named
@@ -57,9 +57,16 @@ def test_the_sums_of_the_reference_are_reproduced(store: ModelStore, negative: s
         unconditional, conditional = model.denoise(rows).chunk(2)
         return unconditional + W * (conditional - unconditional)
 
+    return run_chain(model.plan(request), guided, noise, model.chain.clip)
+
+
+@pytest.mark.parametrize(("negative", "expected"), [("blurry", 403.8607), (None, 403.8260)])
+@torch.inference_mode()
+def test_the_sums_of_the_reference_are_reproduced(store: ModelStore, negative: str | None, expected: float) -> None:
+    """Images that diffusers 0.42.1 draws on a CPU from torch's noise of seed 0."""
+    model: LoadedModel = load_float32(store.checkpoint(XL))
     noise = torch.randn((1, *LATENT), generator=torch.Generator().manual_seed(0))
-    latent = run_chain(model.plan(request), guided, noise, model.chain.clip)
-    image = model.codec.decode(latent)
+    image = model.codec.decode(latent_of(model, prompted(negative), noise))
     assert float((image / 2 + 0.5).clamp(0, 1).sum()) == pytest.approx(expected, abs=1e-3)
 
 
@@ -76,6 +83,41 @@ def test_the_image_is_that_of_the_reference(store: ModelStore, negative: str | N
     difference = np.abs(drawn - (expected * 255).round())
     assert difference.max() <= 1
     assert (difference == 0).mean() >= 0.999
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # of peft, for the second adapter
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' Euler
+@pytest.mark.parametrize("write", [write_peft, write_kohya])
+def test_latents_with_loras_are_those_of_the_reference(tmp_path: Path, write: Callable[..., Path]) -> None:
+    """Of two LoRAs at once: one changes the U-Net and both text encoders, the other the second encoder alone."""
+    store = ModelStore(tmp_path / "store")
+    imported(store, tmp_path / "saved")
+    changed = {"style": ("unet", "text_encoder", "text_encoder_2"), "words": ("text_encoder_2",)}
+    for seed, (name, components) in enumerate(changed.items()):
+        file = write(random_pairs(sdxl_pipeline(), seed, components), tmp_path / f"{name}.safetensors")
+        taken, fitting = import_lora(store, file, name)
+        assert (taken.manifest.components, fitting) == (sorted(components), [XL])
+    noise = initial_noise(torch.tensor([4]), LATENT)
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(store.checkpoint(XL).path, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    fields: dict[str, Any] = {"negative_prompt": "blurry", "num_inference_steps": STEPS, "guidance_scale": W}
+    fields |= {"width": 16, "height": 16, "output_type": "latent"}
+    without = pipeline(PROMPT, **fields, latents=noise).images
+    for name in changed:
+        pipeline.load_lora_weights(str(tmp_path), weight_name=f"{name}.safetensors", adapter_name=name)
+    pipeline.set_adapters(["style", "words"], [0.8, -0.5])
+    expected = pipeline(PROMPT, **fields, latents=noise).images
+
+    pool = filled_pool(store)
+    loras = (LoraUse(name="style", scale=0.8), LoraUse(name="words", scale=-0.5))
+    assert pool.acquire(XL, None, loras) is None, "it is loaded first"
+    pool.load_pending()
+    model = pool.acquire(XL, None, loras)
+    assert model is not None
+    latent = latent_of(model, prompted("blurry"), noise)
+    assert float((latent - expected).norm() / expected.norm()) < 1e-5
+    assert float((latent - without).norm() / without.norm()) > 1e-2, "it is seen that they are there"
 
 
 def test_no_negative_prompt_is_another_image_than_the_empty_one(store: ModelStore) -> None:
