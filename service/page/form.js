@@ -30,10 +30,14 @@ const SAMPLER_NAMES = {
 
 let models;
 let isFilled = false;
-/** Fields that others add to the form: name → function that gives its value, or undefined. */
+/** Fields that others add to the form: name → { read, write }. */
 const added = new Map();
 
-export const addField = (name, read) => added.set(name, read);
+/**
+ * @param read gives the field's value for a model, or undefined.
+ * @param write puts a request's value into the form, undefined for none.
+ */
+export const addField = (name, read, write = () => {}) => added.set(name, { read, write });
 export const currentModel = () => models.get($("model").value);
 
 export function start(modelList) {
@@ -73,8 +77,8 @@ export function read() {
   if (!isPrompted) for (const name of ["negative_prompt", "clip_skip"]) delete request[name];
   if (!(isPrompted || "class_label" in request)) delete request.guidance_scale;
   if ($("fast").checked && isOffered($("fast"))) request.fast = true;
-  for (const [name, value] of added) {
-    const found = value(currentModel());
+  for (const [name, { read }] of added) {
+    const found = read(currentModel());
     if (found !== undefined) request[name] = found;
   }
   return request;
@@ -109,6 +113,7 @@ export function write(request, { isFromStorage = false } = {}) {
     if (request.prompts) $("prompt").value = request.prompts.join("\n");
   }
   for (const name of ["frames", "fast"]) if (!isFromStorage || name in request) $(name).checked = Boolean(request[name]);
+  for (const [name, { write }] of added) if (!isFromStorage || name in request) write(request[name]);
   if (request.negative_prompt) $("negative").open = true;
   if (!isFromStorage) fix(request.seed !== undefined);
   else fix(Boolean(request.isFixed));
@@ -293,7 +298,8 @@ export function showProblem(error) {
   const rest = [];
   let first;
   for (const { field: name, rule } of error.document?.errors ?? []) {
-    const place = field(name.split(".").pop());
+    // Of one item of a list, "loras.0.scale", or of a field inside another, "condition.prompt".
+    const place = field(name.replace(/\.[^.]*$/, "")) ?? field(name.split(".").pop());
     if (!place || place.hidden || place.closest("[hidden]")) {
       rest.push(`${name}: ${rule}`);
       continue;

@@ -4,7 +4,7 @@
 const FIELDS = [
   "prompt", "prompts", "negative_prompt", "clip_skip", "class_label", "model", "version", "seed", "steps", "batch", "sampler", "eta", "spacing",
   "karras", "guidance_scale", "guidance_rescale", "guidance_interval", "refiner_start", "fast", "width", "height", "init_image", "strength", "mask", "paste_back",
-  "upscale_steps", "upscale_noise_level", "frames", "format",
+  "upscale_steps", "upscale_noise_level", "loras", "frames", "format",
 ];
 /** Those that can walk Karras' noise levels. */
 export const KARRAS_SAMPLERS = ["euler", "euler_ancestral", "dpmpp_2m", "dpmpp_2m_sde"];
@@ -18,6 +18,7 @@ export function requestOf(job) {
     // Karras' noise levels left out would be those of the version, which may have them.
     const isChosen = field === "karras" && KARRAS_SAMPLERS.includes(job.sampler);
     if (value === null || value === undefined || (value === false && !isChosen) || value === "") continue;
+    if (Array.isArray(value) && !value.length) continue;
     if (["eta", "frames", "guidance_rescale", "clip_skip"].includes(field) && value === 0) continue;
     request[field] = value;
   }

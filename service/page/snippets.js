@@ -6,6 +6,7 @@ const PYTHON = { true: "True", false: "False", null: "None" };
 
 function pythonValue(value) {
   if (Array.isArray(value)) return `[${value.map(pythonValue).join(", ")}]`;
+  if (value && typeof value === "object") return `{${Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${pythonValue(one)}`).join(", ")}}`;
   return typeof value === "string" ? JSON.stringify(value) : (PYTHON[value] ?? String(value));
 }
 

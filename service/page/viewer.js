@@ -112,6 +112,7 @@ function facts(image) {
     ["Negative", job.negative_prompt],
     ["Model", job.model],
     ["Version", job.version, "mono"],
+    ["LoRAs", job.loras?.map(({ name, scale }) => `${name}, scale ${scale}`).join("; ")],
     ["Seed", image.seed],
     ["Steps", `${job.steps}, ${job.sampler}${job.eta ? `, eta ${job.eta}` : ""}${job.karras ? ", Karras' noise levels" : ""}${job.spacing ? `, ${job.spacing}` : ""}${refinedFrom(job)}${job.fast ? ", fast" : ""}`],
     ["Guidance", job.guidance_scale === 1 ? null : guidanceOf(job)],

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from tests.service.fake_worker import FakeWorker, request_of
+from tests.service.fake_worker import EMOJI, FakeWorker, request_of
 from tests.service.page.conftest import Visit
 from tests.service.page.test_page import take
+from worker.contract import LoraInfo, LoraUse
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = """it's a "purple" rocket; $HOME `ls` \\ 火箭"""
@@ -21,9 +22,12 @@ PROMPT = """it's a "purple" rocket; $HOME `ls` \\ 火箭"""
 def test_a_snippet_draws_the_image_again(
     visit: Callable[..., Visit], worker: FakeWorker, tmp_path: Path, language: str
 ) -> None:
+    worker.announce(models=(EMOJI.model_copy(update={"loras": [LoraInfo(name="face", sha256="a" * 64)]}),))
     opened = visit()
     page = opened.page
     page.get_by_label("Model", exact=True).select_option("emoji")
+    page.get_by_label("Add a LoRA").select_option("face")
+    page.get_by_label("Scale of face").fill("0.5")
     page.get_by_label("Prompt", exact=True).fill(PROMPT)
     opened.draw()
     worker.succeed(drawn := take(worker))
@@ -48,3 +52,4 @@ def test_a_snippet_draws_the_image_again(
     assert again.condition == first.condition
     assert (again.seed, again.batch, again.steps) == (first.seed + 1, 1, first.steps)
     assert (again.model, again.guidance, again.sampler) == (first.model, first.guidance, first.sampler)
+    assert again.loras == first.loras == (LoraUse(name="face", scale=0.5, sha256="a" * 64),)
