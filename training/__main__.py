@@ -50,7 +50,7 @@ def run(argv: Sequence[str], command: str, environment: Mapping[str, str]) -> bo
     device = choose_device(configuration.device, environment)
     with joined_processes(environment, device) as processes:
         training = Run(configuration, command, device, processes, resume)
-        training.say(settings_lines(configuration.model_dump(mode="json")))
+        training.say(settings_lines(training.configuration.model_dump(mode="json")))
         finished = training.train()
         if finished and processes.first:
             print(training.summary())

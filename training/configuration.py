@@ -23,6 +23,8 @@ from worker.store.manifest import MAX_EXAMPLE_PROMPTS
 ENVIRONMENT_PREFIX = "REVERIE_TRAIN_"
 PRESETS = Path(__file__).parent / "presets"
 DEFAULT_MINUTES = 3.0
+LORA_DEFAULTS: Mapping[str, Any] = {"learning_rate": 1e-4, "batch": 4, "held_out_rows": 64}
+"""Of a run with `lora_on`: the network is large, and was trained already."""
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -99,6 +101,18 @@ class TrainingConfiguration(BaseModel):
     """of a second leg: the timestep that is served where a request names none"""
     upscale_steps: Annotated[int, Field(ge=1, le=1000)] = 20
     """of a second leg: the steps that are served where a request names none"""
+
+    # A LoRA in place of a network.
+    lora_on: str | None = None
+    """MODEL[@VERSION], a text-to-image model of the store: train a LoRA on it (by default at rate 1e-4, batch 4)"""
+    lora_rank: Positive = 8
+    """of the matrices by which each layer is changed"""
+    lora_alpha: Annotated[float, Field(gt=0)] | None = None
+    """over the rank, what their product is multiplied by (default: the rank)"""
+    lora_targets: Annotated[tuple[str, ...], Field(min_length=1)] = ("to_q", "to_k", "to_v", "to_out.0")
+    """layers of the U-Net that are changed, by the ends of their names"""
+    lora_text: bool = False
+    """change the attention of the text encoders, too"""
 
     # The diffusion process.
     schedule: Literal["linear", "scaled_linear", "cosine"] = "linear"
@@ -299,7 +313,9 @@ def read_configuration(
         if not {"steps", "epochs", "minutes"}.isdisjoint(source):
             values = {key: value for key, value in values.items() if key not in {"steps", "epochs", "minutes"}}
         values |= source
-    for name in ("channels", "attention", "betas"):
+    if values.get("lora_on") is not None:
+        values = {**LORA_DEFAULTS, **values}
+    for name in ("channels", "attention", "betas", "lora_targets"):
         if isinstance(values.get(name), str):
             values[name] = values[name].replace(",", " ").split()
     if isinstance(prompts := values.get("example_prompts"), str):  # which may hold commas

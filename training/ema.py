@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 GAMMA = 16.97
 """Exponent for an average whose width is 5 % of the training so far. EDM2 (Karras et al. 2024), table 4."""
@@ -41,13 +41,22 @@ def no_average(step: int) -> float:
 
 
 class AveragedWeights(Generic[_Network]):
-    """A copy of a network that follows it as `decay` says. The first step replaces the initial weights."""
+    """A copy of a network that follows it as `decay` says. The first step replaces the initial weights.
+
+    What of the network is frozen it has in common with the copy.
+    """
 
     def __init__(self, network: _Network, decay: Decay) -> None:
-        self.network = copy.deepcopy(network).eval().requires_grad_(False)
+        trained = [parameter.requires_grad for parameter in network.parameters()]
+        frozen = {id(parameter): parameter for parameter in network.parameters() if not parameter.requires_grad}
+        self.network = copy.deepcopy(network, frozen).eval().requires_grad_(False)
+        self._averages: list[Tensor] = [
+            each for each, is_trained in zip(self.network.parameters(), trained, strict=True) if is_trained
+        ]
         self._decay = decay
 
     @torch.no_grad()
     def update(self, network: _Network, step: int) -> None:
         """Take in the weights after `step` steps, counted from 1."""
-        torch._foreach_lerp_(list(self.network.parameters()), list(network.parameters()), 1 - self._decay(step))
+        trained: list[Tensor] = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        torch._foreach_lerp_(self._averages, trained, 1 - self._decay(step))

@@ -117,6 +117,7 @@ class Trainer:
         self._small = SmallImages.of(configuration)
         self._processes = processes or Processes()
         self._loss = math.nan
+        self._frozen = {name for name, parameter in denoiser.named_parameters() if not parameter.requires_grad}
         self._unreadable: set[str] = set()
         parts = configuration.accumulate * self._processes.count
         if configuration.batch % parts:
@@ -265,8 +266,8 @@ class Trainer:
             finished=finished,
             identity=identity,
             tensors={
-                "denoiser": self.denoiser.state_dict(),
-                "ema": self.ema.network.state_dict(),
+                "denoiser": self._without_frozen(self.denoiser.state_dict()),
+                "ema": self._without_frozen(self.ema.network.state_dict()),
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": self._scaler.state_dict(),
             },
@@ -275,10 +276,14 @@ class Trainer:
     def restore(self, state: RunState) -> None:
         """Go on from there."""
         self.step, self.elapsed_s = state.step, state.elapsed_s
-        self.denoiser.load_state_dict(named_as_now(state.tensors["denoiser"]))
-        self.ema.network.load_state_dict(named_as_now(state.tensors["ema"]))
+        frozen = {name: weight for name, weight in self.denoiser.state_dict().items() if name in self._frozen}
+        self.denoiser.load_state_dict(frozen | named_as_now(state.tensors["denoiser"]))
+        self.ema.network.load_state_dict(frozen | named_as_now(state.tensors["ema"]))
         self._optimizer.load_state_dict(state.tensors["optimizer"])
         self._scaler.load_state_dict(state.tensors["scaler"])
+
+    def _without_frozen(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: weight for name, weight in weights.items() if name not in self._frozen}
 
 
 def named_as_now(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

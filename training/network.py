@@ -25,7 +25,8 @@ class Conditions:
 
     Attributes:
         labels: [N] int64, the null label for none; None for a model without classes.
-        tokens: [N, L] int64, the tokens of "" for none; None for a model without captions.
+        tokens: [N, L] int64, or [N, E, L] for E text encoders, the tokens of "" for none; None for a model without
+            captions.
         small_images: [N, C, H, W], enlarged and noised; None unless the network enlarges images.
         noise_levels: [N] int64, the timesteps of their noise.
     """

@@ -67,18 +67,22 @@ def build_optimizer(
     weight_decay: float,
     text_rate: float,
 ) -> torch.optim.Optimizer:
-    """The optimizer over all weights; each group's `peak` is its rate at the end of warm-up.
+    """The optimizer over all weights that are not frozen; each group's `peak` is its rate at the end of warm-up.
 
     Args:
         betas, momentum, weight_decay: given to optimizers that take them.
-        text_rate: rate of the text encoder, as a part of the network's.
+        text_rate: rate of the text encoders, as a part of the network's.
     """
     kind = optimizer_class(name)
     taken = inspect.signature(kind).parameters
     options: dict[str, Any] = {"betas": tuple(betas), "momentum": momentum, "weight_decay": weight_decay}
-    groups: list[dict[str, Any]] = [{"params": list(denoiser.network.parameters()), "peak": learning_rate}]
-    if denoiser.text_encoder is not None:
-        groups.append({"params": list(denoiser.text_encoder.parameters()), "peak": learning_rate * text_rate})
+    of_network = {id(parameter) for parameter in denoiser.network.parameters()}
+    trained = [parameter for parameter in denoiser.parameters() if parameter.requires_grad]
+    groups: list[dict[str, Any]] = [
+        {"params": [each for each in trained if id(each) in of_network], "peak": learning_rate},
+        {"params": [each for each in trained if id(each) not in of_network], "peak": learning_rate * text_rate},
+    ]
+    groups = [group for group in groups if group["params"]]
     given = {key: value for key, value in options.items() if key in taken}
     optimizer: torch.optim.Optimizer = kind(groups, lr=learning_rate, **given)  # type: ignore[call-arg]
     return optimizer

@@ -25,7 +25,7 @@ from training.golden import GOLDEN_ROWS, golden_of
 from training.network import Conditions, Denoiser
 from training.text import CaptionTokenizer
 from worker.diffusion import NoiseSchedule, Spacing
-from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe, RequestDefaults
+from worker.store import Checkpoint, GoldenOutput, ModelStore, PublishFailed, Recipe, RequestDefaults, StoreError
 from worker.store.component_rules import LEARNED_RANGE, denoiser_folder
 from worker.store.pipeline_index import write_index, write_text_to_image_index
 
@@ -134,6 +134,13 @@ class Publication:
             "guidance_scale": configuration.request_guidance_scale,
         }
         return {name: value for name, value in named.items() if value is not None}
+
+    def current_metrics(self) -> Mapping[str, float] | None:
+        """Of the version that is served now; None where there is none."""
+        try:
+            return self.store.checkpoint(self.model).manifest.metrics
+        except StoreError:
+            return None
 
 
 def spacing_of(configuration: TrainingConfiguration) -> Spacing:

@@ -9,34 +9,37 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from training.building import build_denoiser, learn_tokenizer
 from training.cascade import FirstLeg, default_cascade_name, first_leg
 from training.configuration import TrainingConfiguration
 from training.contrastive import train_dual_encoder
-from training.data import ImageSource
 from training.errors import ConfigurationError, StateError
 from training.logs import RunLog
 from training.loop import StepReport, Trainer, budget_of
-from training.loss import Network
+from training.lora.adapters import without_adapters
+from training.lora.base_model import open_base_model
+from training.lora.publishing import LoraPublication
+from training.loss import Network, Tokenize
 from training.memory import lowered_by
 from training.metrics.baselines import baselines
-from training.metrics.held_out import BAND_METRICS, HIGHER_IS_BETTER, HeldOut, metric_names, on_device
-from training.network import Denoiser, build_unet
+from training.metrics.held_out import BAND_METRICS, BATCH_SIZE, HIGHER_IS_BETTER, HeldOut, metric_names, on_device
 from training.processes import Processes
 from training.publishing import Publication, library_versions
-from training.sheets import sample_sheet
+from training.sheets import SHEET_IMAGES, sample_sheet
 from training.sources import HELD_OUT_SEED, default_model_name, load_sources
 from training.state import DATA_KEY, StateFolder, check_identity
 from training.stopping import stop_signals
 from training.super_resolution import SmallImages
-from training.text import CaptionTokenizer, build_text_encoder
-from training.transformer import build_transformer
 from worker.contract import MODEL_NAME_PATTERN
-from worker.store import Checkpoint, ModelStore, Recipe, StoreError
+from worker.store import ModelStore, Recipe
+from worker.store.lora_store import Lora
 from worker.store.manifest import is_model_name
 
 SAVED_EVERY_S = 300.0
 CONTRASTIVE_BATCH = 128
 STATE_ROOT = Path(".reverie/training")
+LORA_SHEET_IMAGES = 4
+"""Of networks that may be large."""
 
 
 def check_store(root: Path) -> None:
@@ -76,7 +79,7 @@ class Run:
         processes: Processes,
         resume: bool | None,
     ) -> None:
-        self.configuration, self.command, self.processes = configuration, command, processes
+        self.command, self.processes = command, processes
         first, data = configuration.super_resolution_of, configuration.data
         unnamed = default_model_name(data) if first is None else default_cascade_name(first, configuration.enlarge)
         self.model = configuration.model or unnamed
@@ -89,26 +92,50 @@ class Run:
         if processes.first:
             check_store(configuration.store)
         self.store = ModelStore(configuration.store)
+        self.base = None if configuration.lora_on is None else open_base_model(configuration.lora_on, self.store)
+        if self.base is not None:
+            configuration = self.base.settled(configuration)
+        self.configuration = configuration
         self.schedule = configuration.noise_schedule()
         self.source, self.held_out_source = load_sources(configuration)
         self.first = self._first_leg()
-        self.tokenizer = learn_tokenizer(self.source, configuration)
-        self.folder = StateFolder(configuration.state or STATE_ROOT / self.model)
         self.identity = configuration.identity() | {DATA_KEY: self.source.fingerprint()}
+        self.tokenizer = None if self.base else learn_tokenizer(self.source, configuration)
+        self.tokenize: Tokenize | None = self.base.tokens if self.base else self.tokenizer
+        self.publication: Publication | LoraPublication
+        if self.base is None:
+            state = STATE_ROOT / self.model
+            self.publication = Publication(
+                self.store, self.model, configuration, self.source, self.tokenizer, self._recipe(), self.first
+            )
+        else:
+            self.base.check(self.source)
+            state = STATE_ROOT / "loras" / self.model
+            self.identity["base_sha256"] = self.base.checkpoint.manifest.weights_sha256
+            offered_for = self.base.checkpoint.model
+            self.publication = LoraPublication(self.store, self.model, offered_for, configuration, self.identity)
+        self.folder = StateFolder(configuration.state or state)
         with lowered_by("for the weights and their averages: lower --width, --channels, --layers or --depth"):
-            denoiser = build_denoiser(self.source, self.tokenizer, configuration).to(device)
+            denoiser = (
+                self.base.denoiser(configuration)
+                if self.base
+                else build_denoiser(self.source, self.tokenizer, configuration)
+            )
             self.trainer = Trainer(
-                denoiser, self.source, self.schedule, configuration, tokenize=self.tokenizer, processes=processes
+                denoiser.to(device),
+                self.source,
+                self.schedule,
+                configuration,
+                tokenize=self.tokenize,
+                processes=processes,
             )
             self.resumed = self._restore(resume)
-        self.publication = Publication(
-            self.store, self.model, configuration, self.source, self.tokenizer, self._recipe(), self.first
-        )
         self.held_out = HeldOut.draw(
             self.held_out_source,
             self.schedule,
             seed=HELD_OUT_SEED,
-            tokenize=self.tokenizer,
+            tokenize=self.tokenize,
+            batch_size=configuration.batch if self.base else BATCH_SIZE,
             max_rows=configuration.held_out_rows,
             small=SmallImages.of(configuration),
         )
@@ -193,28 +220,39 @@ class Run:
 
     @cached_property
     def baselines(self) -> dict[str, float]:
-        """Losses of predictors without a network: the same for the whole run."""
-        return baselines(self.held_out, self.source, self.schedule)
+        """Losses of predictors that the run does not train: the same for the whole run."""
+        losses = baselines(self.held_out, self.source, self.schedule)
+        if self.base is not None:
+            network = self.trainer.ema.network
+            with without_adapters(network):
+                predict = on_device(network, self.trainer.device)
+                losses["held_out_loss_base"] = self.held_out.loss(predict, self.configuration.prediction)
+        return losses
 
-    def publish(self) -> Checkpoint | None:
-        """Publish the averaged weights; None when another process does, or when what is current is better."""
+    def publish(self) -> None:
+        """Publish the averaged weights, unless another process does, or what is current is better."""
         if not self.processes.first:
-            return None
+            return
         step = self.trainer.step
         metrics = self.measure() | self.baselines
         if (reason := self._not_better(metrics)) is not None:
             self.say(f"not published at step {step}: {reason}")
-            return None
-        network = self.trainer.ema.network
-        checkpoint = self.publication.publish(network, step=step, metrics=metrics, samples=self._sheet().cpu())
-        self.say(f"published {self.model}/{checkpoint.version}  held-out loss {metrics['held_out_loss']:.4f}")
-        return checkpoint
+            return
+        samples = self._sheet().cpu() if self.base is None else None
+        made = self.publication.publish(self.trainer.ema.network, step=step, metrics=metrics, samples=samples)
+        called = (
+            f"LoRA {self.model} {made.manifest.sha256[:8]}"
+            if isinstance(made, Lora)
+            else f"{made.model}/{made.version}"
+        )
+        self.say(f"published {called}  held-out loss {metrics['held_out_loss']:.4f}")
 
     def summary(self) -> str:
         """What the loss is worth, beside predictors that need no network."""
-        metrics = self.store.checkpoint(self.model).manifest.metrics
+        metrics = self.publication.current_metrics() or {}
         lines = [
             ("this model", "held_out_loss"),
+            ("without the LoRA", "held_out_loss_base"),
             ("without condition", "held_out_loss_unconditional"),
             ("best linear denoiser", "held_out_loss_linear"),
             ("bilinear enlargement", "held_out_loss_bilinear"),
@@ -229,10 +267,7 @@ class Run:
         metric = self.configuration.publish_best
         if metric is None:
             return None
-        try:
-            current = self.store.checkpoint(self.model).manifest.metrics.get(metric)
-        except StoreError:
-            return None
+        current = (self.publication.current_metrics() or {}).get(metric)
         found = metrics[metric]
         if current is None or (found > current if metric in HIGHER_IS_BETTER else found < current):
             return None
@@ -289,8 +324,9 @@ class Run:
         self.processes.give_weights(encoder)
 
     def _sheet(self) -> torch.Tensor:
+        count = LORA_SHEET_IMAGES if self.base else SHEET_IMAGES
         with lowered_by("while drawing samples: lower --width, --channels or --size"):
-            return sample_sheet(self.trainer.ema.network, self.source, self.tokenizer, self.configuration)
+            return sample_sheet(self.trainer.ema.network, self.source, self.tokenize, self.configuration, count)
 
     def _first_leg(self) -> FirstLeg | None:
         configuration = self.configuration
@@ -311,57 +347,13 @@ class Run:
         )
 
     def _opening(self) -> str:
-        parameters = sum(parameter.numel() for parameter in self.trainer.denoiser.parameters())
+        trained = (parameter for parameter in self.trainer.denoiser.parameters() if parameter.requires_grad)
+        parameters = sum(parameter.numel() for parameter in trained)
         going_on = f", going on at step {self.trainer.step}" if self.resumed else ""
         return (
             f"{len(self.source)} images to train on, {len(self.held_out_source)} held out ({self.source.name}); "
             f"{parameters:,} parameters; publishing {self.model} to {self.configuration.store}{going_on}"
         )
-
-
-def learn_tokenizer(source: ImageSource, configuration: TrainingConfiguration) -> CaptionTokenizer | None:
-    if not source.captioned:
-        return None
-    return CaptionTokenizer.learn(source.caption_corpus(), configuration.vocabulary, configuration.tokens)
-
-
-def build_denoiser(
-    source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
-) -> Denoiser:
-    """The network of a run, freshly initialized."""
-    text_encoder = None
-    if tokenizer is not None:
-        text_encoder = build_text_encoder(
-            tokenizer, width=configuration.text_width, layers=configuration.text_layers, seed=configuration.seed
-        )
-    if configuration.backbone == "dit":
-        transformer = build_transformer(
-            source.shape,
-            len(source.label_names),
-            width=configuration.width,
-            depth=configuration.depth,
-            heads=configuration.heads,
-            patch=configuration.patch,
-            dropout=configuration.dropout,
-            seed=configuration.seed,
-            learned_variance=configuration.learned_variance,
-        )
-        return Denoiser(transformer)
-    unet = build_unet(
-        source.shape,
-        len(source.label_names),
-        width=configuration.width,
-        layers_per_block=configuration.layers,
-        seed=configuration.seed,
-        channels_by_level=configuration.channels,
-        attention_px=configuration.attention,
-        norm_groups=configuration.norm_groups,
-        dropout=configuration.dropout,
-        text_width=configuration.text_width if text_encoder is not None else None,
-        learned_variance=configuration.learned_variance,
-        super_resolution=configuration.super_resolution_of is not None,
-    )
-    return Denoiser(unet, text_encoder)
 
 
 def memory(device: torch.device) -> str:

@@ -9,11 +9,11 @@ from training.cascade import enlarged_images, sheet_of_triples, spread_images
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource
 from training.data.latents import LatentData
+from training.loss import Tokenize
 from training.network import Conditions, Denoiser
 from training.publishing import spacing_of
 from training.randomness import generator
 from training.sampling import draw_images
-from training.text import CaptionTokenizer
 
 COLUMNS = 8
 TRIPLES_COLUMNS = 6
@@ -23,28 +23,36 @@ GUIDANCE = 3.0
 
 
 def sample_sheet(
-    denoiser: Denoiser, source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
+    denoiser: Denoiser,
+    source: ImageSource,
+    tokenize: Tokenize | None,
+    configuration: TrainingConfiguration,
+    count: int = SHEET_IMAGES,
 ) -> Tensor:
     """[H, W, C] uint8: `sheet_images` in rows; of a second leg beside the small images and the real ones."""
     if configuration.super_resolution_of is not None:
         return grid(sheet_of_triples(denoiser, source, configuration, spacing_of(configuration)), TRIPLES_COLUMNS)
-    return grid(sheet_images(denoiser, source, tokenizer, configuration), COLUMNS)
+    return grid(sheet_images(denoiser, source, tokenize, configuration, count), min(COLUMNS, count))
 
 
 def sheet_images(
-    denoiser: Denoiser, source: ImageSource, tokenizer: CaptionTokenizer | None, configuration: TrainingConfiguration
+    denoiser: Denoiser,
+    source: ImageSource,
+    tokenize: Tokenize | None,
+    configuration: TrainingConfiguration,
+    count: int = SHEET_IMAGES,
 ) -> Tensor:
-    """[N, H, W, C] uint8: images from seeds 0 to 31, of labels or captions that go round; those of a second leg are
+    """[N, H, W, C] uint8: images from seeds 0 to `count` - 1, of labels or captions that go round; of a second leg
     enlarged ones."""
     if configuration.super_resolution_of is not None:
-        x_0 = spread_images(source, SHEET_IMAGES)
+        x_0 = spread_images(source, count)
         return enlarged_images(denoiser, x_0, configuration, spacing_of(configuration))
-    conditions, without = sheet_conditions(source, tokenizer)
+    conditions, without = sheet_conditions(source, tokenize, count)
     return draw_images(
         denoiser,
         configuration.noise_schedule(),
         source.shape,
-        range(SHEET_IMAGES),
+        range(count),
         conditions,
         steps=SHEET_STEPS,
         spacing=spacing_of(configuration),
@@ -55,16 +63,17 @@ def sheet_images(
     )
 
 
-def sheet_conditions(source: ImageSource, tokenizer: CaptionTokenizer | None) -> tuple[Conditions, Conditions | None]:
+def sheet_conditions(
+    source: ImageSource, tokenize: Tokenize | None, count: int = SHEET_IMAGES
+) -> tuple[Conditions, Conditions | None]:
     """What the images of a sheet are drawn for, and the condition of none."""
-    if tokenizer is not None:
-        every = max(1, len(source) // SHEET_IMAGES)
-        shown = torch.arange(SHEET_IMAGES) * every % len(source)
-        captions = source.batch(shown, generator(0, "sheet")).captions
+    if tokenize is not None:
+        every = max(1, len(source) // count)
+        captions = source.batch(torch.arange(count) * every % len(source), generator(0, "sheet")).captions
         assert captions is not None, "a tokenizer comes with captions"
-        return Conditions(tokens=tokenizer(captions)), Conditions(tokens=tokenizer([""]))
+        return Conditions(tokens=tokenize(captions)), Conditions(tokens=tokenize(("",)))
     if source.label_names:
-        return Conditions(labels=torch.arange(SHEET_IMAGES) % len(source.label_names)), None
+        return Conditions(labels=torch.arange(count) % len(source.label_names)), None
     return Conditions(), None
 
 

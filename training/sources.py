@@ -28,7 +28,8 @@ def load_sources(configuration: TrainingConfiguration) -> tuple[ImageSource, Ima
     if configuration.autoencoder is None:
         return train, held_out
     if configuration.backbone == "unet" and not train.captioned:
-        raise DataError("need --backbone dit or images with captions with an autoencoder, got a U-Net without text")
+        other = "" if configuration.lora_on else "--backbone dit or "
+        raise DataError(f"need {other}images with captions with an autoencoder, got a U-Net without text")
     autoencoder = open_autoencoder(configuration.autoencoder)
     cache = configuration.latents
     return LatentData(train, autoencoder, cache), LatentData(held_out, autoencoder, cache)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.training.tiny import captioned_shades, quick, tiny_denoiser, tiny_text_denoiser
+from training.building import build_denoiser
 from training.configuration import TrainingConfiguration, read_configuration
 from training.contrastive import train_dual_encoder
 from training.data import ImageData, split
@@ -19,7 +20,6 @@ from training.loop import Budget, StepReport, Trainer, budget_of
 from training.metrics.held_out import HeldOut
 from training.network import Conditions, Denoiser, build_unet
 from training.optimizers import RateDecay, rate_factor
-from training.run import build_denoiser
 from training.state import StateFolder, check_identity
 from worker.diffusion import NoiseSchedule
 

@@ -1,6 +1,5 @@
 """From captioned pictures to a published text-to-image model that other libraries open."""
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from tests.training.tiny import write_captioned_squares
 from training import compare, evaluate
 from training.__main__ import main
 from training.data.emoji import load_emoji
@@ -34,13 +34,7 @@ PROMPTS = ["a red square", "", "a blue square on the left of much else that is c
 def opened(tmp_path_factory: pytest.TempPathFactory) -> OpenedVersion:
     """Two steps on twelve captioned squares."""
     root = tmp_path_factory.mktemp("captioned")
-    lines = []
-    for index in range(12):
-        name, colour = [("red", (255, 0, 0)), ("blue", (0, 0, 255))][index % 2]
-        (root / "pictures").mkdir(exist_ok=True)
-        Image.new("RGB", (20, 20), colour).save(root / "pictures" / f"{index}.png")
-        lines.append(json.dumps({"file_name": f"{index}.png", "text": f"a {name} square"}))
-    (root / "pictures" / "metadata.jsonl").write_text("\n".join(lines))
+    write_captioned_squares(root / "pictures")
     arguments = ["--data", str(root / "pictures"), "--size", "8", "--prediction", "v_prediction", "--tokens", "8"]
     places = ["--store", str(root / "store"), "--state", str(root / "state")]
     requests = ["--request-sampler", "ddpm", "--request-steps", "3", "--example-prompts", "a red square, large | blue"]

@@ -1,6 +1,10 @@
 """Small data and small networks, for tests that train for a moment."""
 
+import json
+from pathlib import Path
+
 import torch
+from PIL import Image
 
 from training.configuration import TrainingConfiguration, read_configuration
 from training.data import ImageData
@@ -35,6 +39,18 @@ def captioned_shades(count: int = 12, side_px: int = 8) -> ImageData:
     levels = torch.stack([torch.full((1, side_px, side_px), SHADES[name], dtype=torch.uint8) for name in names])
     captions = tuple(f"a {name} square" for name in names)
     return ImageData("shades", levels, 255, torch.zeros(count, dtype=torch.int64), (), captions)
+
+
+def write_captioned_squares(folder: Path, count: int = 12, side_px: int = 20) -> Path:
+    """A folder of red and blue squares, each with a caption that says which."""
+    folder.mkdir(parents=True)
+    lines = []
+    for index in range(count):
+        name, colour = [("red", (255, 0, 0)), ("blue", (0, 0, 255))][index % 2]
+        Image.new("RGB", (side_px, side_px), colour).save(folder / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": f"a {name} square"}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return folder
 
 
 def tiny_text_denoiser(source: ImageData, seed: int = 0) -> tuple[Denoiser, CaptionTokenizer]:

@@ -80,12 +80,16 @@ class LatentData(DerivedSource):
         cache: folder that keeps the encoded images.
 
     Raises:
-        DataError: the cache can't be written.
+        DataError: the autoencoder takes other images, or the cache can't be written.
     """
 
     def __init__(self, source: ImageSource, autoencoder: Autoencoder, cache: Path) -> None:
         super().__init__(source)
         self.autoencoder = autoencoder
+        if source.shape[0] != (channels := autoencoder.vae.config.in_channels):
+            raise DataError(
+                f"{source.name}: need images of {channels} channels for the autoencoder, got {source.shape[0]}"
+            )
         self._folder = cache / self.fingerprint()[:32]
         if not self._folder.is_dir():
             self._encode(cache)

@@ -21,6 +21,7 @@ BANDS = 5
 """Equal parts of the timesteps, from little noise to much."""
 BAND_METRICS = ("mse", "rmse", "mae", "r2")
 HIGHER_IS_BETTER = frozenset(f"held_out_r2_band_{band}" for band in range(BANDS))
+BATCH_SIZE = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,7 @@ class HeldOut:
         seed: int,
         tokenize: Tokenize | None = None,
         draws_per_image: int = 4,
-        batch_size: int = 256,
+        batch_size: int = BATCH_SIZE,
         max_rows: int | None = None,
         small: SmallImages | None = None,
     ) -> "HeldOut":

@@ -1,0 +1,1 @@
+"""LoRAs: small changes of a published text-to-image model, trained while its own weights stay as they are."""
