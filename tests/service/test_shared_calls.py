@@ -46,10 +46,16 @@ def test_questions_of_one_moment_are_few_calls_answered_in_their_order() -> None
 
 
 def test_an_unreadable_answer_is_raised_to_the_one_that_asked() -> None:
-    first, unreadable, last = Squares().ask(2, -7, 3)
-    assert (first, last) == (4, 9)
-    assert isinstance(unreadable, Unreadable)
-    assert str(unreadable) == "-7"
+    squares = Squares()
+
+    async def asked() -> list[int]:
+        others = [asyncio.create_task(squares.shared.ask(number)) for number in (2, 3)]
+        with pytest.raises(Unreadable, match="-7"):
+            await squares.shared.ask(-7)
+        return [await other for other in others]
+
+    assert asyncio.run(asked()) == [4, 9]
+    assert [sorted(call) for call in squares.calls] == [[-7, 2, 3]]
 
 
 @pytest.mark.parametrize(("bad", "error"), [(13, ConnectionError), (14, ValueError)], ids=["raises", "one too few"])
