@@ -85,6 +85,21 @@ def test_an_evaluation_that_looks_at_a_number_is_not_recorded() -> None:
     assert recorded_of(lambda inputs: inputs.x * float(inputs.t.sum())) is None
 
 
+def test_one_whose_results_lie_in_memory_of_another_kind_is_not_recorded() -> None:
+    assert recorded_of(lambda inputs: inputs.x.to_mkldnn().to_dense()) is None
+    assert recorded_of(lambda inputs: inputs.x.to_sparse().to_dense()) is None
+
+
+def test_one_that_fails_while_it_is_recorded_is_not_recorded() -> None:
+    failing = []
+
+    def denoise(inputs: NetworkInput) -> Tensor:
+        failing.append(1)
+        return inputs.x.view(7, 11) if len(failing) == 2 else inputs.x + 1
+
+    assert recorded_of(denoise) is None
+
+
 def test_one_that_does_something_else_each_time_is_not_recorded() -> None:
     times = []
 

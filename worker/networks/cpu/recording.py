@@ -105,10 +105,12 @@ class _Planner(_Operations):  # type: ignore[no-untyped-call]
         call()
 
     def _made(self, result: Tensor, number: int) -> None:
+        if result.layout is not torch.strided:
+            raise NotRecordable(f"a result is {result.layout}")
         nbytes = result.untyped_storage().nbytes()
         self._bytes += nbytes
-        if self._bytes > MOST_BYTES or result.layout is not torch.strided:
-            raise NotRecordable(f"{self._bytes} bytes, {result.layout}")
+        if self._bytes > MOST_BYTES:
+            raise NotRecordable(f"its results have more than {MOST_BYTES} bytes")
         self.plan.results[number] = made = _Result(result, nbytes, number, number)
         self._by_memory[result.untyped_storage().data_ptr()] = made
 
@@ -225,7 +227,7 @@ def record(denoise: Denoiser, inputs: NetworkInput, most_s: float) -> Recording 
         return None
     try:
         recording = _recorded(denoise, _copy_of(inputs))
-    except NotRecordable as error:
+    except (NotRecordable, RuntimeError, TypeError) as error:  # torch's: of an operation that can't be done so
         log.debug("not recorded: %s", error)
         return None
     # With other numbers than it was recorded with: what did not come from the inputs is seen so.
