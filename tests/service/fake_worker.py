@@ -29,6 +29,7 @@ from worker.contract import (
     SamplerName,
     SamplingRequest,
     Takes,
+    UpscaleInfo,
     VersionInfo,
     WorkerStatus,
     events_channel,
@@ -79,6 +80,15 @@ CLOUDS = DIGITS.model_copy(
 )
 
 EMOJI = DIGITS.model_copy(update={"name": "emoji", "labels": [], "takes": Takes.PROMPT})
+CASCADE = DIGITS.model_copy(
+    update={
+        "name": "digits-x2",
+        "width": 16,
+        "height": 16,
+        "size_multiple": None,
+        "upscale": UpscaleInfo(width=8, height=8, steps=5, max_steps=1000, noise_level=100, max_noise_level=400),
+    }
+)
 REFINED = EMOJI.model_copy(
     update={
         "name": "refined",

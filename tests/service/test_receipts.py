@@ -10,7 +10,7 @@ from service.admission import admit
 from service.catalogue import Reading
 from service.schemas import GenerateRequest
 from service.settings import Settings
-from tests.service.fake_worker import CLOUDS, DIGITS, EMOJI, NAME, REFINED, VERSION, FakeWorker
+from tests.service.fake_worker import CASCADE, CLOUDS, DIGITS, EMOJI, NAME, REFINED, VERSION, FakeWorker
 from tests.service.test_jobs import submit
 from tests.worker.contract.any_request import any_request
 from worker.contract import LoraInfo, SamplingRequest, WorkerStatus
@@ -31,7 +31,7 @@ READING = Reading(
             "dtype": "float32",
             "max_batch": 16,
             "default_model": "digits",
-            "models": [DIGITS, CLOUDS, REFINED, STYLED],
+            "models": [DIGITS, CLOUDS, REFINED, STYLED, CASCADE],
             "counters": EngineCounters(),
         }
     ),
@@ -48,6 +48,7 @@ BODIES: list[dict[str, Any]] = [
     {"steps": 5, "batch": 1, "seed": 7, "model": "emoji", "prompt": "a", "loras": [{"name": "style", "scale": 0.5}]},
     {"steps": 5, "batch": 2, "seed": 7, "model": "emoji", "prompts": ["a", "b"], "clip_skip": 1},
     {"steps": 5, "batch": 1, "seed": 7, "model": "refined", "prompt": "a", "refiner_start": 0.7},
+    {"steps": 5, "batch": 1, "seed": 7, "model": "digits-x2", "upscale_steps": 4, "upscale_noise_level": 50},
     {"steps": 5, "batch": 1, "seed": 7, "width": 16, "height": 8},
     {"steps": 5, "batch": 1, "seed": 7, "sampler": "euler", "karras": True, "spacing": "trailing"},
     {"steps": 5, "batch": 1, "seed": 7, "init_image": "a" * 64, "strength": 0.6},

@@ -6,18 +6,8 @@ import httpx
 import pytest
 
 from tests.conftest import ValkeyHandle
-from tests.service.fake_worker import DIGITS, FakeWorker, request_of
-from worker.contract import Upscale, UpscaleInfo
-
-CASCADE = DIGITS.model_copy(
-    update={
-        "name": "digits-x2",
-        "width": 16,
-        "height": 16,
-        "size_multiple": None,
-        "upscale": UpscaleInfo(width=8, height=8, steps=5, max_steps=1000, noise_level=100, max_noise_level=400),
-    }
-)
+from tests.service.fake_worker import CASCADE, DIGITS, FakeWorker, request_of
+from worker.contract import Upscale
 
 
 @pytest.fixture
