@@ -16,9 +16,9 @@ from worker.queue.saved_chains import unpack
 pytestmark = pytest.mark.slow
 
 LONG: list[dict[str, Any]] = [
-    {"seed": 11, "steps": 300, "batch": 2, "sampler": "ddpm", "class_label": 3},
-    {"seed": 50, "steps": 250, "batch": 1, "sampler": "dpmpp_2m", "class_label": 7},
-    {"seed": 77, "steps": 220, "batch": 1, "sampler": "ddim", "eta": 1.0, "class_label": 1, "guidance_scale": 2.0},
+    {"seed": 11, "steps": 700, "batch": 2, "sampler": "ddpm", "class_label": 3},
+    {"seed": 50, "steps": 600, "batch": 1, "sampler": "dpmpp_2m", "class_label": 7},
+    {"seed": 77, "steps": 550, "batch": 1, "sampler": "ddim", "eta": 1.0, "class_label": 1, "guidance_scale": 2.0},
 ]
 IMAGE_STEPS = sum(body["steps"] * body["batch"] for body in LONG)
 
