@@ -30,6 +30,7 @@ def imported(folder: Path, store: Path, file: str = "model.safetensors", *more: 
     return main(["--store", str(store), "import", str(folder / file), "--name", "sd", *more], {})
 
 
+@pytest.mark.slow
 def test_a_file_in_the_original_layout_is_imported_with_all_its_weights(tmp_path: Path, folder: Path) -> None:
     assert imported(folder, tmp_path, "model.safetensors", "--config", str(folder / "config")) == 0
     checkpoint = ModelStore(tmp_path).checkpoint("sd")
@@ -49,6 +50,7 @@ def test_what_a_file_needs_is_said(tmp_path: Path, folder: Path, capsys: pytest.
     assert "need a .safetensors file or a directory" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_file_or_a_configuration_of_another_kind_is_refused(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
