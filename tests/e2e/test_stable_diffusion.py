@@ -12,11 +12,11 @@ from tests.conftest import ValkeyHandle
 from tests.e2e.conftest import running_stack
 from tests.waiting import wait_until
 from tests.worker.loras import random_pairs, write_peft
-from tests.worker.stable_diffusion import SD, import_sd, sd_pipeline, sdxl_pipeline
+from tests.worker.stable_diffusion import SD, import_sd, import_sdxl, refiner_pipeline, sd_pipeline, sdxl_pipeline
 from tests.worker.text_pipeline import TEXT, publish_text
 from worker.contract import chain_key
 from worker.store import ModelStore
-from worker.store.pipeline_import import import_pipeline
+from worker.store.lora_import import import_lora
 
 pytestmark = pytest.mark.slow
 
@@ -56,31 +56,31 @@ def test_a_prompt_gives_the_same_pixels_alone_in_company_after_kill_9_and_across
         assert stack.hashes(stack.generate(**CAT, version=old)) == alone
 
 
-def test_stable_diffusion_xl_goes_on_after_kill_9_with_loras_and_without(
+def test_stable_diffusion_xl_goes_on_after_kill_9_with_loras_and_a_refiner(
     valkey_session: ValkeyHandle, tmp_path: Path
 ) -> None:
-    """With both encoders, and a negative prompt of zeros. Each LoRA was imported anew when the job goes on."""
+    """With both encoders, a negative prompt of zeros and a refiner: one job dies before its leg, the other within. Each
+    LoRA was imported anew when the job goes on."""
     store = ModelStore(tmp_path / "store")
-    sdxl_pipeline().save_pretrained(tmp_path / "folder")
-    import_pipeline(store, tmp_path / "folder", "xl")
-    command = [sys.executable, "-m", "worker.store", "--store", str(store.root), "import-lora"]
+    import_sdxl(store, "xl", refiner_pipeline())
 
     def import_loras(seed: int) -> None:
         for name, components in {"style": ("unet", "text_encoder"), "words": ("text_encoder_2",)}.items():
             file = write_peft(random_pairs(sdxl_pipeline(), seed, components), tmp_path / f"{name}-{seed}.safetensors")
-            subprocess.run([*command, str(file), "--name", name], check=True)
+            import_lora(store, file, name)
 
     import_loras(1)
     asked = {"model": "xl", "prompt": "a cat", "guidance_scale": 5.0, "seed": 3, "steps": 80, "batch": 1}
     loras = {"loras": [{"name": "style", "scale": 0.7}, {"name": "words", "scale": -0.4}]}
     with running_stack(valkey_session, tmp_path, store=store.root, lease_s=4, save_interval_s=0.1) as stack:
-        bodies = [asked | loras, asked]
+        bodies = [asked | loras | {"refiner_start": 0.9}, asked | {"refiner_start": 0.05}]
         alone = [stack.hashes(job_id) for job_id in [stack.generate(**body) for body in bodies]]
         assert alone[0] != alone[1]
         again = []
         for body in bodies:  # first the one whose weights take time to make, so that the other has not ended by then
             again.append(stack.generate(**body))
             wait_until(lambda: all(stack.redis.exists(chain_key(job_id)) for job_id in again), "each to be saved")
+        stack.wait_for_step(again[1], 5)
         stack.worker.kill()
         import_loras(2)
         stack.worker = stack.start_worker()

@@ -22,7 +22,7 @@ from tests.worker.engine.harness import Driver, draw, filled_pool, load_float32,
 from tests.worker.engine.test_resume import resumed, saved_states
 from tests.worker.engine.test_sdxl import PROMPT, STEPS, XL, W, prompted
 from tests.worker.stable_diffusion import BETAS, import_sdxl, refiner_pipeline
-from worker.contract import InitImage, NoCondition, SamplerName, SamplingRequest, refiner_of
+from worker.contract import Guidance, InitImage, NoCondition, SamplerName, SamplingRequest, TextCondition, refiner_of
 from worker.diffusion.noise import initial_noise
 from worker.engine.messages import SavedChain, Succeeded
 from worker.engine.runner import run_step
@@ -72,12 +72,15 @@ def walked(row: Trajectory) -> Tensor:
     return row.x_t
 
 
-def reference(store: ModelStore, request: SamplingRequest, negative: str | None, output: str, **size: int) -> Any:
+def reference(
+    store: ModelStore, request: SamplingRequest, negative: str | None, output: str, *, clip_skip: int = 0, **size: int
+) -> Any:
     """What diffusers' two pipelines draw, from the engine's noise."""
     noise = initial_noise(torch.tensor([request.seed]), (4, size["height"] // 2, size["width"] // 2))
     base = StableDiffusionXLPipeline.from_pretrained(store.checkpoint(XL).path, add_watermarker=False)
     refiner = refiner_pipeline(wide=True)
-    fields = {"negative_prompt": negative, "num_inference_steps": STEPS, "guidance_scale": W}
+    fields: dict[str, Any] = {"negative_prompt": negative, "num_inference_steps": STEPS, "guidance_scale": W}
+    fields |= {"clip_skip": clip_skip or None, "guidance_rescale": request.guidance.rescale}
     scheduler = SCHEDULERS[request.sampler]
     for pipeline in (base, refiner):
         pipeline.scheduler = type(scheduler).from_config(scheduler.config)
@@ -114,6 +117,25 @@ def test_the_image_is_that_of_the_reference(
     assert (difference == 0).mean() >= 0.999
     (unrefined,) = draw(filled_pool(store), plain(request, refiner_start=1))
     assert not np.array_equal(drawn, unrefined), "it is seen that the refiner draws"
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_skipped_layers_and_rescaled_guidance_are_both_networks(store: ModelStore, pool: ModelPool) -> None:
+    """As the reference draws with both pipelines told of them."""
+    (model,) = pool.loaded()
+    base = prompted(seed=4, refiner_start=0.5, width=16, height=16)
+    asked = prompted(
+        seed=4,
+        refiner_start=0.5,
+        width=16,
+        height=16,
+        condition=TextCondition(prompt=PROMPT, negative_prompt="blurry", clip_skip=1),
+        guidance=Guidance(scale=W, rescale=0.7),
+    )
+    expected = reference(store, asked, "blurry", "latent", clip_skip=1, width=16, height=16)
+    latent = latent_of(prepared(model, asked), asked)
+    assert float((latent - expected).norm() / expected.norm()) < 1e-5
+    assert float((latent_of(model, base) - expected).norm() / expected.norm()) > 1e-2
 
 
 def prepared(model: LoadedModel, request: SamplingRequest) -> LoadedModel:
