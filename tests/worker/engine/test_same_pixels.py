@@ -67,7 +67,7 @@ def test_an_image_does_not_depend_on_its_neighbours(
     check_neighbours_do_not_matter(Driver(pool, max_batch), alone, mixture, canceled)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(scope="module", params=["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def model(request: pytest.FixtureRequest, tiny_store: ModelStore) -> LoadedModel:
     return load_checkpoint(tiny_store.checkpoint("tiny"), CPU, choose_dtype(request.param, CPU), threads=2)
 
