@@ -22,7 +22,7 @@ from training.errors import DataError, TrainingError
 from training.loss import DrawnRows, Tokenize, add_noise, diffusion_loss, draw_rows
 from training.memory import lowered_by
 from training.network import Conditions, Denoiser
-from training.optimizers import build_optimizer, rate_factor
+from training.optimizers import build_optimizer, rate_factor, restore_optimizer
 from training.precision import autocast, gradient_scaler
 from training.processes import Processes
 from training.randomness import generator
@@ -132,6 +132,7 @@ class Trainer:
         self._optimizer = build_optimizer(
             configuration.optimizer,
             denoiser,
+            device=self.device,
             learning_rate=configuration.learning_rate,
             betas=configuration.betas,
             momentum=configuration.momentum,
@@ -279,7 +280,7 @@ class Trainer:
         frozen = {name: weight for name, weight in self.denoiser.state_dict().items() if name in self._frozen}
         self.denoiser.load_state_dict(frozen | named_as_now(state.tensors["denoiser"]))
         self.ema.network.load_state_dict(frozen | named_as_now(state.tensors["ema"]))
-        self._optimizer.load_state_dict(state.tensors["optimizer"])
+        restore_optimizer(self._optimizer, state.tensors["optimizer"])
         self._scaler.load_state_dict(state.tensors["scaler"])
 
     def _without_frozen(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

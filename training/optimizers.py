@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
@@ -57,10 +57,15 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return known[name.lower()]
 
 
+FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+"""Have a kernel that updates a weight in one pass over memory."""
+
+
 def build_optimizer(
     name: str,
     denoiser: Denoiser,
     *,
+    device: torch.device,
     learning_rate: float,
     betas: Sequence[float],
     momentum: float,
@@ -84,5 +89,16 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     given = {key: value for key, value in options.items() if key in taken}
+    if kind in FUSED and device.type in ("cpu", "cuda"):
+        given["fused"] = True
     optimizer: torch.optim.Optimizer = kind(groups, lr=learning_rate, **given)  # type: ignore[call-arg]
     return optimizer
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
+    """Go on from a state, updating in one pass or not as this optimizer does, whatever the one that was saved did."""
+    groups = [
+        {**group, **({"fused": own["fused"]} if "fused" in own else {})}
+        for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    optimizer.load_state_dict({**saved, "param_groups": groups})
