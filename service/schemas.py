@@ -2,9 +2,9 @@
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
 
 from worker.contract import (
     DEFAULT_REFINER_START,
@@ -92,7 +92,7 @@ class GenerateRequest(BaseModel):
         description="How many times the U-Net runs for each image; once more with sampler plms. "
         f"Absent: as many as the model was published with, see /models, else {DEFAULT_STEPS}.",
     )
-    batch: StrictInt = Field(default=1, ge=1, description="How many images.")
+    batch: StrictInt = Field(default=1, ge=1, description="How many images. Absent: one, or one for each of `prompts`.")
     model: StrictStr | None = Field(
         default=None, pattern=MODEL_NAME_PATTERN, description="Absent: the default model, see /models."
     )
@@ -215,6 +215,14 @@ class GenerateRequest(BaseModel):
         le=MAX_FRAMES,
         description="How many moments of noise turning into each image to keep, for `/jobs/{id}/animation`.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_for_each_prompt(cls, body: Any) -> Any:
+        match body:
+            case {"prompts": [_, *_] as prompts} if "batch" not in body:
+                return {**body, "batch": len(prompts)}
+        return body
 
 
 class JobState(StrEnum):

@@ -161,6 +161,8 @@ def test_the_worker_gets_a_prompt_for_each_image(http: httpx.Client, worker: Fak
     shown = http.post("/generate", json=asked).json()
     assert request_of(worker.take()).condition == TextCondition(prompts=("a cat", "a dog"), clip_skip=1)
     assert (shown["prompt"], shown["prompts"], shown["clip_skip"]) == (None, ["a cat", "a dog"], 1)
+    del asked["batch"]
+    assert http.post("/generate", json=asked).json()["batch"] == 2, "as many as there are prompts"
 
 
 def test_the_worker_gets_the_size_and_what_it_costs(http: httpx.Client, worker: FakeWorker) -> None:
