@@ -9,10 +9,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from pydantic import ValidationError
+
+from worker.contract import MAX_PROMPT_CHARACTERS
 from worker.store.bundled import bundled_store_path
 from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.lora_import import import_lora
 from worker.store.lora_store import LoraStore
+from worker.store.manifest import MAX_EXAMPLE_PROMPTS, RequestDefaults
 from worker.store.model_store import ModelStore
 from worker.store.pipeline_import import import_pipeline
 
@@ -66,6 +70,12 @@ def parser(default_store: Path) -> argparse.ArgumentParser:
         metavar="DIRECTORY",
         help="of Stable Diffusion XL: the refiner that ends its chains; the model's own VAE decodes",
     )
+    take.add_argument("--request-sampler", metavar="SAMPLER", help="what requests get that name none; default: its own")
+    take.add_argument("--request-steps", metavar="N", help="the same for steps")
+    take.add_argument(
+        "--request-guidance-scale", metavar="W", help="the same for guidance, of requests with a condition"
+    )
+    take.add_argument("--example-prompts", metavar="A|B|…", help="to try it with, the best first; the page shows them")
     lora = commands.add_parser(
         "import-lora", parents=[where], help="import a LoRA's .safetensors file, in diffusers' layout or kohya's"
     )
@@ -103,6 +113,8 @@ def run(options: argparse.Namespace) -> None:
             for version in store.prune(options.model, options.keep):
                 print(f"removed {options.model}/{version}")
         case "import":
+            defaults = _request_defaults(options)
+            prompts = _example_prompts(options.example_prompts or "")
             with _as_directory(options.source, options.config) as directory:
                 checkpoint = import_pipeline(
                     store,
@@ -114,7 +126,16 @@ def run(options: argparse.Namespace) -> None:
                     variant=options.variant,
                     safety_checker=options.safety_checker,
                     refiner=options.refiner,
+                    request_defaults=defaults,
+                    example_prompts=prompts,
                     source=options.source.name,
+                )
+            manifest = checkpoint.manifest
+            asked, kept = (defaults, prompts), (manifest.request_defaults, manifest.example_prompts)
+            if asked not in (kept, (RequestDefaults(), [])):
+                raise StoreError(
+                    f"{checkpoint.model}/{checkpoint.version} was there already, and a version keeps its defaults and "
+                    "example prompts: import it under another --name or --step"
                 )
             if checkpoint.manifest.absent:
                 print(f"not in the pipeline: {', '.join(checkpoint.manifest.absent)}")
@@ -124,6 +145,28 @@ def run(options: argparse.Namespace) -> None:
         case "import-lora":
             taken, models = import_lora(store, options.file, options.name, options.model)
             print(f"{options.name} changes {', '.join(taken.manifest.components)}; it fits {', '.join(models)}")
+
+
+def _request_defaults(options: argparse.Namespace) -> RequestDefaults:
+    """Raises StoreError, naming what is wrong."""
+    given = {name: getattr(options, f"request_{name}") for name in RequestDefaults.model_fields}
+    try:
+        return RequestDefaults.model_validate_strings({name: value for name, value in given.items() if value})
+    except ValidationError as error:
+        (first, *_) = error.errors()
+        option = f"--request-{str(first['loc'][0]).replace('_', '-')}"
+        raise StoreError(f"{option}: {first['msg']}, got {first['input']!r}") from None
+
+
+def _example_prompts(given: str) -> list[str]:
+    """Raises StoreError."""
+    prompts = [text for prompt in given.split("|") if (text := prompt.strip())]
+    if len(prompts) > MAX_EXAMPLE_PROMPTS or any(len(prompt) > MAX_PROMPT_CHARACTERS for prompt in prompts):
+        raise StoreError(
+            f"--example-prompts: need at most {MAX_EXAMPLE_PROMPTS} of at most {MAX_PROMPT_CHARACTERS} characters, got "
+            f"{len(prompts)} of up to {max(map(len, prompts))}"
+        )
+    return prompts
 
 
 @contextmanager

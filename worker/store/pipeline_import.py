@@ -19,7 +19,7 @@ from worker.store.component_rules import (
 )
 from worker.store.denoiser_config import read_denoiser_config
 from worker.store.errors import BadCheckpoint, StoreError
-from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe
+from worker.store.manifest import PIPELINE_INDEX_PATH, Recipe, RequestDefaults
 from worker.store.model_store import Checkpoint, ModelStore
 from worker.store.pipeline_index import FLAGS, PipelineIndex, read_index, write_index
 from worker.store.pipeline_parts import Part, read_part, write_part
@@ -41,6 +41,8 @@ def import_pipeline(
     variant: str | None = None,
     safety_checker: bool = False,
     refiner: Path | None = None,
+    request_defaults: RequestDefaults | None = None,
+    example_prompts: Sequence[str] = (),
     make_current: bool = True,
     source: str | None = None,
 ) -> Checkpoint:
@@ -59,6 +61,8 @@ def import_pipeline(
         safety_checker: take it along, if the directory brings one.
         refiner: a directory of Stable Diffusion XL's refiner, to end the chains of such a model; None: the one that the
             directory brings, as a published version does, or none.
+        request_defaults: for requests that name nothing else.
+        example_prompts: to try it with.
         make_current: serve it at once.
         source: what the manifest says was imported; None: the directory's name.
 
@@ -111,6 +115,8 @@ def import_pipeline(
         null_label=null_label,
         skipped=index.skipped,
         recipe=Recipe(command=f"import {source or directory.name}{beside}", data="unknown"),
+        request_defaults=request_defaults,
+        example_prompts=example_prompts,
         make_current=make_current,
     )
 

@@ -19,9 +19,10 @@ from diffusers import (
 from safetensors.torch import load_file, save_file
 
 from tests.worker.tiny_checkpoint import publish_tiny
+from worker.contract import SamplerName
 from worker.store import BadCheckpoint, Checkpoint, ModelStore, StoreError
 from worker.store.__main__ import main
-from worker.store.manifest import WEIGHTS_PATH
+from worker.store.manifest import WEIGHTS_PATH, RequestDefaults
 from worker.store.pipeline_import import import_pipeline
 
 PLAIN: dict[str, Any] = {
@@ -212,6 +213,29 @@ def test_the_command_imports_lists_promotes_and_verifies(
     assert ModelStore(Path(root)).versions("m") == [first.version]
     assert main(["--store", root, "verify", "cats"]) == 1
     assert "error: no model cats" in capsys.readouterr().err
+
+
+def test_an_import_says_what_requests_get_that_name_nothing(
+    tmp_path: Path, saved: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ModelStore(tmp_path / "store")
+    command = ["--store", str(store.root), "import", str(saved), "--name", "m"]
+    steps, prompts = ["--request-steps", "30"], ["--example-prompts", "a red, ripe apple | a cat|"]
+    assert main([*command, *steps, "--request-sampler", "ddim", "--request-guidance-scale", "7.5", *prompts]) == 0
+    manifest = store.checkpoint("m").manifest
+    assert manifest.request_defaults == RequestDefaults(sampler=SamplerName.DDIM, steps=30, guidance_scale=7.5)
+    assert manifest.example_prompts == ["a red, ripe apple", "a cat"]
+    assert main(command) == 0, "as it is there"
+    for wrong, told in (
+        (["--request-steps", "20"], "was there already, and a version keeps its defaults"),
+        (["--request-steps", "0"], "--request-steps: Input should be greater than or equal to 1, got '0'"),
+        (["--request-sampler", "eulre"], "got 'eulre'"),
+        (["--request-guidance-scale", "much"], "got 'much'"),
+        (["--example-prompts", "a|" * 33], "need at most 32"),
+    ):
+        assert main([*command, *wrong]) == 1
+        assert told in capsys.readouterr().err
+    assert store.checkpoint("m").manifest == manifest
 
 
 def test_the_store_is_named_by_option_or_environment_and_the_bundled_one_is_only_read(
