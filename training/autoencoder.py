@@ -1,6 +1,7 @@
 """`python -m training.autoencoder`: a small KL autoencoder, for latent models. Rombach et al. 2022, section 3.1."""
 
 import argparse
+import math
 import os
 import shutil
 import sys
@@ -21,6 +22,7 @@ from training.configuration import read_configuration
 from training.data import ImageSource
 from training.data.examples import to_x_0
 from training.errors import ConfigurationError, TrainingError
+from training.perceptual import perceptual_distance
 from training.processes import choose_device
 from training.randomness import generator
 from training.sources import HELD_OUT_SEED, load_sources
@@ -65,16 +67,19 @@ def build_autoencoder(
         )
 
 
-def autoencoder_loss(vae: Any, x_0: Tensor, eps: Tensor) -> Tensor:
+def autoencoder_loss(vae: Any, x_0: Tensor, eps: Tensor, perceptual: float = 0.0) -> Tensor:
     """L1 of the decoded image and KL_WEIGHT times the divergence of the posterior from a standard normal.
 
     Args:
         eps: of the latents' shape, standard normal.
+        perceptual: weight of the distance in the encoder's own features; 0: it is not computed.
     """
     posterior = vae.encode(x_0).latent_dist
     decoded = vae.decode(posterior.mean + posterior.std * eps).sample
     divergence = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
     loss: Tensor = F.l1_loss(decoded, x_0) + KL_WEIGHT * divergence
+    if perceptual:
+        loss = loss + perceptual * perceptual_distance(vae.encoder, decoded, x_0)
     return loss
 
 
@@ -87,6 +92,7 @@ def train_autoencoder(
     learning_rate: float,
     seed: int,
     device: torch.device,
+    perceptual: float = 0.0,
     after_step: Callable[[float], None] = lambda loss: None,
 ) -> None:
     """Train in place, then set the scaling factor that gives latents a standard deviation of 1.
@@ -100,7 +106,7 @@ def train_autoencoder(
         draw = generator(seed, "autoencoder", step)
         x_0 = images_of(source, torch.randint(len(source), (batch,), generator=draw), draw)
         eps = torch.randn(batch, vae.config.latent_channels, height, width, generator=draw)
-        loss = autoencoder_loss(vae, x_0.to(device), eps.to(device))
+        loss = autoencoder_loss(vae, x_0.to(device), eps.to(device), perceptual)
         if not torch.isfinite(loss):
             raise TrainingError(f"the loss became {float(loss.detach())} at step {step}; try a lower learning rate")
         optimizer.zero_grad(set_to_none=True)
@@ -160,6 +166,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--batch", type=int, default=32, help="images per step (default: %(default)s)")
     result.add_argument("--learning-rate", type=float, default=1e-3, help="default: %(default)s")
     result.add_argument("--channels", default="32,64", help="at each resolution, halved between (default: %(default)s)")
+    result.add_argument(
+        "--perceptual",
+        type=float,
+        default=0.0,
+        help="weight of a distance in the encoder's own features, beside that of the pixels (default: %(default)s)",
+    )
     result.add_argument("--latent-channels", type=int, default=4, help="1, 3 or 4 (default: %(default)s)")
     result.add_argument("--seed", type=int, default=0, help="of everything random (default: %(default)s)")
     result.add_argument("--device", default="auto", help="cpu, cuda, cuda:1")
@@ -171,6 +183,8 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises TrainingError."""
     if arguments.steps < 1 or arguments.batch < 1:
         raise ConfigurationError(f"need --steps and --batch above 0, got {arguments.steps} and {arguments.batch}")
+    if not 0 <= arguments.perceptual < math.inf:
+        raise ConfigurationError(f"need --perceptual of at least 0, got {arguments.perceptual}")
     try:
         channels = [int(each) for each in arguments.channels.split(",")]
     except ValueError as error:
@@ -195,6 +209,7 @@ def run(arguments: argparse.Namespace) -> None:
             learning_rate=arguments.learning_rate,
             seed=arguments.seed,
             device=device,
+            perceptual=arguments.perceptual,
             after_step=after_step,
         )
     missed = held_out_error(vae, held_out, device)

@@ -19,6 +19,7 @@ from training.data.latents import LatentData, open_autoencoder
 from training.errors import ConfigurationError, DataError
 from training.evaluate import Options, evaluate
 from training.opening import open_version
+from training.perceptual import perceptual_distance
 from training.sources import load_sources
 from worker.store import ModelStore
 
@@ -33,7 +34,7 @@ def autoencoder(seed: int = 0) -> AutoencoderKL:
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two commands: `vae/` is trained on digits, then `store/` has a Transformer of its latents."""
     root = tmp_path_factory.mktemp("latents")
-    small = ["--channels", "4,8", "--steps", "3", "--batch", "8"]
+    small = ["--channels", "4,8", "--steps", "3", "--batch", "8", "--perceptual", "0.5"]
     assert train_autoencoder_command(["--data", "digits", "--out", str(root / "vae"), *small]) == 0
     quickly = ["--steps", "2", "--batch", "8", "--held-out-rows", "64", "--width", "32", "--depth", "1", "--heads", "2"]
     where = ["--store", str(root / "store"), "--state", str(root / "state"), "--latents", str(root / "cache")]
@@ -84,6 +85,29 @@ def test_the_loss_is_l1_and_the_divergence_from_a_standard_normal() -> None:
     # diffusers sums the divergence over each image's values.
     divergence = posterior.kl().mean() / posterior.mean[0].numel()
     assert float(autoencoder_loss(vae, x_0, eps)) == pytest.approx(float(l1 + KL_WEIGHT * divergence), rel=1e-5)
+
+
+def test_the_perceptual_term_is_a_distance_whose_gradient_reaches_the_decoded_image_alone() -> None:
+    vae, x_0 = autoencoder(), gaussian_images(4).images()
+    assert float(perceptual_distance(vae.encoder, x_0, x_0)) == 0
+    noise = torch.randn(x_0.shape, generator=torch.Generator().manual_seed(0))
+    near, far = (perceptual_distance(vae.encoder, x_0 + amount * noise, x_0) for amount in (0.05, 0.5))
+    assert 0 < float(near) < float(far)
+    decoded = (x_0 + 0.1 * noise).requires_grad_()
+    perceptual_distance(vae.encoder, decoded, x_0).backward()  # type: ignore[no-untyped-call]
+    assert decoded.grad is not None
+    assert float(decoded.grad.abs().max()) > 0
+    assert all(parameter.grad is None for parameter in vae.parameters())
+
+
+@torch.no_grad()
+def test_the_perceptual_term_is_added_by_its_weight() -> None:
+    vae, x_0 = autoencoder().eval(), gaussian_images(2).images()
+    posterior = vae.encode(x_0).latent_dist
+    eps = torch.zeros_like(posterior.mean)
+    distance = perceptual_distance(vae.encoder, vae.decode(posterior.mean).sample, x_0)
+    with_it, without = (float(autoencoder_loss(vae, x_0, eps, weight)) for weight in (0.5, 0.0))
+    assert with_it - without == pytest.approx(0.5 * float(distance), rel=1e-4)
 
 
 def test_images_are_encoded_once_under_the_hash_of_data_and_autoencoder(tmp_path: Path) -> None:
