@@ -12,7 +12,7 @@ from worker.store import ModelStore
 
 pytestmark = pytest.mark.slow
 
-CAT = {"model": TEXT, "prompt": "a cat", "negative_prompt": "dog", "seed": 7, "steps": 300, "batch": 2}
+CAT = {"model": TEXT, "prompt": "a cat", "negative_prompt": "dog", "seed": 7, "steps": 100, "batch": 2}
 
 
 def test_a_prompt_is_drawn_and_again_with_the_same_pixels_after_kill_9(
@@ -28,7 +28,7 @@ def test_a_prompt_is_drawn_and_again_with_the_same_pixels_after_kill_9(
         others = [stack.generate(**{**CAT, "prompt": text, "steps": 20}) for text in ("a dog", "a cat " * 20)]
         others.append(stack.generate(model=TINY, seed=1, steps=20, batch=2, class_label=1))
         again = stack.generate(**CAT)
-        stack.wait_for_step(again, 20)
+        stack.wait_for_step(again, 10)
         stack.replace_worker()
         assert stack.hashes(again) == alone
         assert len(set(alone)) == 2

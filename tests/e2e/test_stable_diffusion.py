@@ -20,7 +20,7 @@ from worker.store.lora_import import import_lora
 
 pytestmark = pytest.mark.slow
 
-CAT = {"model": SD, "prompt": "a cat", "negative_prompt": "dog", "seed": 7, "steps": 200, "batch": 2}
+CAT = {"model": SD, "prompt": "a cat", "negative_prompt": "dog", "seed": 7, "steps": 80, "batch": 2}
 
 
 def test_a_prompt_gives_the_same_pixels_alone_in_company_after_kill_9_and_across_a_reload(
@@ -42,7 +42,7 @@ def test_a_prompt_gives_the_same_pixels_alone_in_company_after_kill_9_and_across
         others = [stack.generate(**{**CAT, "prompt": text, "steps": 20}) for text in ("a dog", "a cat " * 50)]
         others.append(stack.generate(model=TEXT, prompt="dog", seed=1, steps=20, batch=2))
         again = stack.generate(**CAT)
-        stack.wait_for_step(again, 20)
+        stack.wait_for_step(again, 10)
         stack.replace_worker()
         new = import_sd(store, vae_seed=1).version
         assert stack.hashes(again) == alone
@@ -73,7 +73,7 @@ def test_stable_diffusion_xl_goes_on_after_kill_9_with_loras_and_a_refiner(
     asked = {"model": "xl", "prompt": "a cat", "guidance_scale": 5.0, "seed": 3, "steps": 80, "batch": 1}
     loras = {"loras": [{"name": "style", "scale": 0.7}, {"name": "words", "scale": -0.4}]}
     with running_stack(valkey_session, tmp_path, store=store.root, lease_s=4, save_interval_s=0.1) as stack:
-        bodies = [asked | loras | {"refiner_start": 0.9}, asked | {"refiner_start": 0.05}]
+        bodies = [asked | loras | {"steps": 50, "refiner_start": 0.9}, asked | {"refiner_start": 0.05}]
         alone = [stack.hashes(job_id) for job_id in [stack.generate(**body) for body in bodies]]
         assert alone[0] != alone[1]
         again = []

@@ -67,7 +67,7 @@ def test_accepted_jobs_survive_a_kill_9_of_everything(tmp_path: Path) -> None:
     data_dir = tmp_path / "data"
     data_dir.mkdir()
     store = digits_store(tmp_path)
-    bodies = [{"seed": seed, "steps": 150, "batch": 1, "sampler": "ddpm"} for seed in range(20)]
+    bodies = [{"seed": seed, "steps": 60, "batch": 1, "sampler": "ddpm"} for seed in range(20)]
     with stack(data_dir, store, port) as http:
         ids = [http.post("/generate", json=body).json()["id"] for body in bodies]
         wait_until(
