@@ -128,6 +128,7 @@ def run(options: argparse.Namespace) -> None:
                     refiner=options.refiner,
                     request_defaults=defaults,
                     example_prompts=prompts,
+                    make_current=False,
                     source=options.source.name,
                 )
             manifest = checkpoint.manifest
@@ -137,6 +138,7 @@ def run(options: argparse.Namespace) -> None:
                     f"{checkpoint.model}/{checkpoint.version} was there already, and a version keeps its defaults and "
                     "example prompts: import it under another --name or --step"
                 )
+            store.promote(checkpoint.model, checkpoint.version)
             if checkpoint.manifest.absent:
                 print(f"not in the pipeline: {', '.join(checkpoint.manifest.absent)}")
             if checkpoint.manifest.skipped:

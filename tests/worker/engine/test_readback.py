@@ -78,7 +78,8 @@ def sick_pools(tiny_store: ModelStore) -> dict[int, ModelPool]:
     return {low: filled_pool(tiny_store, sick_between(low, low + 70)) for low in (0, 240, 480, 1000)}
 
 
-@settings(max_examples=15, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=30, deadline=None)
 @given(
     mixture=st.lists(st.tuples(st.integers(0, 5), requests()), min_size=1, max_size=5),
     delays=st.lists(st.sampled_from([0, 1, 2, 3, 7, NEVER]), max_size=40),

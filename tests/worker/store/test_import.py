@@ -226,6 +226,7 @@ def test_an_import_says_what_requests_get_that_name_nothing(
     assert manifest.request_defaults == RequestDefaults(sampler=SamplerName.DDIM, steps=30, guidance_scale=7.5)
     assert manifest.example_prompts == ["a red, ripe apple", "a cat"]
     assert main(command) == 0, "as it is there"
+    other = publish_tiny(store, "m", step=5)
     for wrong, told in (
         (["--request-steps", "20"], "was there already, and a version keeps its defaults"),
         (["--request-steps", "0"], "--request-steps: Input should be greater than or equal to 1, got '0'"),
@@ -235,7 +236,8 @@ def test_an_import_says_what_requests_get_that_name_nothing(
     ):
         assert main([*command, *wrong]) == 1
         assert told in capsys.readouterr().err
-    assert store.checkpoint("m").manifest == manifest
+    assert store.current("m") == other.version, "what is refused changes nothing"
+    assert store.checkpoint("m", manifest.version).manifest == manifest
 
 
 def test_the_store_is_named_by_option_or_environment_and_the_bundled_one_is_only_read(
