@@ -29,6 +29,7 @@ from worker.models.refiner import Refiner, open_refiner
 from worker.models.safety_checker import open_safety_checker
 from worker.models.super_resolution import Enlarging, open_super_resolution
 from worker.models.text_parts import encoder_bytes, open_readers, text_conditioner, text_parts_of
+from worker.networks.cpu.forms import compile_ahead
 from worker.networks.cpu.team import cpu_threads
 from worker.networks.cuda.fused_step import choose_end_step
 from worker.networks.cuda.networks import GpuNetworks, bytes_of, gpu_networks
@@ -81,9 +82,12 @@ def load_checkpoint(
         raise UnsupportedModel(f"{_place(checkpoint)}: need 1, 3 or 4 channels, got {manifest.channels}")
     autoencoding = read_autoencoding(checkpoint)
     chain = _chain_of(checkpoint)
+    config_path = denoiser_config_path(checkpoint.path)
+    if device.type == "cpu" and dtype in (None, torch.float32):
+        compile_ahead(read_json(checkpoint.path / config_path, _place(checkpoint)))
     parts = text_parts_of(checkpoint)
     readers = open_readers(checkpoint, parts, device)
-    denoiser = denoiser_config_path(checkpoint.path).partition("/")[0]
+    denoiser = config_path.partition("/")[0]
     stored = read_network(checkpoint, denoiser, autoencoding.shape, readers, host)
     num_classes = stored.inputs.values_of(CLASS_LABELS)
     _check_classes(num_classes, manifest, _place(checkpoint))

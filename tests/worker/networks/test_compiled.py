@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from worker.networks.architecture import NetworkSource
-from worker.networks.cpu.forms import prepare_compiled, prepare_on_cpu
+from worker.networks.cpu.forms import WORTH_CHANNELS, compile_ahead, prepare_compiled, prepare_on_cpu
 from worker.networks.cpu.jit.available import cpu_kernels
 from worker.networks.cpu.jit.kernels import CpuKernels
 from worker.networks.cpu.jit.layers import (
@@ -325,3 +325,16 @@ def test_prepared_anew_it_gives_the_same_bits() -> None:
         return denoise(inputs)
 
     assert torch.equal(evaluated(), evaluated())
+
+
+def test_kernels_are_compiled_ahead_for_a_network_that_may_use_them() -> None:
+    cpu_kernels.cache_clear()
+    kernels = cpu_kernels()
+    assert kernels is not None
+    assert compile_ahead({"block_out_channels": [32, WORTH_CHANNELS - 1]}) is None
+    assert compile_ahead({"_class_name": "DiTTransformer2DModel"}) is None
+    assert not kernels.is_compiled
+    thread = compile_ahead({"block_out_channels": [32, WORTH_CHANNELS]})
+    assert thread is not None
+    thread.join()
+    assert kernels.is_compiled

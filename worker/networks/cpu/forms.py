@@ -1,8 +1,11 @@
 """Finds the fastest form of a network on the CPU in which an image does not depend on its batch."""
 
 import logging
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -97,6 +100,27 @@ def prepare_compiled(source: NetworkSource, threads: int) -> PreparedNetwork | N
         played = replace(threaded, inner=RecordedDenoiser(threaded.inner))
         known = _choices[kind] = _Choice(Form.COMPILED, _split(played, source))
     return _finish(source, network, threaded, known)
+
+
+def compile_ahead(config: Mapping[str, Any]) -> threading.Thread | None:
+    """Begin to compile the kernels on a thread, if a network of this config.json may use them.
+
+    That takes seconds, and so does the import of the network's class, which uses one core.
+    """
+    channels = config.get("block_out_channels")
+    if not isinstance(channels, list) or not any(isinstance(c, int) and c >= WORTH_CHANNELS for c in channels):
+        return None
+    kernels = cpu_kernels()
+    if kernels is None:
+        return None
+    thread = threading.Thread(target=_compile, args=[kernels], name="compile")
+    thread.start()
+    return thread
+
+
+def _compile(kernels: "CpuKernels") -> None:
+    with suppress(RuntimeError, OSError):  # said when they are needed
+        kernels.compiled()
 
 
 def _prepare(

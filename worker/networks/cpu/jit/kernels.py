@@ -74,6 +74,10 @@ class CpuKernels:
                 self._ready = self._ready or _Compiled(self.registers)
         return self._ready
 
+    @property
+    def is_compiled(self) -> bool:
+        return self._ready is not None
+
     def norms(self, channels: int) -> bool:
         """Whether images of so many channels can be normed."""
         return channels % self.registers.lanes == 0
