@@ -1,5 +1,7 @@
 """The kernels that are compiled for this processor give what torch's operations give, of each image by itself."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import cache
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from worker.networks.architecture import NetworkSource
+from worker.networks.cpu import forms
 from worker.networks.cpu.forms import WORTH_CHANNELS, compile_ahead, prepare_compiled, prepare_on_cpu
 from worker.networks.cpu.jit.available import cpu_kernels
 from worker.networks.cpu.jit.kernels import CpuKernels
@@ -327,10 +330,18 @@ def test_prepared_anew_it_gives_the_same_bits() -> None:
     assert torch.equal(evaluated(), evaluated())
 
 
-def test_kernels_are_compiled_ahead_for_a_network_that_may_use_them() -> None:
-    cpu_kernels.cache_clear()
-    kernels = cpu_kernels()
-    assert kernels is not None
+def test_kernels_that_nothing_needs_any_more_are_freed() -> None:
+    kernels = CpuKernels(KINDS[0])
+    kernels.compiled()
+    freed = weakref.ref(kernels.compiled())
+    del kernels
+    gc.collect()
+    assert freed() is None
+
+
+def test_kernels_are_compiled_ahead_for_a_network_that_may_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = CpuKernels(KINDS[0])
+    monkeypatch.setattr(forms, "cpu_kernels", lambda: kernels)
     assert compile_ahead({"block_out_channels": [32, WORTH_CHANNELS - 1]}) is None
     assert compile_ahead({"_class_name": "DiTTransformer2DModel"}) is None
     assert not kernels.is_compiled

@@ -52,25 +52,29 @@ class Compiler:
         binding.initialize_native_asmprinter()
         for name, address in symbols.items():
             binding.add_symbol(name, address)
-        # LLVM halves vectors of 512 bits on some processors that have them, unless it is told not to.
-        features = binding.get_host_cpu_features().flatten() + ",-prefer-256-bit"
-        target = binding.Target.from_default_triple()
-        self._machine = target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=2)
         self._engines: list[Any] = []
 
     def compile(self, *functions: ir.Function) -> list[Kernel]:
         """Callables of the functions' code, which are of one module."""
         module = binding.parse_assembly(str(functions[0].module))
         module.verify()
+        machine = _this_processor()
         options = binding.create_pipeline_tuning_options(speed_level=2)
         # Loops are unrolled and vectors written where it is worth it.
         options.loop_unrolling = options.loop_vectorization = options.slp_vectorization = False
-        passes = binding.create_pass_builder(self._machine, options)
+        passes = binding.create_pass_builder(machine, options)
         passes.getModulePassManager().run(module, passes)
-        engine = binding.create_mcjit_compiler(module, self._machine)
+        engine = binding.create_mcjit_compiler(module, machine)  # which frees the machine when it is freed
         engine.finalize_object()
         self._engines.append(engine)
         return [_callable(function, engine.get_function_address(function.name)) for function in functions]
+
+
+def _this_processor() -> Any:
+    # LLVM halves vectors of 512 bits on some processors that have them, unless it is told not to.
+    features = binding.get_host_cpu_features().flatten() + ",-prefer-256-bit"
+    target = binding.Target.from_default_triple()
+    return target.create_target_machine(cpu=binding.get_host_cpu_name(), features=features, opt=2)
 
 
 def _callable(function: ir.Function, address: int) -> Kernel:
