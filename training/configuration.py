@@ -18,7 +18,7 @@ from training.optimizers import RateDecay, optimizer_class
 from training.precision import Precision
 from worker.contract import MAX_PROMPT_CHARACTERS, MAX_STEPS, SamplerName
 from worker.diffusion import NoiseSchedule, PredictionType
-from worker.store.manifest import MAX_EXAMPLE_PROMPTS
+from worker.store.manifest import MAX_EXAMPLE_PROMPTS, split_example_prompts
 
 ENVIRONMENT_PREFIX = "REVERIE_TRAIN_"
 PRESETS = Path(__file__).parent / "presets"
@@ -318,8 +318,8 @@ def read_configuration(
     for name in ("channels", "attention", "betas", "lora_targets"):
         if isinstance(values.get(name), str):
             values[name] = values[name].replace(",", " ").split()
-    if isinstance(prompts := values.get("example_prompts"), str):  # which may hold commas
-        values["example_prompts"] = [prompt.strip() for prompt in prompts.split("|") if prompt.strip()]
+    if isinstance(prompts := values.get("example_prompts"), str):
+        values["example_prompts"] = split_example_prompts(prompts)
     try:
         return TrainingConfiguration.model_validate(values)
     except ValidationError as error:

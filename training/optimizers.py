@@ -98,7 +98,7 @@ def build_optimizer(
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Go on from a state, updating in one pass or not as this optimizer does, whatever the one that was saved did."""
     groups = [
-        {**group, **({"fused": own["fused"]} if "fused" in own else {})}
+        {**group, "fused": own["fused"]} if "fused" in own else group
         for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
     ]
     optimizer.load_state_dict({**saved, "param_groups": groups})

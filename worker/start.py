@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 EXIT_CANT_START = 1
+NOT_FOR_SERVING = ("accelerate", "peft", "scipy")
+"""Training's packages, which diffusers and transformers import for seconds where they find them."""
 EXIT_BAD_SETTINGS = 2
 
 
@@ -134,6 +136,8 @@ def open_receipts(settings: WorkerSettings) -> ReceiptWriter:
 
 
 def _serve(settings: WorkerSettings, store: "ModelStore", client: "redis.Redis", receipts: ReceiptWriter) -> int:
+    for name in NOT_FOR_SERVING:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # Python's word for: not to be found
     # Imported here: what was checked before this line needs no torch, and fails without the seconds it takes to load.
     from worker.engine.engine import Engine
     from worker.engine.provenance import arithmetic_of

@@ -20,7 +20,7 @@ from service.queue_order import QueueOrder
 from service.settings import Settings
 from tests.bench.figures import Bar, Figure
 from tests.bench.samples import median
-from tests.bench.scale_plot import Curve, write_plot
+from tests.bench.scale_plot import Curve, Panel, write_plot
 from tests.bench.session import Session
 from tests.waiting import wait_until
 from worker.contract import QUEUE_NAME, SamplingRequest
@@ -64,17 +64,39 @@ def run(session: Session) -> list[Figure]:
     ]
     if not session.quick:
         figures += _growth(waiting, by_waiting)
-        write_plot(
-            PLOT,
-            (
-                Curve("submit", waiting, [costs.submit_ms for costs in by_waiting]),
-                Curve("poll", waiting, [costs.read_ms for costs in by_waiting]),
-                Curve("position", waiting, [costs.turn_ms for costs in by_waiting]),
-                Curve("claim", waiting, [costs.claim_ms for costs in by_waiting]),
-                Curve("choose a batch (rows)", rows, chosen_by_rows),
-            ),
-        )
+        write_plot(PLOT, _panels(figures))
     return figures
+
+
+def _panels(figures: Sequence[Figure]) -> list[Panel]:
+    """Time over waiting jobs and over models, and memory over waiting jobs."""
+    median_of = {figure.name: median(figure.samples) for figure in figures}
+
+    def curve(label: str, name: str, sizes: Sequence[int], beside: str) -> Curve:
+        return Curve(label, sizes, [median_of[f"{name}, {size} {beside}"] for size in sizes])
+
+    calls = {name.partition(" ")[0]: name for name, unit, _ in Costs.COLUMNS if unit == "ms"}
+    jobs, models = "waiting jobs", f"models, {WAITING_BESIDE_MODELS} waiting jobs"
+    by_models = [median_of[f"choose a batch, {ROWS[-2]} rows of {count} models"] for count in MODELS]
+    return [
+        Panel(
+            "waiting jobs, or rows in the engine",
+            "milliseconds of one call",
+            [
+                *(curve(label, name, WAITING, jobs) for label, name in calls.items()),
+                curve("choose a batch (rows)", "choose a batch", ROWS, "rows"),
+            ],
+        ),
+        Panel(
+            f"models, {WAITING_BESIDE_MODELS} waiting jobs",
+            "milliseconds of one call",
+            [
+                *(curve(label, name, MODELS, models) for label, name in calls.items()),
+                Curve(f"choose a batch ({ROWS[-2]} rows)", MODELS, by_models),
+            ],
+        ),
+        Panel(jobs, "bytes of Redis for each", [curve("job", "Redis memory of a job", WAITING, jobs)]),
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The plot of part scale: time over size, both logarithmic."""
+"""The plot of part scale: what grows over size, both logarithmic."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,28 +7,38 @@ from pathlib import Path
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """What one call takes, in milliseconds, at each size."""
+    """Values of one thing at each size."""
 
     name: str
     sizes: Sequence[int]
-    took_ms: Sequence[float]
+    values: Sequence[float]
 
 
-def write_plot(path: Path, curves: Sequence[Curve]) -> None:
-    """An SVG file that is the same for the same figures."""
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Curves of one unit over one kind of size."""
+
+    sizes_of: str
+    unit: str
+    curves: Sequence[Curve]
+
+
+def write_plot(path: Path, panels: Sequence[Panel]) -> None:
+    """An SVG file that is the same for the same figures, with the panels side by side."""
     import matplotlib
 
     matplotlib.use("svg")
     from matplotlib import pyplot
 
     with pyplot.rc_context({"svg.hashsalt": "reverie", "font.size": 10, "svg.fonttype": "none"}):
-        figure, axes = pyplot.subplots(figsize=(7, 4))
-        for curve in curves:
-            axes.loglog(curve.sizes, curve.took_ms, marker="o", label=curve.name)
-        axes.set_xlabel("waiting jobs, or rows in the engine")
-        axes.set_ylabel("milliseconds of one call")
-        axes.grid(visible=True, which="major", alpha=0.3)
-        axes.legend()
+        figure, places = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4), squeeze=False)
+        for axes, panel in zip(places[0], panels, strict=True):
+            for curve in panel.curves:
+                axes.loglog(curve.sizes, curve.values, marker="o", label=curve.name)
+            axes.set_xlabel(panel.sizes_of)
+            axes.set_ylabel(panel.unit)
+            axes.grid(visible=True, which="major", alpha=0.3)
+            axes.legend(fontsize=8)
         figure.tight_layout()
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, metadata={"Date": None})

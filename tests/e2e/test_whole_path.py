@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,6 +37,15 @@ def test_ten_digits_by_label_come_back_as_png_and_again_with_the_same_pixels(sta
     assert all(pixels(png).shape == (8, 8) for png in first)
     assert [pixels(png).tobytes() for png in first] == [pixels(png).tobytes() for png in again]
     assert len({pixels(png).tobytes() for png in first}) == 10, "ten labels gave fewer than ten different images"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what a process has loaded from /proc")
+def test_a_worker_does_not_wait_for_the_packages_of_training(stack: Stack) -> None:
+    """diffusers imports scipy where it finds it, and it is here."""
+    stack.finished(stack.generate(seed=1, steps=1))
+    loaded = Path(f"/proc/{stack.worker.process.pid}/maps").read_text()
+    assert "/torch/" in loaded
+    assert "/scipy/" not in loaded
 
 
 def test_the_cache_answers_with_the_pixels_of_a_fresh_draw(stack: Stack) -> None:

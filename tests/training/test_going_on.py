@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.waiting import PATIENCE_S, wait_until
+from tests.training.started import StartedRun, wait_for_state
+from tests.waiting import PATIENCE_S
 from training.__main__ import main
 from training.state import StateFolder
 from worker.store import ModelStore
@@ -31,27 +32,8 @@ def train(root: Path, *settings: str) -> None:
     assert main(arguments_of(root, *settings), {}) == 0
 
 
-def start(root: Path, *settings: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "training", *arguments_of(root, *settings)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=os.environ | (environment or {}),
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> str:
-    output, _ = process.communicate(timeout=PATIENCE_S)
-    return output
-
-
-def wait_for_state(root: Path, step: int) -> None:
-    def is_there() -> bool:
-        state = StateFolder(root / "state").load()
-        return state is not None and state.step >= step
-
-    wait_until(is_there, f"a state at step {step}")
+def start(root: Path, *settings: str, environment: dict[str, str] | None = None) -> StartedRun:
+    return StartedRun(*arguments_of(root, *settings), environment=environment)
 
 
 def published(root: Path) -> bytes:
@@ -67,7 +49,6 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(tmp_path: Path, capsy
         process = start(killed, *settings, "--minutes", "60")
         wait_for_state(killed, step)
         process.kill()
-        process.communicate()
     state = StateFolder(killed / "state").load()
     assert state is not None
     settings += ["--steps", str(state.step + 3)]
@@ -82,7 +63,7 @@ def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(tmp_path: Path, num
     process = start(tmp_path, "--minutes", "60", "--batch", "4")
     wait_for_state(tmp_path, 1)
     process.send_signal(number)
-    output = finish(process)
+    output = process.finish()
     assert process.returncode == 130
     found = re.search(r"stopped at step (\d+); go on with: python -m training --store", output)
     assert found is not None, output
@@ -99,7 +80,7 @@ def free_port() -> int:
         return port
 
 
-def start_two(root: Path, *arguments: str, states: tuple[str, str] = ("state", "state")) -> list[subprocess.Popen[str]]:
+def start_two(root: Path, *arguments: str, states: tuple[str, str] = ("state", "state")) -> list[StartedRun]:
     """Two processes that share each batch, as launchers start them; each with its own folder for the state."""
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     return [
@@ -108,9 +89,9 @@ def start_two(root: Path, *arguments: str, states: tuple[str, str] = ("state", "
     ]
 
 
-def finish_both(ranks: list[subprocess.Popen[str]]) -> list[str]:
+def finish_both(ranks: list[StartedRun]) -> list[str]:
     """What they said; both must have come to their end."""
-    outputs = [finish(process) for process in ranks]
+    outputs = [process.finish() for process in ranks]
     assert [process.returncode for process in ranks] == [0, 0], outputs
     return outputs
 
@@ -148,7 +129,6 @@ def test_two_processes_killed_on_captions_go_on_to_the_same_bits_from_the_state_
     wait_for_state(killed, 2)
     for process in ranks:
         process.kill()
-        process.communicate()
     assert not (killed / "store" / "digits").exists(), "they were killed before their end"
     outputs = finish_both(start_two(killed, *settings, states=("state", "of-another-machine")))
     assert "going on at step" in outputs[0]
@@ -171,7 +151,7 @@ def test_a_launcher_that_ends_all_when_one_is_stopped_lets_the_first_save(tmp_pa
     ranks = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(ranks) == 2
     os.kill(int(ranks[1]), signal.SIGTERM)
-    output = finish(process)
+    output, _ = process.communicate(timeout=PATIENCE_S)
     found = re.search(r"stopped at step (\d+); go on with: .* \(as one of 2 processes, by their launcher\)", output)
     assert found is not None, output
     state = StateFolder(tmp_path / "state").load()
@@ -185,8 +165,7 @@ def test_when_one_process_dies_the_others_end_and_say_so(tmp_path: Path) -> None
     first, second = start_two(tmp_path, "--minutes", "60", "--batch", "8")
     wait_for_state(tmp_path, 2)
     second.kill()
-    second.communicate()
-    output = finish(first)
+    output = first.finish()
     assert first.returncode == 1
     assert "error: another process of the run is gone" in output
     state = StateFolder(tmp_path / "state").load()

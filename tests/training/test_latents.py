@@ -110,6 +110,15 @@ def test_the_perceptual_term_is_added_by_its_weight() -> None:
     assert with_it - without == pytest.approx(0.5 * float(distance), rel=1e-4)
 
 
+@pytest.mark.parametrize("weight", ["-1", "nan", "inf"])
+def test_a_weight_of_the_perceptual_term_that_is_none_is_refused(
+    weight: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_autoencoder_command(["--out", str(tmp_path / "vae"), "--perceptual", weight]) != 0
+    assert f"need --perceptual of at least 0, got {float(weight)}" in capsys.readouterr().err
+    assert not (tmp_path / "vae").exists()
+
+
 def test_images_are_encoded_once_under_the_hash_of_data_and_autoencoder(tmp_path: Path) -> None:
     for seed in (0, 1):
         autoencoder(seed).save_pretrained(tmp_path / f"vae{seed}")

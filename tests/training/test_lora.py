@@ -1,8 +1,5 @@
 """LoRAs are trained on published models, and draw as they were trained: in the worker, and in diffusers."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +11,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.training.test_going_on import finish, wait_for_state
+from tests.training.started import StartedRun, wait_for_state
 from tests.training.tiny import quick, write_captioned_squares
 from tests.worker.engine.harness import filled_pool
 from tests.worker.engine.reference import NEGATIVE, PROMPT, STEPS, W, prompted
@@ -207,26 +204,19 @@ def test_a_run_that_went_on_has_the_bits_of_one_that_did_not(trained: Trained, t
 def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(trained: Trained, tmp_path: Path, precision: str) -> None:
     store = LoraStore(trained.store.root)
 
-    def start(name: str) -> "subprocess.Popen[str]":
+    def start(name: str) -> StartedRun:
         where = ["--model", name, "--state", str(tmp_path / name / "state"), "--save-every", "1"]
         settings = ["--steps", "12", "--lora-text", "--precision", precision]
-        return subprocess.Popen(
-            [sys.executable, "-m", "training", *command(trained.root, *where, *settings)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=dict(os.environ),
-        )
+        return StartedRun(*command(trained.root, *where, *settings))
 
     whole, killed = f"whole-{precision}", f"killed-{precision}"
-    finish(start(whole))
+    start(whole).finish()
     for step in (1, 5):
         process = start(killed)
         wait_for_state(tmp_path / killed, step)
         process.kill()
-        process.communicate()
     assert killed not in store.names(), "it was killed before its end"
-    assert "going on at step" in finish(start(killed))
+    assert "going on at step" in start(killed).finish()
     assert store.current(killed) == store.current(whole)
 
 

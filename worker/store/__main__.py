@@ -16,7 +16,7 @@ from worker.store.bundled import bundled_store_path
 from worker.store.errors import BadCheckpoint, StoreError
 from worker.store.lora_import import import_lora
 from worker.store.lora_store import LoraStore
-from worker.store.manifest import MAX_EXAMPLE_PROMPTS, RequestDefaults
+from worker.store.manifest import MAX_EXAMPLE_PROMPTS, RequestDefaults, split_example_prompts
 from worker.store.model_store import ModelStore
 from worker.store.pipeline_import import import_pipeline
 
@@ -162,7 +162,7 @@ def _request_defaults(options: argparse.Namespace) -> RequestDefaults:
 
 def _example_prompts(given: str) -> list[str]:
     """Raises StoreError."""
-    prompts = [text for prompt in given.split("|") if (text := prompt.strip())]
+    prompts = split_example_prompts(given)
     if len(prompts) > MAX_EXAMPLE_PROMPTS or any(len(prompt) > MAX_PROMPT_CHARACTERS for prompt in prompts):
         raise StoreError(
             f"--example-prompts: need at most {MAX_EXAMPLE_PROMPTS} of at most {MAX_PROMPT_CHARACTERS} characters, got "

@@ -43,6 +43,11 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ComponentName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 
 
+def split_example_prompts(given: str) -> list[str]:
+    """Those of a command line or setting, between bars: prompts may hold commas."""
+    return [text for prompt in given.split("|") if (text := prompt.strip())]
+
+
 class ManifestPart(BaseModel):
     """Immutable. Unknown fields are errors, so a manifest of a later format is never half understood."""
 
