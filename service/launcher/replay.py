@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.client import Client
 from service.launcher.command_errors import OutputError, ReceiptError, ReplayFailed
@@ -14,9 +14,11 @@ from service.launcher.generate import follow, save
 from service.launcher.progress_line import ProgressLine
 from service.launcher.receipt_sources import read_receipt
 from service.launcher.replayed_pictures import add_options, folder_of, given_pictures, require_all
-from service.pictures import Picture
 from worker.contract.receipts import SIGNATURE, canonical, parsed
 from worker.contract.signing import SignatureError, new_key, verify
+
+if TYPE_CHECKING:
+    from service.pictures import Picture
 
 EXIT_SAME = 0
 EXIT_DIFFERENT = 3
@@ -51,7 +53,7 @@ def replay(options: argparse.Namespace) -> int:
 
 
 def drawn_by_gateway(
-    receipt: Mapping[str, Any], pictures: list[Picture], options: argparse.Namespace
+    receipt: Mapping[str, Any], pictures: "list[Picture]", options: argparse.Namespace
 ) -> dict[str, Any]:
     line = ProgressLine(sys.stderr)
     with Client(options.url) as client:
@@ -72,7 +74,7 @@ def drawn_by_gateway(
         return parsed(client.fetch(done.links.receipt))
 
 
-def drawn_alone(receipt: Mapping[str, Any], pictures: list[Picture], options: argparse.Namespace) -> dict[str, Any]:
+def drawn_alone(receipt: Mapping[str, Any], pictures: "list[Picture]", options: argparse.Namespace) -> dict[str, Any]:
     """By an engine in a process of its own."""
     command = [sys.executable, "-m", "worker.replay"]
     command += ["--store", str(options.store)] if options.store is not None else []

@@ -5,11 +5,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from service.errors import PictureRefused
 from service.launcher.command_errors import ReceiptError
-from service.pictures import MOST_PIXELS, Picture, read_picture
+
+if TYPE_CHECKING:
+    from service.pictures import Picture
 
 OPTIONS = {"init_image": "--init-image", "mask": "--mask"}
 """By the field of a request that names a picture, the option that gives its file."""
@@ -21,12 +22,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mask", type=Path, metavar="FILE", help=f"{whose} mask; its hash is checked")
 
 
-def given_pictures(receipt: Mapping[str, Any], options: argparse.Namespace) -> list[Picture]:
+def given_pictures(receipt: Mapping[str, Any], options: argparse.Namespace) -> "list[Picture]":
     """The pictures of the files that were given.
 
     Raises:
         ReceiptError: one is no picture, or not the one that the receipt names.
     """
+    # Here: FastAPI comes with them, which no other command of `reverie` needs to wait for.
+    from service.errors import PictureRefused
+    from service.pictures import MOST_PIXELS, read_picture
+
     pictures = []
     for field, option in OPTIONS.items():
         path: Path | None = getattr(options, field)
@@ -64,7 +69,7 @@ def require_all(receipt: Mapping[str, Any], options: argparse.Namespace) -> None
 
 
 @contextmanager
-def folder_of(pictures: list[Picture]) -> Iterator[Path]:
+def folder_of(pictures: "list[Picture]") -> Iterator[Path]:
     """Holds each picture as `<hash>.png`."""
     with TemporaryDirectory(prefix="reverie-replay-") as name:
         for picture in pictures:

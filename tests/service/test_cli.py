@@ -178,8 +178,9 @@ def test_an_address_without_a_scheme_is_refused() -> None:
     assert done.stderr == "reverie: need an address like http://127.0.0.1:8000, got 'localhost:8000'\n"
 
 
-def test_the_command_loads_no_torch() -> None:
-    loaded = "any(name.split('.')[0] in ('torch', 'diffusers') for name in sys.modules)"
+def test_the_command_loads_nothing_of_the_worker_and_the_gateway() -> None:
+    """Whoever types it waits for that, and the first image of `reverie up --draw` does."""
+    loaded = "any(name.split('.')[0] in ('torch', 'diffusers', 'fastapi', 'PIL') for name in sys.modules)"
     code = f"import sys, service.launcher.cli; sys.exit({loaded})"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
