@@ -31,9 +31,9 @@ logger = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 EXIT_CANT_START = 1
+EXIT_BAD_SETTINGS = 2
 NOT_FOR_SERVING = ("accelerate", "peft", "scipy")
 """Training's packages, which diffusers and transformers import for seconds where they find them."""
-EXIT_BAD_SETTINGS = 2
 
 
 class CantStartError(Exception):

@@ -95,7 +95,9 @@ def _panels(figures: Sequence[Figure]) -> list[Panel]:
                 Curve(f"choose a batch ({ROWS[-2]} rows)", MODELS, by_models),
             ],
         ),
-        Panel(jobs, "bytes of Redis for each", [curve("a job", "Redis memory of a job", WAITING, jobs)], True),
+        Panel(
+            jobs, "bytes of Redis for each", [curve("a job", "Redis memory of a job", WAITING, jobs)], from_zero=True
+        ),
     ]
 
 

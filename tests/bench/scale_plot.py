@@ -1,4 +1,4 @@
-"""The plot of part scale: what grows over size, both logarithmic."""
+"""The plot of part scale: what grows, over the logarithm of the size."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,11 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Curves of one unit over one kind of size; times are drawn by their logarithms."""
+    """Curves of one unit over one kind of size.
+
+    Attributes:
+        from_zero: the values as they are, from 0 on, and not their logarithms.
+    """
 
     sizes_of: str
     unit: str

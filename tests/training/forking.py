@@ -11,6 +11,7 @@ import runpy
 import signal
 import sys
 
+# What the runs would import; no name of theirs is used here.
 import training.__main__
 import training.lora.base_model
 import training.text  # noqa: F401
