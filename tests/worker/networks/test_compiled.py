@@ -205,29 +205,33 @@ def test_the_linear_layer_is_torchs(
 
 
 @pytest.mark.parametrize("known", KINDS, ids=str)
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     images=st.integers(1, 3),
-    vectors=st.tuples(st.integers(1, 6), st.integers(1, 5)),
+    rows=st.tuples(st.integers(1, 70), st.integers(1, 90)),
     heads=st.integers(1, 3),
+    head_channels=st.integers(1, 80),
     seed=st.integers(0, 2**31),
 )
-@example(images=1, vectors=(16, 4), heads=1, seed=0)
+@example(images=1, rows=(256, 256), heads=1, head_channels=64, seed=0)
+@example(images=2, rows=(64, 77), heads=8, head_channels=40, seed=0)
 @torch.inference_mode()
 def test_the_attention_is_torchs(
-    known: Registers, images: int, vectors: tuple[int, int], heads: int, seed: int
+    known: Registers, images: int, rows: tuple[int, int], heads: int, head_channels: int, seed: int
 ) -> None:
-    pixels, head_channels = (known.lanes * count for count in vectors)
-    kernels = kernels_with(known)
-    assert kernels.attends(pixels, head_channels)
-    assert not kernels.attends(pixels + 1, head_channels)
-    assert not kernels.attends(pixels, head_channels + 1)
-    qkv = drawn(seed, images, pixels, 3 * heads * head_channels)
-    q, k, v = qkv.double().view(images, pixels, 3, heads, head_channels).permute(2, 0, 3, 1, 4)
-    exact = (q @ k.transpose(-1, -2) * head_channels**-0.5).softmax(-1) @ v
+    kernels, C = kernels_with(known), heads * head_channels
+    q = drawn(seed, images, rows[0], C)
+    kv = drawn(seed + 1, images, rows[1], 2 * C)
+    k, v = kv.chunk(2, dim=-1)
+    exact = F.scaled_dot_product_attention(*(by_heads(part.double(), heads) for part in (q, k, v)))
     assert_same_on_threads_and_in_batches(
-        lambda some: kernels.attention(qkv[some], heads), images, exact.transpose(1, 2).flatten(2)
+        lambda some: kernels.attention(q[some], k[some], v[some], heads), images, exact.transpose(1, 2).flatten(2)
     )
+
+
+def by_heads(part: Tensor, heads: int) -> Tensor:
+    """[N, L, C] → [N, heads, L, d]."""
+    return part.unflatten(-1, (heads, -1)).transpose(1, 2)
 
 
 def assert_same_on_threads_and_in_batches(run: Callable[[slice], Tensor], rows: int, exact: Tensor) -> None:
@@ -249,10 +253,10 @@ def test_what_is_no_number_stays_none() -> None:
     assert y.isnan().any()
     qkv = drawn(0, 1, 64, 3 * 32)
     qkv[0, 3, 5] = torch.nan  # of a query
-    assert kernels.attention(qkv, 1)[0, 3].isnan().all()
+    assert kernels.attention(*qkv.chunk(3, dim=-1), 1)[0, 3].isnan().all()
     qkv = drawn(0, 1, 64, 3 * 32)
     qkv[0, 3, 32 + 5] = torch.nan  # of a key
-    assert kernels.attention(qkv, 1).isnan().all()
+    assert kernels.attention(*qkv.chunk(3, dim=-1), 1).isnan().all()
 
 
 @torch.inference_mode()

@@ -4,13 +4,18 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from tests.worker.stable_diffusion import wider_unet
 from tests.worker.text_pipeline import text_unet
 from worker.networks.architecture import TextShape
 from worker.networks.cpu.batch_invariant import make_batch_invariant
+from worker.networks.cpu.fast_blocks import CompiledAttention
+from worker.networks.cpu.jit.available import cpu_kernels
 from worker.networks.cpu.team import CpuTeam
+from worker.networks.exactness import is_batch_invariant
 from worker.networks.network_input import MOST_DRAWN, InputSpec, NamedInput
 from worker.networks.text_projections import (
     TEXT_PROJECTIONS,
@@ -65,6 +70,25 @@ def test_a_network_draws_the_same_with_its_text_read_once(make: Any) -> None:
     }
     assert torch.equal(denoise(rows), expected)
     assert torch.equal(denoise(rows[[1]])[0], expected[1])
+
+
+@pytest.mark.parametrize("make", [wider_unet, lambda: wider_unet(**XL)], ids=["sd", "xl"])
+@torch.inference_mode()
+def test_the_kernels_attend_to_pixels_and_to_the_text(make: Any) -> None:
+    kernels = cpu_kernels()
+    assert kernels is not None
+    unet, plain = make(), make()
+    shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+    inputs = UNet2DCondition().input_spec(unet.config, shape, TextShape(TOKENS, 32, 32))
+    denoise = UNet2DCondition().denoiser(unet, torch.float32)
+    blocks = sum(isinstance(module, BasicTransformerBlock) for module in unet.modules())
+    make_batch_invariant(unet, denoise, inputs, CpuTeam(1), kernels=kernels)
+    kinds = [type(module) for module in unet.modules()]
+    assert kinds.count(CompiledAttention) == 2 * blocks > 0
+    assert Attention not in kinds
+    rows = inputs.probe(3)
+    torch.testing.assert_close(denoise(rows), UNet2DCondition().denoiser(plain, torch.float32)(rows))
+    assert is_batch_invariant(denoise, inputs, torch.device("cpu"))
 
 
 def test_a_network_that_reads_its_text_in_another_way_is_left_as_it_is() -> None:

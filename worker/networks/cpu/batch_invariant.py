@@ -16,11 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worker.networks.cpu.fast_blocks import (
+    CompiledAttention,
     FastAttention,
     FastResnetBlock,
     TimeShifts,
     is_plain_attention,
     is_plain_resnet,
+    is_transformers_attention,
     join_last_norm,
 )
 from worker.networks.cpu.jit.layers import (
@@ -261,6 +263,8 @@ def _replace_blocks(
                 setattr(module, name, FastResnetBlock(child, time_shifts))
             elif is_plain_attention(child):
                 setattr(module, name, FastAttention(child))
+            elif is_transformers_attention(child):
+                setattr(module, name, CompiledAttention(child))
 
 
 @torch.inference_mode()

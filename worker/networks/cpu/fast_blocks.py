@@ -1,4 +1,4 @@
-"""diffusers' blocks with the same weights in fewer operations: sums fused into convolutions, one-head attention."""
+"""diffusers' blocks with the same weights in fewer operations: sums fused into convolutions, and attention."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -108,6 +108,10 @@ def join_last_norm(network: Any) -> None:
         network.conv_act = nn.Identity()
 
 
+NOT_PLAIN = ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
+"""What attention of other kinds has."""
+
+
 def is_plain_attention(block: Any) -> bool:
     """Whether this is plain self-attention with a residual connection, the kind that `FastAttention` computes."""
     return bool(
@@ -115,9 +119,7 @@ def is_plain_attention(block: Any) -> bool:
         and block.group_norm is not None
         and block.to_k is not None
         and block.residual_connection
-        and not any(
-            getattr(block, extra, None) for extra in ("spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj")
-        )
+        and not any(getattr(block, extra, None) for extra in NOT_PLAIN)
     )
 
 
@@ -144,9 +146,9 @@ class FastAttention(nn.Module):
         normed = self.group_norm(x).permute(0, 2, 3, 1)  # [N, H, W, C]
         N, H, W, C = normed.shape
         y: Tensor
-        if isinstance(self.qkv, CompiledLinear) and self.qkv.kernels.attends(H * W, C // self.heads):
-            mixed = self.qkv.kernels.attention(self.qkv(normed.reshape(N, H * W, C)), self.heads)
-            y = self.out(mixed).view(N, H, W, -1)
+        if isinstance(self.qkv, CompiledLinear):
+            q, k, v = self.qkv(normed.reshape(N, H * W, C)).chunk(3, dim=-1)
+            y = self.out(self.qkv.kernels.attention(q, k, v, self.heads)).view(N, H, W, -1)
         else:
             y = torch.cat([self._attend(some) for some in normed.split(IMAGES_AT_ONCE)])
         y = (y.add_(x.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
@@ -163,6 +165,41 @@ class FastAttention(nn.Module):
         rows = mixed.transpose(1, 2).reshape(n * H * W, -1)
         projected: Tensor = self.out(rows)
         return projected.view(n, H, W, C)
+
+
+def is_transformers_attention(block: Any) -> bool:
+    """Whether this is attention as in a Transformer's block, the kind that `CompiledAttention` computes."""
+    return bool(
+        type(block).__name__ == "Attention"
+        and isinstance(block.to_q, CompiledLinear)
+        and block.to_k is not None
+        and not block.residual_connection
+        and block.rescale_output_factor == 1
+        and not any(getattr(block, extra, None) for extra in (*NOT_PLAIN, "group_norm"))
+    )
+
+
+class CompiledAttention(nn.Module):
+    """Attention to itself or to a text in the kernels, as a Transformer's block calls it."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.heads = int(block.heads)
+        self.kernels, self.out = block.to_q.kernels, block.to_out[0]
+        self.reads_text = bool(block.is_cross_attention)
+        if self.reads_text:
+            self.to_q, self.to_k, self.to_v = block.to_q, block.to_k, block.to_v
+        else:
+            self.qkv = CompiledLinear(_fused([block.to_q, block.to_k, block.to_v]), self.kernels)
+
+    def forward(self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: None = None) -> Tensor:
+        """[N, L, C] → the same shape."""
+        if self.reads_text:
+            q, k, v = self.to_q(x), self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
+        else:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        y: Tensor = self.out(self.kernels.attention(q, k, v, self.heads))
+        return y
 
 
 class WholeLinear(nn.Module):

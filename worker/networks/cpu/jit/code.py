@@ -72,6 +72,10 @@ class Code:
     def least(self, one: Value, other: Value) -> Value:
         return self.b.select(self.b.icmp_signed("<", one, other), one, other)
 
+    def rounded_up(self, value: Value, step: int) -> Value:
+        """The next multiple of `step`."""
+        return self.mul(self.b.sdiv(self.add(value, step - 1), self.number(step)), step)
+
     def constant(self, value: float) -> Value:
         return ir.Constant(self.vector, [value] * self.lanes)
 
@@ -112,6 +116,15 @@ class Code:
     def largest(self, x: Value, y: Value) -> Value:
         """Of two numbers or two vectors, by lane; what is no number stays none."""
         return self.b.select(self.b.fcmp_unordered("<", x, y), y, x)
+
+    def largest_of_lanes(self, x: Value) -> Value:
+        """In all lanes."""
+        distance = self.lanes // 2
+        while distance:
+            others = ir.Constant(self.whole, [(lane + distance) % self.lanes for lane in range(self.lanes)])
+            x = self.largest(x, self.b.shuffle_vector(x, ir.Constant(self.vector, ir.Undefined), others))
+            distance //= 2
+        return x
 
     def folded(self, x: Value, join: Callable[[Value, Value], Value]) -> Value:
         """All lanes of a vector joined into one number, from the first to the last."""
@@ -197,6 +210,22 @@ class Code:
         power = b.bitcast(b.shl(exponent, ir.Constant(self.whole, [23] * self.lanes)), self.vector)
         return b.fmul(value, power)
 
+    def power_of_two(self, x: Value) -> Value:
+        """2^x for x of at most 0, kept above -126: to about 2 units in the last place (Cephes). What is no number stays
+        none."""
+        b = self.b
+        limit = self.constant(-POWER_LIMIT)
+        x = b.select(b.fcmp_unordered(">", x, limit), x, limit)
+        shifted = b.fadd(x, self.constant(ROUNDING))
+        r = b.fsub(x, b.fsub(shifted, self.constant(ROUNDING)))
+        value = self.constant(POWER_POLYNOMIAL[0])
+        for coefficient in POWER_POLYNOMIAL[1:]:
+            value = self.fma(value, r, self.constant(coefficient))
+        # The lowest bits of what was rounded are the whole number.
+        bits = ir.Constant(self.whole, [23] * self.lanes)
+        exponent = b.add(b.shl(b.bitcast(shifted, self.whole), bits), ir.Constant(self.whole, [127 << 23] * self.lanes))
+        return b.fmul(value, b.bitcast(exponent, self.vector))
+
 
 def _float32(value: float) -> float:
     import struct
@@ -213,5 +242,15 @@ EXP_POLYNOMIAL = tuple(
     map(
         _float32,
         (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+    )
+)
+POWER_LIMIT = 126.0
+POWER_POLYNOMIAL = tuple(
+    map(
+        _float32,
+        (
+            *(1.535336188319500e-4, 1.339887440266574e-3, 9.618437357674640e-3, 5.550332471162809e-2),
+            *(2.402264791363012e-1, 6.931472028550421e-1, 1.0),
+        ),
     )
 )

@@ -171,25 +171,32 @@ class CpuKernels:
         shared = code.shared_product if parts * panels > 1 else None
         _run(code, code.product, shared, arguments, parts * panels, (x, y, added, weights, bias, scratch))
 
-    def attends(self, pixels: int, head_channels: int) -> bool:
-        """Whether there is attention of images of so many pixels."""
-        return pixels % self.registers.lanes == head_channels % self.registers.lanes == 0
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """Softmax(q k^T / sqrt(d)) v in each head of d channels.
 
-    def attention(self, qkv: Tensor, heads: int) -> Tensor:
-        """[N, L, 3 C] → [N, L, C]: softmax(q k^T / sqrt(d)) v in each head of d channels."""
-        N, length, width = qkv.shape
-        d = width // 3 // heads
-        y = qkv.new_empty(N, length, width // 3)
+        Args:
+            q: [N, L, C].
+            k, v: [N, M, C]; all three may be parts of larger tensors whose rows have their channels side by side.
+
+        Returns:
+            [N, L, C].
+        """
+        q, k, v = (part if part.stride(2) == 1 else part.contiguous() for part in (q, k, v))
+        N, length, C = q.shape
+        keys, d = k.shape[1], C // heads
+        y = q.new_empty(N, length, C)
         code = self.compiled()
-        shared = code.shared_attention if N * heads * length * length * d >= WORTH_A_THREAD else None
+        shared = code.shared_attention if N * heads * length * keys * d >= WORTH_A_THREAD else None
         threads = 1 if shared is None else torch.get_num_threads()
-        step = attention.scratch_floats(length, d, self.registers)
+        step = attention.scratch_floats(keys, d, self.registers)
         scratch = self._floats(step * threads)
         (scale,) = struct.unpack("i", struct.pack("f", d**-0.5))
         arguments = (ctypes.c_int64 * len(attention.ARGUMENTS))(
-            *map(_address, (qkv, y, scratch)), N, length, heads, d, scale, step
+            *map(_address, (q, k, v, y, scratch)),
+            *(N, length, keys, heads, d, scale, step),
+            *(stride for part in (q, k, v) for stride in part.stride()[:2]),
         )
-        _run(code, code.attention, shared if threads > 1 else None, arguments, threads, (qkv, y, scratch))
+        _run(code, code.attention, shared if threads > 1 else None, arguments, threads, (q, k, v, y, scratch))
         return y
 
     def norm(self, x: Tensor, norm: Tensor, groups: int, *, silu: bool) -> Tensor:
