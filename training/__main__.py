@@ -48,7 +48,7 @@ def run(argv: Sequence[str], command: str, environment: Mapping[str, str]) -> bo
     if configuration.threads is not None:
         torch.set_num_threads(configuration.threads)
     device = choose_device(configuration.device, environment)
-    with joined_processes(environment, device) as processes:
+    with joined_processes(environment, device, shards=configuration.shard) as processes:
         training = Run(configuration, command, device, processes, resume)
         training.say(settings_lines(training.configuration.model_dump(mode="json")))
         finished = training.train()

@@ -173,6 +173,8 @@ class TrainingConfiguration(BaseModel):
     """torch.compile"""
     channels_last: bool = False
     """memory format of the network"""
+    shard: bool = False
+    """divide weights, averages and the optimizer's state among the processes (FSDP)"""
     threads: Positive | None = None
     """CPU threads (default: as torch chooses)"""
 
@@ -225,6 +227,17 @@ class TrainingConfiguration(BaseModel):
         optimizer_class(self.optimizer)
         return self
 
+    def check_shardable(self) -> None:
+        """Raises ConfigurationError for what can't be done with divided weights."""
+        for name, clashes in (
+            ("precision float16", self.precision is Precision.FLOAT16),
+            ("compile", self.compile),
+            ("channels_last", self.channels_last),
+            ("lora_on", self.lora_on is not None),
+        ):
+            if clashes:
+                raise ConfigurationError(f"weights that processes divide among them go without {name}")
+
     def _check_second_leg(self) -> None:
         for name, clashes in (
             ("backbone dit", self.backbone == "dit"),
@@ -254,6 +267,7 @@ class TrainingConfiguration(BaseModel):
 NOT_OF_THE_WEIGHTS = (
     *("autoencoder", "latents"),  # the fingerprint of the data tells them by their hashes
     *("steps", "epochs", "minutes", "workers", "memory_mib", "threads", "device", "compile", "channels_last"),
+    "shard",
     *("noise_level", "upscale_steps"),
     *("store", "model", "publish_every", "publish_best", "publish_dtype", "state", "save_every"),
     *("request_sampler", "request_steps", "request_guidance_scale", "example_prompts"),

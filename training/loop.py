@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from training.configuration import DEFAULT_MINUTES, TrainingConfiguration
 from training.data import ImageSource
@@ -26,6 +27,7 @@ from training.optimizers import build_optimizer, rate_factor, restore_optimizer
 from training.precision import autocast, gradient_scaler
 from training.processes import Processes
 from training.randomness import generator
+from training.sharding import gathered, unsynchronized
 from training.state import RunState
 from training.super_resolution import SmallImages
 from worker.diffusion import NoiseSchedule
@@ -83,6 +85,20 @@ def decay_of(configuration: TrainingConfiguration) -> Decay:
             return no_average
 
 
+@dataclass(frozen=True, eq=False, slots=True)
+class _Updates:
+    """What a step runs on.
+
+    Attributes:
+        network: what is called.
+        shared: what the processes share the gradients of.
+    """
+
+    network: nn.Module
+    shared: nn.Module
+    optimizer: torch.optim.Optimizer
+
+
 class Trainer:
     """One run: what changes while it goes on, and the step that changes it.
 
@@ -122,23 +138,13 @@ class Trainer:
         parts = configuration.accumulate * self._processes.count
         if configuration.batch % parts:
             raise TrainingError(f"need a batch that {parts} parts divide evenly, got {configuration.batch}")
+        if self._processes.divides:
+            configuration.check_shardable()
         if configuration.channels_last:
             denoiser.network.to(memory_format=torch.channels_last)
-        shared = self._processes.shared(denoiser, self.device)
-        # Weights and gradients stay where they are; a compiled network only calls them otherwise.
-        self._network: nn.Module = torch.compile(shared) if configuration.compile else shared  # type: ignore[assignment]
-        self._shared = shared
         self._scaler = gradient_scaler(configuration.precision, self.device)
-        self._optimizer = build_optimizer(
-            configuration.optimizer,
-            denoiser,
-            device=self.device,
-            learning_rate=configuration.learning_rate,
-            betas=configuration.betas,
-            momentum=configuration.momentum,
-            weight_decay=configuration.weight_decay,
-            text_rate=configuration.text_rate,
-        )
+        self._updates: _Updates | None = None
+        self._saved_optimizer: Mapping[str, Any] | None = None
 
     def run(
         self,
@@ -162,6 +168,30 @@ class Trainer:
             progress = budget.progress(self.step, self.elapsed_s)
             after_step(StepReport(self.step, progress, self.elapsed_s, rate, self._loss))
         return progress >= 1
+
+    def _ready(self) -> "_Updates":
+        """Share the weights with the other processes, and build what updates them, when that is first asked for."""
+        if self._updates is None:
+            configuration = self.configuration
+            shared = self._processes.shared(self.denoiser, self.device)
+            # Weights and gradients stay where they are; a compiled network only calls them otherwise.
+            network: nn.Module = torch.compile(shared) if configuration.compile else shared  # type: ignore[assignment]
+            self.ema.divide_like(self.denoiser)
+            optimizer = build_optimizer(
+                configuration.optimizer,
+                self.denoiser,
+                device=self.device,
+                learning_rate=configuration.learning_rate,
+                betas=configuration.betas,
+                momentum=configuration.momentum,
+                weight_decay=configuration.weight_decay,
+                text_rate=configuration.text_rate,
+            )
+            if self._saved_optimizer is not None:
+                restore_optimizer(optimizer, self._saved_optimizer)
+                self._saved_optimizer = None
+            self._updates = _Updates(network, shared, optimizer)
+        return self._updates
 
     def _what_to_lower(self) -> str:
         configuration = self.configuration
@@ -196,12 +226,13 @@ class Trainer:
     def _train_step(self, parts: list[DrawnRows], progress: float) -> float:
         """One update of the weights and of the average; returns the learning rate."""
         configuration = self.configuration
+        optimizer = self._ready().optimizer
         factor = rate_factor(configuration.decay, self.step, progress, configuration.warmup_steps)
-        for group in self._optimizer.param_groups:
+        for group in optimizer.param_groups:
             group["lr"] = group["peak"] * factor
         # Dropout inside the network draws from torch's own generator: a function of the step, too.
         torch.manual_seed(generator(configuration.seed, f"network/{self._processes.rank}", self.step).initial_seed())
-        self._optimizer.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         for index, drawn in enumerate(parts):
             with self._unsynchronized(index + 1 < len(parts)):
@@ -211,9 +242,9 @@ class Trainer:
             self._loss = self._processes.mean(float(total))
             if not math.isfinite(self._loss):
                 raise TrainingError(self._not_a_number(parts))
-        self._scaler.unscale_(self._optimizer)
+        self._scaler.unscale_(optimizer)
         nn.utils.clip_grad_norm_(self.denoiser.parameters(), configuration.max_grad_norm)
-        self._scaler.step(self._optimizer)
+        self._scaler.step(optimizer)
         self._scaler.update()
         self.step += 1
         self.ema.update(self.denoiser, self.step)
@@ -221,14 +252,14 @@ class Trainer:
 
     def _backward(self, drawn: DrawnRows, parts: int) -> Tensor:
         """The gradient of some rows, added to what is there; returns their share of the loss."""
-        configuration = self.configuration
+        configuration, called = self.configuration, self._ready().network
         batch = add_noise(
             drawn, self._schedule, self._source.max_level, configuration.seed, self.step, self.device, self._small
         )
 
         def network(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
             with autocast(configuration.precision, self.device):
-                output: Tensor = self._network(x_t, timesteps, conditions)
+                output: Tensor = called(x_t, timesteps, conditions)
             return output
 
         loss = (
@@ -247,8 +278,11 @@ class Trainer:
 
     def _unsynchronized(self, more: bool) -> AbstractContextManager[object]:
         """While more parts of the batch follow, processes need not exchange their gradients."""
-        if more and isinstance(self._shared, nn.parallel.DistributedDataParallel):
-            return self._shared.no_sync()
+        shared = self._ready().shared
+        if more and isinstance(shared, nn.parallel.DistributedDataParallel):
+            return shared.no_sync()
+        if more and isinstance(shared, FSDPModule):
+            return unsynchronized(shared)
         return nullcontext()
 
     def _not_a_number(self, parts: list[DrawnRows]) -> str:
@@ -260,27 +294,29 @@ class Trainer:
         )
 
     def state(self, identity: Mapping[str, Any], *, finished: bool = False) -> RunState:
-        """All that a run goes on from."""
+        """All that a run goes on from. All processes must call it at once."""
+        optimizer = self._ready().optimizer
+        self.ema.gather()
         return RunState(
             step=self.step,
             elapsed_s=self.elapsed_s,
             finished=finished,
             identity=identity,
             tensors={
-                "denoiser": self._without_frozen(self.denoiser.state_dict()),
+                "denoiser": gathered(self._without_frozen(self.denoiser.state_dict())),
                 "ema": self._without_frozen(self.ema.network.state_dict()),
-                "optimizer": self._optimizer.state_dict(),
+                "optimizer": gathered(optimizer.state_dict()),
                 "scaler": self._scaler.state_dict(),
             },
         )
 
     def restore(self, state: RunState) -> None:
-        """Go on from there."""
+        """Go on from there, before the first step."""
         self.step, self.elapsed_s = state.step, state.elapsed_s
         frozen = {name: weight for name, weight in self.denoiser.state_dict().items() if name in self._frozen}
         self.denoiser.load_state_dict(frozen | named_as_now(state.tensors["denoiser"]))
         self.ema.network.load_state_dict(frozen | named_as_now(state.tensors["ema"]))
-        restore_optimizer(self._optimizer, state.tensors["optimizer"])
+        self._saved_optimizer = state.tensors["optimizer"]
         self._scaler.load_state_dict(state.tensors["scaler"])
 
     def _without_frozen(self, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ import torch
 
 from training.errors import ConfigurationError
 from training.network import Denoiser
+from training.sharding import divided_like, is_divided
 
 
 class RateDecay(StrEnum):
@@ -57,8 +58,9 @@ def optimizer_class(name: str) -> type[torch.optim.Optimizer]:
     return known[name.lower()]
 
 
-FUSED = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
-"""Have a kernel that updates a weight in one pass over memory."""
+FUSED_PARTS = (torch.optim.Adam, torch.optim.AdamW)
+FUSED = (*FUSED_PARTS, torch.optim.SGD)
+"""Have a kernel that updates a weight in one pass over memory; the former also a weight that processes divide."""
 
 
 def build_optimizer(
@@ -89,7 +91,7 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     given = {key: value for key, value in options.items() if key in taken}
-    if kind in FUSED and device.type in ("cpu", "cuda"):
+    if kind in (FUSED_PARTS if any(map(is_divided, trained)) else FUSED) and device.type in ("cpu", "cuda"):
         given["fused"] = True
     optimizer: torch.optim.Optimizer = kind(groups, lr=learning_rate, **given)  # type: ignore[call-arg]
     return optimizer
@@ -97,8 +99,16 @@ def build_optimizer(
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, saved: Mapping[str, Any]) -> None:
     """Go on from a state, updating in one pass or not as this optimizer does, whatever the one that was saved did."""
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+    state = {
+        index: {
+            name: divided_like(value, weights[index]) if value.shape == weights[index].shape else value
+            for name, value in of_weight.items()
+        }
+        for index, of_weight in saved["state"].items()
+    }
     groups = [
         {**group, "fused": own["fused"]} if "fused" in own else group
         for group, own in zip(saved["param_groups"], optimizer.param_groups, strict=True)
     ]
-    optimizer.load_state_dict({**saved, "param_groups": groups})
+    optimizer.load_state_dict({**saved, "state": state, "param_groups": groups})

@@ -11,8 +11,19 @@ import torch.distributed as dist
 from torch import nn
 
 from training.errors import ConfigurationError, TrainingError
+from training.sharding import shard
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """
+    Attributes:
+        reshard: see `sharding.shard`.
+    """
+
+    reshard: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,18 +33,28 @@ class Processes:
     Attributes:
         rank: 0 publishes, saves the state and reports.
         count: how many there are.
+        sharding: whether, and how, they divide the weights among them.
     """
 
     rank: int = 0
     count: int = 1
+    sharding: Sharding | None = None
 
     @property
     def first(self) -> bool:
         return self.rank == 0
 
+    @property
+    def divides(self) -> bool:
+        """Whether the weights are divided."""
+        return self.sharding is not None and self.count > 1
+
     def shared(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network whose gradients are averaged over all processes."""
+        """The network whose gradients are averaged over all processes, its weights divided where that is asked for."""
         if self.count == 1:
+            return network
+        if self.sharding is not None:
+            shard(network, device, self.count, reshard=self.sharding.reshard)
             return network
         devices = [device.index] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(network, device_ids=devices)
@@ -87,8 +108,15 @@ def lost_process(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def joined_processes(environment: Mapping[str, str], device: torch.device) -> Iterator[Processes]:
-    """Meets the other processes that a launcher started with this one (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
+def joined_processes(
+    environment: Mapping[str, str], device: torch.device, *, shards: bool = False
+) -> Iterator[Processes]:
+    """Meets the other processes that a launcher started with this one (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT).
+
+    Args:
+        shards: divide the weights, as `accelerate launch` may ask for, too.
+    """
+    sharding = _sharding_of(environment, shards)
     count = int(environment.get("WORLD_SIZE", "1"))
     if count == 1:
         yield Processes()
@@ -100,7 +128,7 @@ def joined_processes(environment: Mapping[str, str], device: torch.device) -> It
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(f"can't meet the {count} processes of WORLD_SIZE: {error}") from error
     try:
-        yield Processes(dist.get_rank(), count)
+        yield Processes(dist.get_rank(), count, sharding)
     except RuntimeError as error:
         if not lost_process(error):
             raise
@@ -110,6 +138,17 @@ def joined_processes(environment: Mapping[str, str], device: torch.device) -> It
         ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _sharding_of(environment: Mapping[str, str], shards: bool) -> Sharding | None:
+    """What `accelerate launch` was told of FSDP, in its variables. Raises ConfigurationError for what there is not."""
+    if environment.get("ACCELERATE_USE_FSDP") != "true":
+        return Sharding() if shards else None
+    if environment.get("FSDP_OFFLOAD_PARAMS") == "true":
+        raise ConfigurationError("need fsdp_offload_params false: weights stay on the device")
+    # Version 1 named what is now a switch.
+    kept = {"false", "SHARD_GRAD_OP", "NO_SHARD"}
+    return Sharding(reshard=environment.get("FSDP_RESHARD_AFTER_FORWARD", "true") not in kept)
 
 
 def choose_device(name: str, environment: Mapping[str, str] = os.environ) -> torch.device:

@@ -141,7 +141,7 @@ class Run:
         )
         check_metric(configuration.publish_best, self.held_out)
         self.log = RunLog(configuration.log if processes.first else None)
-        self._saved_at = time.monotonic()
+        self._saved_at_s = self.trainer.elapsed_s
 
     def train(self) -> bool:
         """Train to the end or until asked to stop; returns whether it came to the end, with a version published."""
@@ -183,18 +183,22 @@ class Run:
 
     def _after_step(self, report: StepReport, images_per_s: float) -> None:
         configuration = self.configuration
-        if not self.processes.first or report.progress >= 1:
+        if report.progress >= 1:
             return
         every = configuration.save_every
-        due = report.step % every == 0 if every else time.monotonic() - self._saved_at > SAVED_EVERY_S
-        if due:
+        # By the clock that all processes share: each has a part in what is saved.
+        if report.step % every == 0 if every else report.elapsed_s - self._saved_at_s > SAVED_EVERY_S:
             self.save()
+            self._saved_at_s = report.elapsed_s
         if configuration.log is not None and report.step % configuration.log_every == 0:
             self._log(report, images_per_s)
         if configuration.publish_every and report.step % configuration.publish_every == 0:
             self.publish()
 
     def _log(self, report: StepReport, images_per_s: float) -> None:
+        self.trainer.ema.gather()
+        if not self.processes.first:
+            return
         numbers = {
             "loss": report.loss,
             "learning_rate": report.learning_rate,
@@ -230,7 +234,8 @@ class Run:
         return losses
 
     def publish(self) -> None:
-        """Publish the averaged weights, unless another process does, or what is current is better."""
+        """Publish the averaged weights, unless another process does, or what is current is better. All call it."""
+        self.trainer.ema.gather()
         if not self.processes.first:
             return
         step = self.trainer.step
@@ -274,10 +279,10 @@ class Run:
         return f"{metric} {found:.4f}, current {current:.4f}"
 
     def save(self, *, finished: bool = False) -> None:
-        """Save the state; only the first process does."""
+        """Save the state; only the first process does, and all call it."""
+        state = self.trainer.state(self.identity, finished=finished)
         if self.processes.first:
-            self.folder.save(self.trainer.state(self.identity, finished=finished))
-            self._saved_at = time.monotonic()
+            self.folder.save(state)
 
     def say(self, text: str) -> None:
         if self.processes.first:
@@ -349,10 +354,11 @@ class Run:
     def _opening(self) -> str:
         trained = (parameter for parameter in self.trainer.denoiser.parameters() if parameter.requires_grad)
         parameters = sum(parameter.numel() for parameter in trained)
+        divided = f", weights divided among {self.processes.count} processes" if self.processes.divides else ""
         going_on = f", going on at step {self.trainer.step}" if self.resumed else ""
         return (
             f"{len(self.source)} images to train on, {len(self.held_out_source)} held out ({self.source.name}); "
-            f"{parameters:,} parameters; publishing {self.model} to {self.configuration.store}{going_on}"
+            f"{parameters:,} parameters{divided}; publishing {self.model} to {self.configuration.store}{going_on}"
         )
 
 

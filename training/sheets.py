@@ -14,6 +14,7 @@ from training.network import Conditions, Denoiser
 from training.publishing import spacing_of
 from training.randomness import generator
 from training.sampling import draw_images
+from worker.diffusion import SamplerName
 
 COLUMNS = 8
 TRIPLES_COLUMNS = 6
@@ -42,12 +43,13 @@ def sheet_images(
     configuration: TrainingConfiguration,
     count: int = SHEET_IMAGES,
 ) -> Tensor:
-    """[N, H, W, C] uint8: images from seeds 0 to `count` - 1, of labels or captions that go round; of a second leg
-    enlarged ones."""
+    """[N, H, W, C] uint8: images from seeds 0 to `count` - 1, of labels or captions that go round, by the sampler that
+    requests get; of a second leg enlarged ones."""
     if configuration.super_resolution_of is not None:
         x_0 = spread_images(source, count)
         return enlarged_images(denoiser, x_0, configuration, spacing_of(configuration))
     conditions, without = sheet_conditions(source, tokenize, count)
+    guidance_scale = configuration.request_guidance_scale
     return draw_images(
         denoiser,
         configuration.noise_schedule(),
@@ -55,9 +57,10 @@ def sheet_images(
         range(count),
         conditions,
         steps=SHEET_STEPS,
+        sampler=configuration.request_sampler or SamplerName.DDIM,
         spacing=spacing_of(configuration),
         prediction_type=configuration.prediction,
-        guidance_scale=GUIDANCE if without is not None else 1.0,
+        guidance_scale=1.0 if without is None else GUIDANCE if guidance_scale is None else guidance_scale,
         without=without,
         autoencoder=source.autoencoder if isinstance(source, LatentData) else None,
     )

@@ -58,7 +58,9 @@ def run(session: Session) -> list[Figure]:
     figures = []
     for model in session.served_models:
         speed = max(image_steps_per_s(session.pool(model), model, session.max_batch, 10) for _ in range(3))
-        figures += serve(session, Plan(PART, model, speed, fastest_form(session, model)))
+        # The compiler takes minutes for each peer of a large network.
+        peers = (LITSERVE,) if model == networks.CIFAR_10 and not session.on_gpu else (LITSERVE, FASTAPI)
+        figures += serve(session, Plan(PART, model, speed, fastest_form(session, model), peers=peers))
     return figures
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 from tests.training.started import StartedRun, wait_for_state
 from tests.waiting import PATIENCE_S
@@ -97,17 +98,84 @@ def finish_both(ranks: list[StartedRun]) -> list[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_same_batch_to_rounding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [[], ["--shard"], ["--shard", "--accumulate", "2"]], ids=" ".join)
+def test_two_processes_equal_one_with_the_same_batch_to_rounding(tmp_path: Path, more: list[str]) -> None:
     settings = ["--steps", "4", "--batch", "64", "--optimizer", "sgd", "--learning-rate", "0.05"]
     train(tmp_path / "one", *settings)
-    outputs = finish_both(start_two(tmp_path / "two", *settings))
+    outputs = finish_both(start_two(tmp_path / "two", *settings, *more))
     assert "published digits/" in outputs[0]
     assert "published" not in outputs[1]
-    one, two = (StateFolder(tmp_path / name / "state").load() for name in ("one", "two"))
-    assert one is not None
-    assert two is not None
-    for name, weight in one.tensors["denoiser"].items():
-        torch.testing.assert_close(two.tensors["denoiser"][name], weight, rtol=1e-4, atol=1e-6, msg=name)
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+def assert_close(root: Path, expected_root: Path) -> None:
+    """The weights that runs ended with, and what they published of them."""
+    found, expected = (StateFolder(each / "state").load() for each in (root, expected_root))
+    assert found is not None
+    assert expected is not None
+    for part in ("denoiser", "ema"):
+        for name, weight in expected.tensors[part].items():
+            torch.testing.assert_close(found.tensors[part][name], weight, rtol=1e-4, atol=1e-6, msg=name)
+    weights = [
+        load_file(ModelStore(each / "store").checkpoint("digits").path / WEIGHTS_PATH) for each in (root, expected_root)
+    ]
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_processes_that_divide_the_weights_go_on_alike_after_a_kill_and_as_one(tmp_path: Path) -> None:
+    """The state is of the whole, whoever saved it: in halves it goes on with the same bits, in one process closely."""
+    settings = ["--batch", "16", "--decay", "constant", "--steps", "8"]
+    whole, killed, alone, one = (tmp_path / name for name in ("whole", "killed", "alone", "one"))
+    train(one, *settings)
+    finish_both(start_two(whole, *settings, "--shard"))
+    for root in (killed, alone):
+        ranks = start_two(root, *settings[:-1], "10000", "--shard")
+        wait_for_state(root, 2)
+        for process in ranks:
+            process.kill()
+        state = StateFolder(root / "state").load()
+        assert state is not None
+        assert state.step < 8
+    finish_both(start_two(killed, *settings, "--shard"))
+    assert published(killed) == published(whole)
+    train(alone, *settings)
+    assert_close(alone, one)
+
+
+@pytest.mark.slow
+def test_accelerates_launcher_says_that_weights_are_divided(tmp_path: Path) -> None:
+    configuration = tmp_path / "accelerate.yaml"
+    configuration.write_text(
+        "compute_environment: LOCAL_MACHINE\ndistributed_type: FSDP\nnum_machines: 1\nnum_processes: 2\n"
+        "machine_rank: 0\nmain_training_function: main\nmixed_precision: 'no'\nuse_cpu: false\n"
+        f"main_process_port: {free_port()}\n"
+        "fsdp_config:\n  fsdp_version: 2\n  fsdp_offload_params: false\n  fsdp_reshard_after_forward: true\n"
+    )
+    launcher = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(configuration),
+        "-m",
+        "training",
+    ]
+    settings = ["--steps", "3", "--batch", "8"]
+    done = subprocess.run(
+        [*launcher, *arguments_of(tmp_path / "two", *settings)], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    assert "weights divided among 2 processes" in done.stdout
+    train(tmp_path / "one", *settings)
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("setting", [["--precision", "float16"], ["--compile"], ["--channels-last"]], ids=" ".join)
+def test_what_weights_that_are_divided_go_without_is_said(tmp_path: Path, setting: list[str]) -> None:
+    ranks = start_two(tmp_path, "--steps", "1", "--batch", "4", "--shard", *setting)
+    assert "error: weights that processes divide among them go without" in ranks[0].finish()
+    ranks[1].finish()
 
 
 @pytest.mark.slow

@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from tests.training.tiny import write_captioned_squares
+from tests.training.tiny import captioned_shades, quick, tiny_text_denoiser, write_captioned_squares
 from training import compare, evaluate
 from training.__main__ import main
 from training.data.emoji import load_emoji
@@ -17,6 +17,9 @@ from training.drawing import Drawing
 from training.network import Conditions
 from training.opening import OpenedVersion, open_version
 from training.prompt_sheet import prompt_lines
+from training.publishing import spacing_of
+from training.sampling import draw_images
+from training.sheets import SHEET_STEPS, sheet_conditions, sheet_images
 from training.text import CaptionTokenizer
 from worker.contract import SamplerName
 from worker.models.errors import BrokenModel
@@ -146,3 +149,25 @@ def test_emoji_are_measured_by_what_their_prompts_say(tmp_path: Path) -> None:
     texts = [line.text for line in prompt_lines(version, asked, 1, Drawing(steps=1))]
     assert texts[-4:] == ["purple heart", "blue apple *", "blue apple on a red background *", "cat with hat"]
     assert 2 <= sum(text.endswith(" *") for text in texts[: len(examples)]) < len(examples), "some new, some known"
+
+
+def test_a_sheet_while_training_is_drawn_by_the_sampler_and_with_the_guidance_of_requests() -> None:
+    source = captioned_shades(4)
+    denoiser, tokenizer = tiny_text_denoiser(source)
+    plain = quick(data="emoji")
+    asked = quick(data="emoji", request_sampler="ddpm", request_guidance_scale=1.5)
+    count, (conditions, without) = 4, sheet_conditions(source, tokenizer, 4)
+    by_hand = draw_images(
+        denoiser,
+        asked.noise_schedule(),
+        source.shape,
+        range(count),
+        conditions,
+        steps=SHEET_STEPS,
+        sampler=SamplerName.DDPM,
+        spacing=spacing_of(asked),
+        guidance_scale=1.5,
+        without=without,
+    )
+    assert torch.equal(sheet_images(denoiser, source, tokenizer, asked, count), by_hand)
+    assert not torch.equal(sheet_images(denoiser, source, tokenizer, plain, count), by_hand)
