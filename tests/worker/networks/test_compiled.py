@@ -223,7 +223,8 @@ def test_the_attention_is_torchs(
     q = drawn(seed, images, rows[0], C)
     kv = drawn(seed + 1, images, rows[1], 2 * C)
     k, v = kv.chunk(2, dim=-1)
-    exact = F.scaled_dot_product_attention(*(by_heads(part.double(), heads) for part in (q, k, v)))
+    queries, keys, values = (by_heads(part.double(), heads) for part in (q, k, v))
+    exact = F.scaled_dot_product_attention(queries, keys, values)
     assert_same_on_threads_and_in_batches(
         lambda some: kernels.attention(q[some], k[some], v[some], heads), images, exact.transpose(1, 2).flatten(2)
     )
@@ -231,7 +232,7 @@ def test_the_attention_is_torchs(
 
 def by_heads(part: Tensor, heads: int) -> Tensor:
     """[N, L, C] → [N, heads, L, d]."""
-    return part.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return part.view(*part.shape[:2], heads, -1).transpose(1, 2)
 
 
 def assert_same_on_threads_and_in_batches(run: Callable[[slice], Tensor], rows: int, exact: Tensor) -> None:
@@ -251,12 +252,11 @@ def test_what_is_no_number_stays_none() -> None:
     x[0, 3, 5, 2] = torch.nan
     y = CompiledConv2d(nn.Conv2d(32, 32, 3, padding=1), kernels)(x, norm=CompiledNorm(norm_of(32, 8, 0), kernels))
     assert y.isnan().any()
-    qkv = drawn(0, 1, 64, 3 * 32)
-    qkv[0, 3, 5] = torch.nan  # of a query
-    assert kernels.attention(*qkv.chunk(3, dim=-1), 1)[0, 3].isnan().all()
-    qkv = drawn(0, 1, 64, 3 * 32)
-    qkv[0, 3, 32 + 5] = torch.nan  # of a key
-    assert kernels.attention(*qkv.chunk(3, dim=-1), 1).isnan().all()
+    for changed in ("query", "key", "value"):
+        q, k, v = (drawn(seed, 1, 64, 32) for seed in range(3))
+        {"query": q, "key": k, "value": v}[changed][0, 3, 5] = torch.nan
+        y = kernels.attention(q, k, v, 1).isnan()
+        assert {"query": y[0, 3], "key": y, "value": y[:, :, 5]}[changed].all(), changed
 
 
 @torch.inference_mode()
