@@ -22,6 +22,9 @@ from worker.store.manifest import WEIGHTS_PATH
 
 QUICK = ["--width", "8", "--layers", "1", "--threads", "1", "--save-every", "1", "--held-out-rows", "8"]
 
+PLAIN = ["--optimizer", "sgd", "--learning-rate", "0.05"]
+"""Adam makes large steps of what is rounding alone, as the gradient of a bias before a norm is."""
+
 
 def arguments_of(root: Path, *settings: str) -> list[str]:
     places = ["--store", str(root / "store"), "--state", str(root / "state"), "--model", "digits"]
@@ -100,7 +103,7 @@ def finish_both(ranks: list[StartedRun]) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize("more", [[], ["--shard"], ["--shard", "--accumulate", "2"]], ids=" ".join)
 def test_two_processes_equal_one_with_the_same_batch_to_rounding(tmp_path: Path, more: list[str]) -> None:
-    settings = ["--steps", "4", "--batch", "64", "--optimizer", "sgd", "--learning-rate", "0.05"]
+    settings = ["--steps", "4", "--batch", "64", *PLAIN]
     train(tmp_path / "one", *settings)
     outputs = finish_both(start_two(tmp_path / "two", *settings, *more))
     assert "published digits/" in outputs[0]
@@ -125,7 +128,7 @@ def assert_close(root: Path, expected_root: Path) -> None:
 @pytest.mark.slow
 def test_processes_that_divide_the_weights_go_on_alike_after_a_kill_and_as_one(tmp_path: Path) -> None:
     """The state is of the whole, whoever saved it: in halves it goes on with the same bits, in one process closely."""
-    settings = ["--batch", "16", "--decay", "constant", "--steps", "8"]
+    settings = ["--batch", "16", "--decay", "constant", *PLAIN, "--steps", "8"]
     whole, killed, alone, one = (tmp_path / name for name in ("whole", "killed", "alone", "one"))
     train(one, *settings)
     finish_both(start_two(whole, *settings, "--shard"))
@@ -161,7 +164,7 @@ def test_accelerates_launcher_says_that_weights_are_divided(tmp_path: Path) -> N
         "-m",
         "training",
     ]
-    settings = ["--steps", "3", "--batch", "8"]
+    settings = ["--steps", "3", "--batch", "8", *PLAIN]
     done = subprocess.run(
         [*launcher, *arguments_of(tmp_path / "two", *settings)], capture_output=True, text=True, timeout=PATIENCE_S
     )
