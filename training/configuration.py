@@ -266,8 +266,7 @@ class TrainingConfiguration(BaseModel):
 
 NOT_OF_THE_WEIGHTS = (
     *("autoencoder", "latents"),  # the fingerprint of the data tells them by their hashes
-    *("steps", "epochs", "minutes", "workers", "memory_mib", "threads", "device", "compile", "channels_last"),
-    "shard",
+    *("steps", "epochs", "minutes", "workers", "memory_mib", "threads", "device", "compile", "channels_last", "shard"),
     *("noise_level", "upscale_steps"),
     *("store", "model", "publish_every", "publish_best", "publish_dtype", "state", "save_every"),
     *("request_sampler", "request_steps", "request_guidance_scale", "example_prompts"),

@@ -94,7 +94,7 @@ class _Updates:
         shared: what the processes share the gradients of.
     """
 
-    network: nn.Module
+    network: Callable[..., Tensor]
     shared: nn.Module
     optimizer: torch.optim.Optimizer
 
@@ -175,7 +175,7 @@ class Trainer:
             configuration = self.configuration
             shared = self._processes.shared(self.denoiser, self.device)
             # Weights and gradients stay where they are; a compiled network only calls them otherwise.
-            network: nn.Module = torch.compile(shared) if configuration.compile else shared  # type: ignore[assignment]
+            network: Callable[..., Tensor] = torch.compile(shared) if configuration.compile else shared
             self.ema.divide_like(self.denoiser)
             optimizer = build_optimizer(
                 configuration.optimizer,
@@ -259,8 +259,7 @@ class Trainer:
 
         def network(x_t: Tensor, timesteps: Tensor, conditions: Conditions) -> Tensor:
             with autocast(configuration.precision, self.device):
-                output: Tensor = called(x_t, timesteps, conditions)
-            return output
+                return called(x_t, timesteps, conditions)
 
         loss = (
             diffusion_loss(

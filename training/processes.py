@@ -115,6 +115,9 @@ def joined_processes(
 
     Args:
         shards: divide the weights, as `accelerate launch` may ask for, too.
+
+    Raises:
+        ConfigurationError: they can't be met, or are asked for what there is not.
     """
     sharding = _sharding_of(environment, shards)
     count = int(environment.get("WORLD_SIZE", "1"))

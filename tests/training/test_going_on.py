@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests.training.started import StartedRun, wait_for_state
+from tests.training.tiny import tiny_denoiser
 from tests.waiting import PATIENCE_S
 from training.__main__ import main
+from training.configuration import read_configuration
+from training.data.digits import load_digits
+from training.errors import ConfigurationError
+from training.loop import Trainer
+from training.processes import Processes, Sharding, joined_processes
 from training.state import StateFolder
 from worker.store import ModelStore
 from worker.store.manifest import WEIGHTS_PATH
@@ -174,11 +181,21 @@ def test_accelerates_launcher_says_that_weights_are_divided(tmp_path: Path) -> N
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("setting", [["--precision", "float16"], ["--compile"], ["--channels-last"]], ids=" ".join)
-def test_what_weights_that_are_divided_go_without_is_said(tmp_path: Path, setting: list[str]) -> None:
-    ranks = start_two(tmp_path, "--steps", "1", "--batch", "4", "--shard", *setting)
-    assert "error: weights that processes divide among them go without" in ranks[0].finish()
-    ranks[1].finish()
+@pytest.mark.parametrize("setting", ["--compile", "--channels-last", "--precision float16", "--lora-on digits"])
+def test_what_weights_that_are_divided_go_without_is_said(setting: str) -> None:
+    flags = dict(zip(("name", "value"), setting.removeprefix("--").split(), strict=False))
+    configuration = read_configuration(flags={flags["name"].replace("-", "_"): flags.get("value", True)})
+    trainer = partial(Trainer, tiny_denoiser(), load_digits(), configuration.noise_schedule(), configuration)
+    with pytest.raises(ConfigurationError, match=f"go without {flags['name'].replace('-', '_')}"):
+        trainer(processes=Processes(0, 2, Sharding()))
+    trainer(processes=Processes(0, 1, Sharding()))
+
+
+def test_accelerates_settings_that_are_not_served_are_refused() -> None:
+    environment = {"ACCELERATE_USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}
+    joined = joined_processes(environment, torch.device("cpu"))
+    with pytest.raises(ConfigurationError, match="fsdp_offload_params false"), joined:
+        pass
 
 
 @pytest.mark.slow

@@ -208,7 +208,7 @@ def test_the_linear_layer_is_torchs(
 @settings(max_examples=25, deadline=None)
 @given(
     images=st.integers(1, 3),
-    rows=st.tuples(st.integers(1, 70), st.integers(1, 90)),
+    rows=st.tuples(st.integers(1, 70), st.integers(1, 300)),
     heads=st.integers(1, 3),
     head_channels=st.integers(1, 80),
     seed=st.integers(0, 2**31),
