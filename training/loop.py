@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
+from training.compiling import compiler_errors
 from training.configuration import DEFAULT_MINUTES, TrainingConfiguration
 from training.data import ImageSource
 from training.data.workers import batches
@@ -154,13 +155,14 @@ class Trainer:
     ) -> bool:
         """Train until the budget is spent or somebody says stop; returns whether it was spent.
 
-        Raises TrainingError when the loss stops being a number, before it is reported, and DataError.
+        Raises TrainingError when the loss stops being a number, before it is reported, or when the network can't be
+        compiled; and DataError.
         """
         began, before_s = self._clock(), self.elapsed_s
         progress = budget.progress(self.step, self.elapsed_s)
         steps = self._drawn()
         while progress < 1 and not self._processes.any_true(stopped()):
-            with lowered_by(self._what_to_lower()):
+            with lowered_by(self._what_to_lower()), compiler_errors():
                 drawn = next(steps)
                 self._name_unreadable(drawn)
                 rate = self._train_step(drawn, progress)

@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors.torch import load_file
 from torch import Tensor
 
 from tests.training.started import StartedRun, wait_for_state
 from tests.training.tiny import quick, write_captioned_squares
+from tests.worker.engine import test_sdxl
 from tests.worker.engine.harness import filled_pool
-from tests.worker.engine.reference import NEGATIVE, PROMPT, STEPS, W, prompted
+from tests.worker.engine.reference import FIELDS, NEGATIVE, PROMPT, prompted
 from tests.worker.engine.test_stable_diffusion import DDIM, latent_of
 from tests.worker.stable_diffusion import BETAS, LATENT, SD, import_sd, sdxl_pipeline, tiny_unet
 from tests.worker.text_pipeline import TEXT, publish_text
@@ -109,11 +110,35 @@ def test_diffusers_opens_the_file_and_draws_as_the_worker_does(trained: Trained,
     pipeline = StableDiffusionPipeline.from_pretrained(trained.store.checkpoint(SD).path)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
-    fields: dict[str, Any] = {"negative_prompt": NEGATIVE, "num_inference_steps": STEPS, "guidance_scale": W}
-    without = pipeline(PROMPT, **fields, latents=noise, output_type="latent").images
+    fields: dict[str, Any] = {**FIELDS, "latents": noise, "output_type": "latent"}
+    without = pipeline(PROMPT, **fields).images
     pipeline.load_lora_weights(str(trained.file.parent), weight_name=trained.file.name, adapter_name=NAME)
     pipeline.set_adapters([NAME], [scale])
-    expected = pipeline(PROMPT, **fields, latents=noise, output_type="latent").images
+    expected = pipeline(PROMPT, **fields).images
+    assert float((latent - expected).norm() / expected.norm()) < 1e-5
+    assert float((expected - without).norm() / expected.norm()) > 1e-2, "it is seen that it is there"
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")  # of peft, for the second encoder
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' Euler
+def test_a_lora_on_xl_is_drawn_by_diffusers_as_by_the_worker(tmp_path: Path) -> None:
+    """Its U-Net and both of its text encoders are changed, by one command."""
+    write_captioned_squares(tmp_path / "pictures")
+    store = ModelStore(tmp_path / "store")
+    import_xl(store, tmp_path / "saved")
+    assert main(command(tmp_path, "--steps", "20", *LARGE_CHANGE, "--lora-targets", EVERYWHERE, on=XL), {}) == 0
+    trained = LoraStore(store.root).find(NAME)
+    assert trained.manifest.components == ["text_encoder", "text_encoder_2", "unet"]
+
+    noise = initial_noise(torch.tensor([4]), LATENT)
+    latent = test_sdxl.latent_of(loaded(filled_pool(store), XL), test_sdxl.prompted(NEGATIVE), noise)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(store.checkpoint(XL).path, add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    fields: dict[str, Any] = {**FIELDS, "guidance_scale": test_sdxl.W, "num_inference_steps": test_sdxl.STEPS}
+    fields |= {"width": 16, "height": 16, "latents": noise, "output_type": "latent"}
+    without = pipeline(PROMPT, **fields).images
+    pipeline.load_lora_weights(str(trained.file.parent), weight_name=trained.file.name, adapter_name=NAME)
+    expected = pipeline(PROMPT, **fields).images
     assert float((latent - expected).norm() / expected.norm()) < 1e-5
     assert float((expected - without).norm() / expected.norm()) > 1e-2, "it is seen that it is there"
 

@@ -14,7 +14,7 @@ from worker.networks.cpu import recorded, recording
 from worker.networks.cpu.foreign_calls import run
 from worker.networks.cpu.forms import prepare_compiled
 from worker.networks.cpu.recorded import CALLS_BEFORE, RecordedDenoiser
-from worker.networks.cpu.recording import Recording, record
+from worker.networks.cpu.recording import RecordingAttempt
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 
@@ -22,14 +22,23 @@ SMALL = InputSpec((2, 4, 4), (NamedInput("class_labels", (), torch.int64, 7),))
 LONG_S = 600.0
 
 
-def recorded_of(denoise: Denoiser, spec: InputSpec = SMALL, rows: int = 3) -> Recording | None:
+PARTS = 6
+"""Calls until an evaluation is played."""
+
+
+def attempted(denoise: Denoiser, spec: InputSpec = SMALL, rows: int = 3, most_s: float = LONG_S) -> RecordingAttempt:
+    """After so many calls that it is known what becomes of it."""
+    attempt = RecordingAttempt(denoise, most_s)
     with torch.inference_mode():
-        return record(denoise, spec.probe(rows), LONG_S)
+        for _ in range(PARTS):
+            attempt(spec.probe(rows))
+    assert attempt.is_played != attempt.is_refused
+    return attempt
 
 
-def needed(denoise: Denoiser) -> Recording:
-    found = recorded_of(denoise)
-    assert found is not None
+def needed(denoise: Denoiser) -> RecordingAttempt:
+    found = attempted(denoise)
+    assert found.is_played
     return found
 
 
@@ -71,6 +80,22 @@ def test_any_operations_are_played_again_bit_by_bit(chain: list[tuple[int, int]]
         assert torch.equal(played(SMALL.probe(3)), denoise(SMALL.probe(3)))
 
 
+def test_every_call_on_the_way_gives_the_bits_of_what_it_is_asked() -> None:
+    def denoise(inputs: NetworkInput) -> Tensor:
+        x = inputs.x * (1 + inputs.t)[:, None, None, None]
+        return x.cos() + inputs.named["class_labels"][:, None, None, None]
+
+    attempt, inputs = RecordingAttempt(denoise, LONG_S), SMALL.probe(PARTS + 4)
+    with torch.inference_mode():
+        for begin in range(PARTS + 2):
+            rows = inputs[[begin, begin + 2, begin + 1]]
+            expected = denoise(rows)
+            output = attempt(rows)
+            attempt(rows)
+            assert torch.equal(output, expected), "what a call gave is not overwritten by the next one"
+    assert attempt.is_played
+
+
 def test_results_that_nothing_reads_any_more_make_room() -> None:
     def denoise(inputs: NetworkInput) -> Tensor:
         x = inputs.x
@@ -82,12 +107,12 @@ def test_results_that_nothing_reads_any_more_make_room() -> None:
 
 
 def test_an_evaluation_that_looks_at_a_number_is_not_recorded() -> None:
-    assert recorded_of(lambda inputs: inputs.x * float(inputs.t.sum())) is None
+    assert attempted(lambda inputs: inputs.x * float(inputs.t.sum())).is_refused
 
 
 def test_one_whose_results_lie_in_memory_of_another_kind_is_not_recorded() -> None:
-    assert recorded_of(lambda inputs: inputs.x.to_mkldnn().to_dense()) is None
-    assert recorded_of(lambda inputs: inputs.x.to_sparse().to_dense()) is None
+    assert attempted(lambda inputs: inputs.x.to_mkldnn().to_dense()).is_refused
+    assert attempted(lambda inputs: inputs.x.to_sparse().to_dense()).is_refused
 
 
 def test_one_that_fails_while_it_is_recorded_is_not_recorded() -> None:
@@ -97,7 +122,7 @@ def test_one_that_fails_while_it_is_recorded_is_not_recorded() -> None:
         failing.append(1)
         return inputs.x.view(7, 11) if len(failing) == 2 else inputs.x + 1
 
-    assert recorded_of(denoise) is None
+    assert attempted(denoise).is_refused
 
 
 def test_one_that_does_something_else_each_time_is_not_recorded() -> None:
@@ -107,7 +132,7 @@ def test_one_that_does_something_else_each_time_is_not_recorded() -> None:
         times.append(1)
         return inputs.x + 1 if len(times) % 2 else inputs.x * 2
 
-    assert recorded_of(denoise) is None
+    assert attempted(denoise).is_refused
 
 
 def test_one_that_computes_on_another_thread_is_not_recorded() -> None:
@@ -123,7 +148,7 @@ def test_one_that_computes_on_another_thread_is_not_recorded() -> None:
         thread.join()
         return found[0] + 1
 
-    assert recorded_of(denoise) is None
+    assert attempted(denoise).is_refused
 
 
 def test_a_kernel_that_torch_does_not_know_is_called_again() -> None:
@@ -145,10 +170,9 @@ def test_a_kernel_that_torch_does_not_know_is_called_again() -> None:
 
 
 def test_a_large_or_slow_evaluation_is_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
-    with torch.inference_mode():
-        assert record(lambda inputs: inputs.x + 1, SMALL.probe(1), most_s=-1.0) is None
+    assert attempted(lambda inputs: inputs.x + 1, most_s=-1.0).is_refused
     monkeypatch.setattr(recording, "MOST_BYTES", 100)
-    assert recorded_of(lambda inputs: inputs.x + 1) is None
+    assert attempted(lambda inputs: inputs.x + 1).is_refused
 
 
 def test_sizes_that_come_again_are_recorded_and_the_oldest_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,12 +191,12 @@ def test_sizes_that_come_again_are_recorded_and_the_oldest_makes_room(monkeypatc
         return len(evaluated)
 
     with torch.inference_mode():
-        for _ in range(CALLS_BEFORE):
-            assert evaluations_of(2) == 1
-        assert evaluations_of(2) > 1
+        before = [evaluations_of(2) for _ in range(CALLS_BEFORE + PARTS)]
+        assert before[:CALLS_BEFORE] == [1] * CALLS_BEFORE
+        assert max(before) == 2, "no call waits long for the recording"
         assert evaluations_of(2) == 0
         monkeypatch.setattr(recorded, "MOST_BYTES", 4 * 2 * 16 * 4)
-        for _ in range(CALLS_BEFORE + 1):
+        for _ in range(CALLS_BEFORE + PARTS):
             evaluations_of(4)
         assert evaluations_of(4) == 0
         assert evaluations_of(2) == 1
@@ -184,9 +208,8 @@ def test_a_network_of_compiled_kernels_is_recorded() -> None:
     assert prepared is not None
     inputs = SPEC.probe(4)
     for rows in ([0], [1, 2], [3, 0, 2, 1]):
-        first, *others = [prepared.denoise(inputs[rows]) for _ in range(CALLS_BEFORE + 3)]
+        first, *others = [prepared.denoise(inputs[rows]) for _ in range(CALLS_BEFORE + PARTS + 1)]
         assert all(torch.equal(first, other) for other in others)
     inner = prepared.denoise.inner  # type: ignore[attr-defined]
     assert isinstance(inner, RecordedDenoiser)
-    played = recorded_of(inner.inner, SPEC, 2)
-    assert played is not None
+    assert attempted(inner.inner, SPEC, 2).is_played

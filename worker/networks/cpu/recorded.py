@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-from worker.networks.cpu.recording import Recording, record
+from worker.networks.cpu.recording import RecordingAttempt
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import NetworkInput
 
@@ -23,7 +23,7 @@ class _Known(threading.local):
     def __init__(self) -> None:
         self.calls: dict[object, int] = {}
         self.refused: set[object] = set()
-        self.recordings: OrderedDict[object, Recording] = OrderedDict()
+        self.attempts: OrderedDict[object, RecordingAttempt] = OrderedDict()
 
 
 class RecordedDenoiser:
@@ -39,24 +39,23 @@ class RecordedDenoiser:
     def __call__(self, inputs: NetworkInput) -> Tensor:
         known = self._known
         key = (inputs.x.shape, inputs.t.dtype, *((name, v.shape) for name, v in inputs.named.items()))
-        recording = known.recordings.get(key)
-        if recording is None:
-            recording = self._recorded_now(known, key, inputs)
-            if recording is None:
+        attempt = known.attempts.get(key)
+        if attempt is None:
+            calls = known.calls[key] = known.calls.get(key, 0) + 1
+            if calls <= CALLS_BEFORE or key in known.refused:
                 return self.inner(inputs)
-        known.recordings.move_to_end(key)
-        return recording(inputs)
-
-    def _recorded_now(self, known: _Known, key: object, inputs: NetworkInput) -> Recording | None:
-        calls = known.calls[key] = known.calls.get(key, 0) + 1
-        if calls <= CALLS_BEFORE or key in known.refused:
-            return None
-        recording = record(self.inner, inputs, WORTH_S)
-        if recording is None or recording.nbytes > MOST_BYTES:
+            attempt = known.attempts[key] = RecordingAttempt(self.inner, WORTH_S)
+        known.attempts.move_to_end(key)
+        nbytes = attempt.nbytes
+        output = attempt(inputs)
+        if attempt.is_refused or attempt.nbytes > MOST_BYTES:
             known.refused.add(key)
-            return None
-        while known.recordings and recording.nbytes + sum(r.nbytes for r in known.recordings.values()) > MOST_BYTES:
-            oldest, _ = known.recordings.popitem(last=False)
+            del known.attempts[key]
+        elif attempt.nbytes > nbytes:
+            self._make_room(known)
+        return output
+
+    def _make_room(self, known: _Known) -> None:
+        while sum(attempt.nbytes for attempt in known.attempts.values()) > MOST_BYTES:
+            oldest, _ = known.attempts.popitem(last=False)
             known.calls[oldest] = 0
-        known.recordings[key] = recording
-        return recording

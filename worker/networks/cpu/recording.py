@@ -7,7 +7,7 @@ one piece of memory, in which results take the place of those that nothing reads
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ ALIGNMENT = 64
 COMPOSITE = "CompositeImplicitAutograd"
 WITHOUT_VALUES = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 """Operations whose results have no values yet."""
+DIFFERENT = "played again it gives other bits"
 
 
 class NotRecordable(Exception):
@@ -39,11 +40,14 @@ class _Result:
     """What an operation makes.
 
     Attributes:
+        nbytes: of its memory.
         made, read: numbers of the operation and of the last one that reads or changes it.
         place: its first byte in the recording's memory.
     """
 
-    tensor: Tensor
+    dtype: torch.dtype
+    shape: torch.Size
+    stride: tuple[int, ...]
     nbytes: int
     made: int
     read: int
@@ -83,6 +87,7 @@ class _Planner(_Operations):  # type: ignore[no-untyped-call]
         self.plan = _Plan()
         self._bytes = 0
         self._by_memory: dict[int, _Result] = {}
+        self._alive: list[Tensor] = []  # so that no memory is another's before the end
 
     def done(self, func: Any, args: Sequence[Any], named: dict[str, Any]) -> Any:
         given = _memories([args, *named.values()])
@@ -98,6 +103,11 @@ class _Planner(_Operations):  # type: ignore[no-untyped-call]
             raise NotRecordable(f"{func} gives {type(result).__name__}")
         return result
 
+    def planned(self, output: Tensor) -> _Plan:
+        """What was noted; the output is read after all of it."""
+        self._read(_memories(output), len(self.plan.operations))
+        return self.plan
+
     def foreign(self, call: Call, tensors: Sequence[Tensor | None]) -> None:
         number = len(self.plan.operations)
         self.plan.operations.append(None)
@@ -111,8 +121,9 @@ class _Planner(_Operations):  # type: ignore[no-untyped-call]
         self._bytes += nbytes
         if self._bytes > MOST_BYTES:
             raise NotRecordable(f"its results have more than {MOST_BYTES} bytes")
-        self.plan.results[number] = made = _Result(result, nbytes, number, number)
-        self._by_memory[result.untyped_storage().data_ptr()] = made
+        made = _Result(result.dtype, result.shape, result.stride(), nbytes, number, number)
+        self.plan.results[number] = self._by_memory[result.untyped_storage().data_ptr()] = made
+        self._alive.append(result)
 
     def _read(self, memories: set[int], number: int) -> None:
         for memory in memories:
@@ -139,9 +150,8 @@ class _Placer(_Operations):  # type: ignore[no-untyped-call]
         if planned is None:
             self.calls.append(lambda: func(*args, **named))
             return func(*args, **named)
-        as_planned = planned.tensor
         bytes_ = self._memory[planned.place : planned.place + planned.nbytes]
-        result = bytes_.view(as_planned.dtype).as_strided(as_planned.shape, as_planned.stride())
+        result = bytes_.view(planned.dtype).as_strided(planned.shape, planned.stride)
         if func.overloadpacket.__name__ in WITHOUT_VALUES:
             return result
         into = _into(func)
@@ -184,17 +194,22 @@ def _memories(values: object) -> set[int]:
 
 
 def _place(results: Sequence[_Result]) -> int:
-    """Give each result its place, the first that is free while it is needed; returns the bytes of all."""
-    placed: list[_Result] = []
+    """Give each result, in the order in which they are made, the first place that is free while it is needed.
+
+    Returns the bytes of all.
+    """
+    needed: list[_Result] = []  # by place
     end = 0
     for result in results:
-        place = 0
-        for other in sorted((o for o in placed if o.read >= result.made), key=lambda other: other.place):
+        needed = [other for other in needed if other.read >= result.made]
+        place, before = 0, 0
+        for other in needed:
             if place + result.nbytes <= other.place:
                 break
             place = max(place, -(-(other.place + other.nbytes) // ALIGNMENT) * ALIGNMENT)
+            before += 1
         result.place = place
-        placed.append(result)
+        needed.insert(before, result)
         end = max(end, place + result.nbytes)
     return end
 
@@ -216,41 +231,95 @@ class Recording:
         return self.output.clone()
 
 
-def record(denoise: Denoiser, inputs: NetworkInput, most_s: float) -> Recording | None:
-    """Record an evaluation of so many rows on the calling thread.
+class RecordingAttempt:
+    """Evaluates, and records that on the way: a part of the work at each call, so that none takes longer than two
+    evaluations, and plays the recording once it is there.
 
-    None where it takes longer than `most_s`, or can't be played again bit by bit.
+    Args:
+        denoise: a function of its inputs alone, on the calling thread.
+        most_s: an evaluation that takes longer is not recorded, and neither is one that can't be played again bit by
+            bit.
     """
-    began = time.thread_time()
-    denoise(inputs)
-    if time.thread_time() - began > most_s:
-        return None
-    try:
-        recording = _recorded(denoise, _copy_of(inputs))
-    except (NotRecordable, RuntimeError, TypeError) as error:  # torch's: of an operation that can't be done so
-        log.debug("not recorded: %s", error)
-        return None
-    # With other numbers than it was recorded with: what did not come from the inputs is seen so.
-    others = NetworkInput(inputs.x.flip(-1), inputs.t + 1, {name: v.flip(0) for name, v in inputs.named.items()})
-    if all(_same_bits(recording(each), denoise(each)) for each in (others, inputs)):
-        return recording
-    log.debug("not recorded: played again it gives other bits")
-    return None
 
+    def __init__(self, denoise: Denoiser, most_s: float) -> None:
+        self._denoise, self._most_s = denoise, most_s
+        self._next: Callable[[NetworkInput], Tensor] = self._time
+        self._plan = _Plan()
+        self._recording: Recording | None = None
+        self._others: tuple[NetworkInput, Tensor] | None = None
+        self.is_refused = False
 
-def _recorded(denoise: Denoiser, own: NetworkInput) -> Recording:
-    planner = _Planner()
-    with planner, watched(planner.foreign):
-        output = denoise(own)
-    kept = planner.plan.results
-    for result in kept.values():
-        if _memories(result.tensor) <= _memories(output):
-            result.read = len(planner.plan.operations)
-    memory = torch.empty(_place(list(kept.values())), dtype=torch.uint8)
-    placer = _Placer(planner.plan, memory)
-    with placer, watched(placer.foreign):
-        output = denoise(own)
-    return Recording(own, output, placer.calls, len(memory))
+    def __call__(self, inputs: NetworkInput) -> Tensor:
+        """The network's output; every call with as many rows."""
+        try:
+            return self._next(inputs)
+        except (NotRecordable, RuntimeError, TypeError) as error:  # torch's: of an operation that can't be done so
+            if self.is_refused:
+                raise
+            return self._refuse(str(error))(inputs)
+
+    @property
+    def nbytes(self) -> int:
+        """Of what is kept."""
+        return 0 if self._recording is None else self._recording.nbytes
+
+    @property
+    def is_played(self) -> bool:
+        return self._next == self._recording
+
+    def _refuse(self, why: str) -> Denoiser:
+        log.debug("not recorded: %s", why)
+        self.is_refused, self._recording, self._next = True, None, self._denoise
+        return self._denoise
+
+    def _time(self, inputs: NetworkInput) -> Tensor:
+        began = time.thread_time()
+        output = self._denoise(inputs)
+        self._next = self._note
+        if time.thread_time() - began > self._most_s:
+            self._refuse("it takes too long")
+        return output
+
+    def _note(self, inputs: NetworkInput) -> Tensor:
+        planner = _Planner()
+        with planner, watched(planner.foreign):
+            output = self._denoise(inputs)
+        self._plan, self._next = planner.planned(output), self._lay_out
+        return output
+
+    def _lay_out(self, inputs: NetworkInput) -> Tensor:
+        plan, own = self._plan, _copy_of(inputs)
+        memory = torch.empty(_place(list(plan.results.values())), dtype=torch.uint8)
+        placer = _Placer(plan, memory)
+        with placer, watched(placer.foreign):
+            output = self._denoise(own)
+        self._plan, self._next = _Plan(), self._foresee
+        self._recording = Recording(own, output, placer.calls, len(memory))
+        return output.clone()
+
+    def _foresee(self, inputs: NetworkInput) -> Tensor:
+        """With other numbers than it was recorded with: what did not come from the inputs is seen so."""
+        others = NetworkInput(inputs.x.flip(-1), inputs.t + 1, {name: v.flip(0) for name, v in inputs.named.items()})
+        self._others, self._next = (others, self._denoise(others)), self._compare_others
+        return self._denoise(inputs)
+
+    def _compare_others(self, inputs: NetworkInput) -> Tensor:
+        assert self._recording is not None
+        assert self._others is not None
+        others, expected = self._others
+        self._others, self._next = None, self._compare
+        if not _same_bits(self._recording(others), expected):
+            self._refuse(DIFFERENT)
+        return self._denoise(inputs)
+
+    def _compare(self, inputs: NetworkInput) -> Tensor:
+        assert self._recording is not None
+        expected = self._denoise(inputs)
+        if _same_bits(self._recording(inputs), expected):
+            self._next = self._recording
+        else:
+            self._refuse(DIFFERENT)
+        return expected
 
 
 def _copy_of(inputs: NetworkInput) -> NetworkInput:
