@@ -113,6 +113,11 @@ def processor_name(device: torch.device) -> str:
     return f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
+def cpu_computes_bfloat16() -> bool:
+    """Whether oneDNN computes in bfloat16 on this processor, be it without units for it; AVX2 alone is not enough."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def cpu_has_bfloat16() -> bool:
     """Whether the processor has AVX512-BF16 or AMX units."""
     capabilities = torch.cpu.get_capabilities()

@@ -19,6 +19,7 @@ from worker.contract import SamplerName, SamplingRequest
 from worker.diffusion.noise import initial_noise
 from worker.models.loading import load_checkpoint
 from worker.models.pool import ModelPool
+from worker.networks.device import cpu_computes_bfloat16
 from worker.networks.form import Form
 from worker.store.errors import BadCheckpoint
 from worker.store.manifest import Recipe
@@ -71,7 +72,7 @@ def test_an_image_does_not_depend_on_its_neighbours(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_it_runs_in_batches_and_models_says_so(store: ModelStore, pool: ModelPool, dtype: torch.dtype) -> None:
     """The probe at load finds each row's bits the same in every batch, and image by image is not needed."""
-    if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if dtype is torch.bfloat16 and not cpu_computes_bfloat16():
         pytest.skip("this processor can't compute in bfloat16")
     (model,) = pool.loaded()
     execution = load_checkpoint(store.checkpoint(TINY), CPU, dtype).execution

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DModel
+from diffusers.models.activations import GEGLU
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -20,10 +21,12 @@ from worker.networks.cpu.jit.available import cpu_kernels
 from worker.networks.cpu.jit.kernels import CpuKernels
 from worker.networks.cpu.jit.layers import (
     CompiledConv2d,
+    CompiledGeglu,
     CompiledLinear,
     CompiledNorm,
     CompiledPatchConv2d,
     convolution_suits,
+    gated_suits,
     patches_suit,
 )
 from worker.networks.cpu.jit.machine_code import Registers, registers
@@ -189,19 +192,57 @@ def test_a_convolution_of_any_kernel_is_torchs(
     rows=st.integers(1, 70),
     features=st.tuples(st.integers(1, 200), st.sampled_from([1, 32, 100, 1024])),
     bias=st.booleans(),
+    added=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 @torch.inference_mode()
 def test_the_linear_layer_is_torchs(
-    known: Registers, rows: int, features: tuple[int, int], bias: bool, seed: int
+    known: Registers, rows: int, features: tuple[int, int], bias: bool, added: bool, seed: int
 ) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         linear = nn.Linear(*features, bias=bias)
     x = drawn(seed, rows, features[0])
     exact = F.linear(x.double(), linear.weight.double(), None if linear.bias is None else linear.bias.double())
-    ours = CompiledLinear(linear, kernels_with(known)).pack()
+    ours, residual = CompiledLinear(linear, kernels_with(known)).pack(), drawn(seed + 1, rows, features[1])
+    assert_same_on_threads_and_in_batches(
+        lambda some: ours.forward(x[some], residual[some] if added else None), rows, exact + residual * added
+    )
+
+
+@pytest.mark.parametrize("known", KINDS, ids=str)
+@settings(max_examples=15, deadline=None)
+@given(
+    rows=st.integers(1, 70),
+    features=st.tuples(st.integers(1, 200), st.sampled_from([16, 48, 1024])),
+    bias=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@torch.inference_mode()
+def test_the_gated_layer_is_diffusers(
+    known: Registers, rows: int, features: tuple[int, int], bias: bool, seed: int
+) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        plain = GEGLU(*features, bias=bias)
+    x, kernels = 3 * drawn(seed, rows, features[0]), kernels_with(known)
+    assert gated_suits(plain, kernels)
+    ours = CompiledGeglu(plain.proj, kernels)
+    exact = plain.double()(x.double())
     assert_same_on_threads_and_in_batches(lambda some: ours.forward(x[some]), rows, exact)
+
+
+@pytest.mark.parametrize("known", KINDS, ids=str)
+@torch.inference_mode()
+def test_the_gelu_is_torchs_everywhere(known: Registers) -> None:
+    """As the gate of a value that is always 1."""
+    kernels, lanes = kernels_with(known), known.lanes
+    plain = nn.Linear(1, 2 * lanes)
+    plain.weight.data = torch.cat([torch.zeros(lanes, 1), torch.ones(lanes, 1)])
+    plain.bias.data = torch.cat([torch.ones(lanes), torch.zeros(lanes)])
+    x = torch.cat([torch.linspace(-12, 12, 5001), torch.tensor([-1e30, -0.0, 1e-30, 1e30])])[:, None]
+    y = CompiledGeglu(plain, kernels).forward(x)[:, 0]
+    torch.testing.assert_close(y, F.gelu(x[:, 0].double()).float(), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("known", KINDS, ids=str)

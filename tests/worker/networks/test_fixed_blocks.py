@@ -18,7 +18,7 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from worker.networks.cpu.batch_invariant import FixedConv2d, FixedGroupNorm, FixedLinear
+from worker.networks.cpu.batch_invariant import FixedGroupNorm, FixedLinear, fixed_conv2d
 from worker.networks.cpu.fast_blocks import FastAttention, FastResnetBlock, TimeShifts
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.winograd import WinogradConv2d
@@ -52,7 +52,7 @@ class Block:
 def conv(channels: int, out_channels: int, side: int, kernel: int = 3, stride: int = 1) -> Block:
     return Block(
         partial(nn.Conv2d, channels, out_channels, kernel, stride=stride, padding=kernel // 2),
-        lambda plain: FixedConv2d(plain),  # type: ignore[arg-type]
+        lambda plain: fixed_conv2d(plain),  # type: ignore[arg-type]
         ((channels, side, side),),
     )
 
@@ -106,7 +106,7 @@ def fixed_resnet(plain: Any, side: int) -> nn.Module:
         setattr(plain, name, FixedGroupNorm(getattr(plain, name), TEAM))
     for name in ("conv1", "conv2", "conv_shortcut"):
         if getattr(plain, name) is not None:
-            setattr(plain, name, FixedConv2d(getattr(plain, name)))
+            setattr(plain, name, fixed_conv2d(getattr(plain, name)))
     time_shifts = TimeShifts()
     block = FastResnetBlock(plain, time_shifts)
     time_shifts.fuse(FixedLinear)

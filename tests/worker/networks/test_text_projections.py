@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from torch import nn
@@ -12,8 +13,9 @@ from tests.worker.stable_diffusion import wider_unet
 from tests.worker.text_pipeline import text_unet
 from worker.networks.architecture import TextShape
 from worker.networks.cpu.batch_invariant import make_batch_invariant
-from worker.networks.cpu.fast_blocks import CompiledAttention
+from worker.networks.cpu.fast_blocks import CompiledAttention, FastTransformerBlock
 from worker.networks.cpu.jit.available import cpu_kernels
+from worker.networks.cpu.jit.layers import CompiledGeglu
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.exactness import is_batch_invariant
 from worker.networks.network_input import MOST_DRAWN, InputSpec, NamedInput
@@ -84,8 +86,9 @@ def test_the_kernels_attend_to_pixels_and_to_the_text(make: Any) -> None:
     blocks = sum(isinstance(module, BasicTransformerBlock) for module in unet.modules())
     make_batch_invariant(unet, denoise, inputs, CpuTeam(1), kernels=kernels)
     kinds = [type(module) for module in unet.modules()]
-    assert kinds.count(CompiledAttention) == 2 * blocks > 0
-    assert Attention not in kinds
+    assert kinds.count(FastTransformerBlock) == kinds.count(CompiledGeglu) == blocks > 0
+    assert kinds.count(CompiledAttention) == 2 * blocks
+    assert not {Attention, BasicTransformerBlock, GEGLU} & set(kinds)
     rows = inputs.probe(3)
     torch.testing.assert_close(denoise(rows), UNet2DCondition().denoiser(plain, torch.float32)(rows))
     assert is_batch_invariant(denoise, inputs, torch.device("cpu"))

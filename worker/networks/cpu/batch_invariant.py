@@ -19,24 +19,29 @@ from worker.networks.cpu.fast_blocks import (
     CompiledAttention,
     FastAttention,
     FastResnetBlock,
+    FastTransformerBlock,
     TimeShifts,
     is_plain_attention,
     is_plain_resnet,
+    is_plain_transformer,
     is_transformers_attention,
     join_last_norm,
 )
 from worker.networks.cpu.jit.layers import (
     CompiledConv2d,
+    CompiledGeglu,
     CompiledLinear,
     CompiledNorm,
     CompiledPatchConv2d,
     convolution_suits,
+    gated_suits,
     norm_suits,
     patches_suit,
 )
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.winograd import WinogradConv2d, winograd_suits
 from worker.networks.denoiser import Denoiser
+from worker.networks.device import cpu_computes_bfloat16
 from worker.networks.network_input import InputSpec
 
 if TYPE_CHECKING:
@@ -119,6 +124,27 @@ class FixedConv2d(nn.Module):
             residual = residual.contiguous(memory_format=torch.channels_last)
             y = torch.ops.mkldnn._convolution_pointwise.binary(x, residual, *how, "add", 1.0, None, [], None)
         return cast(Tensor, y if shift is None else y.add_(shift[:, :, None, None]))
+
+
+class SingleConv2d(nn.Module):
+    """A convolution by torch, an image at a time: what oneDNN has no algorithm for on this processor."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, residual: Tensor | None = None) -> Tensor:
+        """As `FixedConv2d.forward`."""
+        x = x.contiguous(memory_format=torch.channels_last)
+        y = torch.cat([self.conv(image) for image in torch.split(x, 1)]).contiguous(memory_format=torch.channels_last)
+        y = y if residual is None else y.add_(residual)
+        return y if shift is None else y.add_(shift[:, :, None, None])
+
+
+def fixed_conv2d(conv: nn.Conv2d) -> FixedConv2d | SingleConv2d:
+    """In the form that this processor has."""
+    has_algorithm = conv.weight.dtype is not torch.bfloat16 or cpu_computes_bfloat16()
+    return FixedConv2d(conv) if has_algorithm else SingleConv2d(conv)
 
 
 class FixedLinear(nn.Module):
@@ -228,9 +254,9 @@ def _fixed_layer(layer: nn.Module, team: CpuTeam, kernels: "CpuKernels | None" =
     if type(layer) is nn.GroupNorm and kernels is not None and norm_suits(layer, kernels):
         return CompiledNorm(layer, kernels)
     if type(layer) is nn.Conv2d:
-        return (
-            CompiledPatchConv2d(layer, kernels) if kernels is not None and patches_suit(layer) else FixedConv2d(layer)
-        )
+        if kernels is not None and patches_suit(layer):
+            return CompiledPatchConv2d(layer, kernels)
+        return fixed_conv2d(layer)
     if type(layer) is nn.Linear:
         return _fixed_linear(layer, kernels)
     return FixedGroupNorm(layer, team) if type(layer) is nn.GroupNorm else None
@@ -257,6 +283,8 @@ def _replace_blocks(
             setattr(module, name, WinogradConv2d(child))
         elif (fixed := _fixed_layer(child, team, kernels)) is not None:
             setattr(module, name, fixed)
+        elif kernels is not None and gated_suits(child, kernels):
+            setattr(module, name, CompiledGeglu(cast(nn.Linear, child.proj), kernels))
         else:
             _replace_blocks(child, sizes, winograd, time_shifts, team, kernels)
             if is_plain_resnet(child):
@@ -265,6 +293,8 @@ def _replace_blocks(
                 setattr(module, name, FastAttention(child))
             elif is_transformers_attention(child):
                 setattr(module, name, CompiledAttention(child))
+            elif is_plain_transformer(child):
+                setattr(module, name, FastTransformerBlock(child))
 
 
 @torch.inference_mode()

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledLinear, CompiledNorm
+from worker.networks.cpu.jit.layers import CompiledConv2d, CompiledGeglu, CompiledLinear, CompiledNorm
 
 
 def is_plain_resnet(block: Any) -> bool:
@@ -192,13 +192,51 @@ class CompiledAttention(nn.Module):
         else:
             self.qkv = CompiledLinear(_fused([block.to_q, block.to_k, block.to_v]), self.kernels)
 
-    def forward(self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: None = None) -> Tensor:
-        """[N, L, C] → the same shape."""
+    def forward(
+        self,
+        x: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        """[N, L, C] → the same shape, with the residual added."""
         if self.reads_text:
             q, k, v = self.to_q(x), self.to_k(encoder_hidden_states), self.to_v(encoder_hidden_states)
         else:
             q, k, v = self.qkv(x).chunk(3, dim=-1)
-        y: Tensor = self.out(self.kernels.attention(q, k, v, self.heads))
+        y: Tensor = self.out(self.kernels.attention(q, k, v, self.heads), residual)
+        return y
+
+
+def is_plain_transformer(block: Any) -> bool:
+    """Whether this is a Transformer's block as in Stable Diffusion, the kind that `FastTransformerBlock` computes."""
+    return bool(
+        type(block).__name__ == "BasicTransformerBlock"
+        and block.norm_type == "layer_norm"
+        and block.pos_embed is None
+        and not hasattr(block, "fuser")
+        and not block.only_cross_attention
+        and isinstance(block.attn1, CompiledAttention)
+        and not block.attn1.reads_text
+        and isinstance(block.attn2, CompiledAttention)
+        and [type(layer) for layer in block.ff.net] == [CompiledGeglu, nn.Dropout, CompiledLinear]
+    )
+
+
+class FastTransformerBlock(nn.Module):
+    """Attention to the pixels, attention to the text and two layers for each pixel, which add what they got."""
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.norm1, self.norm2, self.norm3 = block.norm1, block.norm2, block.norm3
+        self.attn1, self.attn2 = block.attn1, block.attn2
+        self.gated, _, self.out = block.ff.net
+
+    def forward(self, x: Tensor, encoder_hidden_states: Tensor, **_: object) -> Tensor:
+        """[N, L, C] → the same shape; as diffusers calls the block, nothing else that it gives is read."""
+        x = self.attn1(self.norm1(x), residual=x)
+        x = self.attn2(self.norm2(x), encoder_hidden_states, residual=x)
+        y: Tensor = self.out(self.gated(self.norm3(x)), x)
         return y
 
 

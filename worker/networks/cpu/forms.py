@@ -18,6 +18,7 @@ from worker.networks.cpu.recorded import RecordedDenoiser
 from worker.networks.cpu.team import CpuTeam
 from worker.networks.cpu.threaded import ALWAYS_NARROW, Split, ThreadedDenoiser, measured_split
 from worker.networks.denoiser import Denoiser
+from worker.networks.device import cpu_computes_bfloat16
 from worker.networks.exactness import OneByOne, agree, is_batch_invariant
 from worker.networks.form import Form, PreparedNetwork
 
@@ -49,7 +50,7 @@ def prepare_on_cpu(source: NetworkSource, threads: int) -> PreparedNetwork:
         source: opened again for each form, because preparing one modifies the network.
         threads: number of threads to compute with.
     """
-    if source.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if source.dtype is torch.bfloat16 and not cpu_computes_bfloat16():
         # torch has other kernels then, many times slower and with forms of their own.
         log.warning("%s: this processor can't compute in bfloat16, float32 would be many times faster", source.where)
         network = source.open()

@@ -1,5 +1,8 @@
 """Attention of all rows to all: scores, softmax and the mean of the values, a few queries at a time."""
 
+from collections.abc import Sequence
+from functools import reduce
+
 from llvmlite import ir
 
 from worker.networks.cpu.jit.code import BYTES, F32, I32, Code, Value, new_function
@@ -19,6 +22,8 @@ gaps; scale: the bits of the float32 that scores are multiplied by; scratch: `sc
 """
 ROWS, KEYS = 32, 128
 """Queries and keys whose scores are there at a time: they stay in the first cache."""
+AT_ONCE = 2
+"""Vectors of scores: they share the numbers of the polynomial, which don't stay in registers."""
 NEVER = -1e30
 """Score of what is no key: its share is 0."""
 LOG2_E = 1.44269504088896341
@@ -67,8 +72,6 @@ def attention_kernel(registers: Registers) -> ir.Function:
     units = code.mul(code.mul(a["N"], a["heads"]), blocks)
     first_unit, end_unit = (b.sdiv(code.mul(units, code.add(thread, more)), threads) for more in (0, 1))
     channels = code.mul(a["heads"], d)
-    are_whole = b.icmp_signed("==", d, wide)
-    values_step = b.select(are_whole, a["v_row"], wide)
     with code.loop(end_unit, first_unit) as unit:
         head_of_all, block = b.sdiv(unit, blocks), b.srem(unit, blocks)
         image, head = b.sdiv(head_of_all, a["heads"]), b.srem(head_of_all, a["heads"])
@@ -79,9 +82,7 @@ def attention_kernel(registers: Registers) -> ir.Function:
         begins = b.or_(b.icmp_signed("==", unit, first_unit), b.icmp_signed("==", block, code.number(0)))
         with b.if_then(begins):
             _write_keys(code, keys, scratch.keys, count_of_keys, padded, d, a["k_row"], panel)
-            with b.if_then(b.not_(are_whole)):
-                _write_values(code, values, scratch.values, count_of_keys, d, wide, a["v_row"])
-        values = b.select(are_whole, values, scratch.values)
+            _write_values(code, values, scratch.values, count_of_keys, d, wide, a["v_row"])
         row = code.mul(block, ROWS)
         count = code.least(code.number(ROWS), b.sub(length, row))
         first_query = code.at(queries, code.mul(row, a["q_row"]))
@@ -90,26 +91,27 @@ def attention_kernel(registers: Registers) -> ir.Function:
             some = code.least(code.number(KEYS), b.sub(count_of_keys, first_key))
             with code.loop(some, step=panel) as k:
 
-                def keep_score(row: Value, lane: int, value: Value, k: Value = k) -> None:
-                    code.store(value, scratch.scores, code.add(code.mul(row, KEYS), k, lane))
+                def keep_scores(row: Value, values: Sequence[Value], k: Value = k) -> None:
+                    code.store_all(values, scratch.scores, code.add(code.mul(row, KEYS), k))
 
                 panel_keys = code.at(scratch.keys, code.mul(code.add(first_key, k), d))
-                write_rows(code, registers, scratch.queries, panel_keys, count, d, keep_score)
+                write_rows(code, registers, scratch.queries, panel_keys, count, d, keep_scores)
             with code.loop(count) as r:
                 _write_shares(code, scratch, r, some, wide)
             whole = b.mul(b.sdiv(wide, code.number(panel)), code.number(panel))
             for vectors, begin, end in ((PANEL_VECTORS, code.number(0), whole), (1, whole, wide)):
                 with code.loop(end, begin, vectors * code.lanes) as c:
 
-                    def add_sum(row: Value, lane: int, value: Value, c: Value = c) -> None:
-                        place = code.add(code.mul(row, wide), c, lane)
-                        code.store(b.fadd(code.load(scratch.sums, place), value), scratch.sums, place)
+                    def add_sums(row: Value, values: Sequence[Value], c: Value = c) -> None:
+                        for number, value in enumerate(values):
+                            place = code.add(code.mul(row, wide), c, code.lanes * number)
+                            code.store(b.fadd(code.load(scratch.sums, place), value), scratch.sums, place)
 
-                    some_values = code.at(values, code.add(code.mul(first_key, values_step), c))
+                    some_values = code.at(scratch.values, code.add(code.mul(first_key, wide), c))
                     write_rows(
-                        *(code, registers, scratch.scores, some_values, count, some, add_sum),
+                        *(code, registers, scratch.scores, some_values, count, some, add_sums),
                         row_step=code.number(KEYS),
-                        weights_step=values_step,
+                        weights_step=wide,
                         vectors=vectors,
                     )
         with code.loop(count) as r:
@@ -139,23 +141,27 @@ def _write_beginning(
 
 
 def _write_shares(code: Code, scratch: _Scratch, r: Value, some: Value, wide: Value) -> None:
-    """Scores to shares, in the row and in the rest of its last vector; what was summed before shrinks."""
+    """Scores to shares, in the row and in the rest of its last vectors; what was summed before shrinks."""
     b = code.b
     row = code.at(scratch.scores, code.mul(r, KEYS))
-    with code.loop(code.rounded_up(some, code.lanes), some) as place:
+    step = AT_ONCE * code.lanes
+    places = [code.lanes * vector for vector in range(AT_ONCE)]
+    with code.loop(code.rounded_up(some, step), some) as place:
         b.store(ir.Constant(F32, NEVER), code.at(row, place), align=BYTES)
     before = code.spread(code.load_one(scratch.largest, r))
-    with code.summing(some, [before], code.lanes) as (place, (so_far,), following):
-        following.append(code.largest(so_far, code.load(row, place)))
-    largest = code.largest_of_lanes(following[0])
+    with code.summing(some, [before] * AT_ONCE, step) as (place, so_far, following):
+        for more, value in zip(places, so_far, strict=True):
+            following.append(code.largest(value, code.load(row, code.add(place, more))))
+    largest = code.largest_of_lanes(reduce(code.largest, following))
     b.store(b.extract_element(largest, ir.Constant(I32, 0)), code.at(scratch.largest, r), align=BYTES)
-    with code.summing(some, [code.constant(0.0)], code.lanes) as (place, (total,), following):
-        share = code.power_of_two(b.fsub(code.load(row, place), largest))
-        code.store(share, row, place)
-        following.append(b.fadd(total, share))
+    with code.summing(some, [code.constant(0.0)] * AT_ONCE, step) as (place, totals, following):
+        for more, total in zip(places, totals, strict=True):
+            share = code.power_of_two(b.fsub(code.load(row, code.add(place, more)), largest))
+            code.store(share, row, code.add(place, more))
+            following.append(b.fadd(total, share))
     shrunk = code.power_of_two(b.fsub(before, largest))
     place = code.mul(r, code.lanes)
-    code.store(code.fma(code.load(scratch.totals, place), shrunk, following[0]), scratch.totals, place)
+    code.store(code.fma(code.load(scratch.totals, place), shrunk, reduce(b.fadd, following)), scratch.totals, place)
     sums = code.at(scratch.sums, code.mul(r, wide))
     with code.loop(wide, step=code.lanes) as c:
         code.store(b.fmul(code.load(sums, c), shrunk), sums, c)

@@ -46,6 +46,14 @@ class _Compiled:
         self.winograd, self.shared_winograd = self._with_its_share(winograd_kernel(registers))
         self.product, self.shared_product = self._with_its_share(product_kernel(registers))
         self.attention, self.shared_attention = self._with_its_share(attention.attention_kernel(registers))
+        self._registers, self._compiling = registers, threading.Lock()
+        self._gated: tuple[Kernel, Kernel | None] | None = None
+
+    def gated_product(self) -> tuple[Kernel, Kernel | None]:
+        """Compiled when it is first asked for: few networks need it."""
+        with self._compiling:
+            self._gated = self._gated or self._with_its_share(product_kernel(self._registers, gated=True))
+            return self._gated
 
     def _with_its_share(self, function: ir.Function) -> tuple[Kernel, Kernel | None]:
         """The kernel, and what a team of threads calls; None without OpenMP."""
@@ -104,13 +112,45 @@ class CpuKernels:
         whole[:K] = weights
         return whole.view(-1, panel, L).transpose(1, 2).contiguous()
 
-    def linear(self, x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
-        """[..., L] → [..., K']. Args: weights: see `product_panels`. bias: [K']."""
-        x = x.contiguous()
-        rows, length = x.numel() // x.shape[-1], x.shape[-1]
+    def gates(self, channels: int) -> bool:
+        """Whether `gated_linear` makes so many channels."""
+        return self.norms(channels)
+
+    def gated_panels(self, values: Tensor, gates: Tensor) -> Tensor:
+        """[K, ...] each → [2 K, ...] in the order in which `gated_linear` takes them, a vector of each in turn."""
+        lanes = self.registers.lanes
+        pairs = [part.view(-1, lanes, *part.shape[1:]) for part in (values, gates)]
+        return torch.stack(pairs, dim=1).flatten(0, 2)
+
+    def linear(self, x: Tensor, weights: Tensor, bias: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., L] → [..., K'].
+
+        Args:
+            weights: see `product_panels`.
+            bias: [K'].
+            residual: [..., K'], added.
+        """
         y = x.new_empty(*x.shape[:-1], len(bias))
-        self._product(x, y, None, weights, bias, (1, 1, rows), length, (1, 1, 0), (1, rows))
+        self._rows_product(x, y, None if residual is None else residual.contiguous(), weights, bias)
         return y
+
+    def gated_linear(self, x: Tensor, weights: Tensor, bias: Tensor) -> Tensor:
+        """values * gelu(gates), both of them linear in x: [..., L] → [..., K].
+
+        Args:
+            weights: `product_panels` of `gated_panels`.
+            bias: [2 K], `gated_panels`.
+        """
+        y = x.new_empty(*x.shape[:-1], len(bias) // 2)
+        self._rows_product(x, y, None, weights, bias, gated=True)
+        return y
+
+    def _rows_product(
+        self, x: Tensor, y: Tensor, added: Tensor | None, weights: Tensor, bias: Tensor, *, gated: bool = False
+    ) -> None:
+        rows, length = x.numel() // x.shape[-1], x.shape[-1]
+        whole = (1, 1, rows), length, (1, 1, 0), (1, rows)
+        self._product(x.contiguous(), y, added, weights, bias, *whole, gated=gated)
 
     def convolution(
         self,
@@ -151,11 +191,14 @@ class CpuKernels:
         channels: int,
         patch: tuple[int, int, int],
         out_size: tuple[int, int],
+        *,
+        gated: bool = False,
     ) -> None:
         K, length, rows = bias.shape[-1], weights.shape[1], images[0] * out_size[0] * out_size[1]
         code = self.compiled()
+        kernel, shared = code.gated_product() if gated else (code.product, code.shared_product)
         threads = 1
-        if code.shared_product is not None and rows * length * K >= WORTH_A_THREAD:
+        if shared is not None and rows * length * K >= WORTH_A_THREAD:
             threads = torch.get_num_threads()
         # A block of rows for each thread where there are as many, else each has some of the output channels.
         parts = max(1, min(threads, rows // ROWS_AT_ONCE))
@@ -168,8 +211,8 @@ class CpuKernels:
             *(*images, channels, K, *patch, *out_size, K if bias.dim() == 2 else 0),
             *(ROWS_AT_ONCE, step, panels, length),
         )
-        shared = code.shared_product if parts * panels > 1 else None
-        _run(code, code.product, shared, arguments, parts * panels, (x, y, added, weights, bias, scratch))
+        shared = shared if parts * panels > 1 else None
+        _run(code, kernel, shared, arguments, parts * panels, (x, y, added, weights, bias, scratch))
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         """Softmax(q k^T / sqrt(d)) v in each head of d channels.

@@ -150,10 +150,39 @@ class CompiledLinear(nn.Module):
             self.is_packed = True
         return self
 
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """[..., L] → [..., K], with the residual added."""
+        if len(self.bias) == self.out_features:
+            return self.kernels.linear(x, self.weight, self.bias, residual)
+        y = self.kernels.linear(x, self.weight, self.bias)[..., : self.out_features]
+        return y.contiguous() if residual is None else y + residual
+
+
+def gated_suits(module: nn.Module, kernels: "CpuKernels") -> bool:
+    """Whether `CompiledGeglu` computes this."""
+    proj = getattr(module, "proj", None)
+    return (
+        type(module).__name__ == "GEGLU"
+        and type(proj) is nn.Linear
+        and proj.weight.dtype == torch.float32
+        and kernels.gates(proj.out_features // 2)
+    )
+
+
+class CompiledGeglu(nn.Module):
+    """diffusers' GEGLU: half of a linear layer's channels, each times the GELU of one of the other half."""
+
+    def __init__(self, linear: nn.Linear, kernels: "CpuKernels") -> None:
+        super().__init__()
+        bias = torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach()
+        weight = kernels.gated_panels(*linear.weight.detach().chunk(2))
+        self.weight = nn.Parameter(kernels.product_panels(weight), requires_grad=False)
+        self.bias = nn.Parameter(kernels.gated_panels(*bias.chunk(2)), requires_grad=False)
+        self.kernels = kernels
+
     def forward(self, x: Tensor) -> Tensor:
         """[..., L] → [..., K]."""
-        y = self.kernels.linear(x, self.weight, self.bias)
-        return y if y.shape[-1] == self.out_features else y[..., : self.out_features].contiguous()
+        return self.kernels.gated_linear(x, self.weight, self.bias)
 
 
 def _filled_up(bias: Tensor | None, channels: int, kernels: "CpuKernels") -> Tensor:

@@ -1,10 +1,12 @@
 """Linear layers, and convolutions of any kernel: each pixel's patch as a row of a matrix product."""
 
+from collections.abc import Sequence
+
 from llvmlite import ir
 
 from worker.networks.cpu.jit.code import BYTES, F32, Code, Value, new_function
 from worker.networks.cpu.jit.machine_code import Registers
-from worker.networks.cpu.jit.products import panel_channels, write_rows
+from worker.networks.cpu.jit.products import PANEL_VECTORS, panel_channels, write_rows
 
 POINTERS = 6
 ARGUMENTS = (
@@ -18,12 +20,18 @@ x [N, H, W, C], y [N, H', W', K]; added like y, or 0; weights [K / p, L, p]; bia
 from an image's to the next; scratch: patches of `rows_at_once` pixels, `scratch_step` floats for each thread, or 0
 where a pixel is its own patch; K a multiple of a panel; threads: `teams_of_panels` share the output channels of one
 part of the pixels; L, the length of a patch: kernel * kernel * C.
+
+Gated, y has K / 2 channels, nothing is added, and the two vectors of each panel are values and what gates them.
 """
 
 
-def product_kernel(registers: Registers) -> ir.Function:
-    """One thread's share. Takes the address of its `ARGUMENTS`, its number in the team and the number of threads."""
-    function = new_function("product", 1, 2)
+def product_kernel(registers: Registers, *, gated: bool = False) -> ir.Function:
+    """One thread's share. Takes the address of its `ARGUMENTS`, its number in the team and the number of threads.
+
+    Args:
+        gated: y = values * gelu(gates), as in Shazeer 2020.
+    """
+    function = new_function("gated_product" if gated else "product", 1, 2)
     code = Code(function, registers.lanes)
     b = code.b
     given, thread, threads = function.args
@@ -55,11 +63,15 @@ def product_kernel(registers: Registers) -> ir.Function:
         bias = code.at(a["bias"], code.mul(image, a["bias_step"]))
         with code.loop(end_k, first_k, panel) as k:
             weights = code.at(a["weights"], code.mul(k, a["length"]))
-            with b.if_else(has_added) as (with_more, without):
-                with with_more:
-                    _write_panel(code, registers, a, from_, weights, bias, first, count, k, adds=True)
-                with without:
-                    _write_panel(code, registers, a, from_, weights, bias, first, count, k, adds=False)
+            panel_of = (code, registers, a, from_, weights, bias, first, count, k)
+            if gated:
+                _write_gated_panel(*panel_of)
+            else:
+                with b.if_else(has_added) as (with_more, without):
+                    with with_more:
+                        _write_panel(*panel_of, adds=True)
+                    with without:
+                        _write_panel(*panel_of, adds=False)
     return code.end()
 
 
@@ -76,13 +88,39 @@ def _write_panel(
     *,
     adds: bool,
 ) -> None:
-    def keep(row: Value, lane: int, value: Value) -> None:
-        channel = code.add(k, lane)
-        place = code.add(code.mul(code.add(first, row), a["K"]), channel)
-        total = code.b.fadd(value, code.load(bias, channel))
-        if adds:
-            total = code.b.fadd(total, code.load(a["added"], place))
-        code.store(total, a["y"], place)
+    def keep(row: Value, values: Sequence[Value]) -> None:
+        for number, value in enumerate(values):
+            channel = code.add(k, code.lanes * number)
+            place = code.add(code.mul(code.add(first, row), a["K"]), channel)
+            total = code.b.fadd(value, code.load(bias, channel))
+            if adds:
+                total = code.b.fadd(total, code.load(a["added"], place))
+            code.store(total, a["y"], place)
+
+    write_rows(code, registers, rows, weights, count, a["length"], keep)
+
+
+def _write_gated_panel(
+    code: Code,
+    registers: Registers,
+    a: dict[str, Value],
+    rows: Value,
+    weights: Value,
+    bias: Value,
+    first: Value,
+    count: Value,
+    k: Value,
+) -> None:
+    half = code.number(PANEL_VECTORS)
+    channel, channels = code.b.sdiv(k, half), code.b.sdiv(a["K"], half)
+
+    def keep(row: Value, values: Sequence[Value]) -> None:
+        value, gate = (
+            code.b.fadd(product, code.load(bias, code.add(k, code.lanes * number)))
+            for number, product in enumerate(values)
+        )
+        place = code.add(code.mul(code.add(first, row), channels), channel)
+        code.store(code.b.fmul(value, code.gelu(gate)), a["y"], place)
 
     write_rows(code, registers, rows, weights, count, a["length"], keep)
 

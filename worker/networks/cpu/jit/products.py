@@ -8,8 +8,8 @@ from worker.networks.cpu.jit.machine_code import Registers
 PANEL_VECTORS = 2
 """Vectors of output channels that a product computes at a time."""
 
-Keep = Callable[[Value, int, Value], None]
-"""(row, number of the first of the panel's channels, a vector of them) → writes code that keeps it."""
+Keep = Callable[[Value, Sequence[Value]], None]
+"""(row, the panel's channels in vectors) → writes code that keeps them."""
 
 
 def panel_channels(registers: Registers) -> int:
@@ -41,14 +41,14 @@ def write_rows(
     row_step = length if row_step is None else row_step
     weights_step = code.number(vectors * code.lanes) if weights_step is None else weights_step
     begin: Value = 0
-    for rows in (8, 4, 1) if registers.count >= 32 else (4, 1):
+    # Enough sums at a time that none waits for the one before it, and no more than there are registers for.
+    for rows in (8, 4, 1) if registers.count >= 32 or vectors == 1 else (4, 1):
         end = b.mul(b.sdiv(count, code.number(rows)), code.number(rows))
         with code.loop(end, begin, rows) as first:
             starts = [code.at(a, code.mul(code.add(first, row), row_step)) for row in range(rows)]
             sums = _write_block(code, starts, weights, weights_step, length, vectors)
             for row in range(rows):
-                for j in range(vectors):
-                    keep(code.add(first, row), code.lanes * j, sums[vectors * row + j])
+                keep(code.add(first, row), sums[vectors * row : vectors * (row + 1)])
         begin = end
 
 

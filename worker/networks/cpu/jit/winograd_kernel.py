@@ -204,8 +204,8 @@ def _write_plane(
     """m [R, K] = v [R, C] times weights [K / p, C, p]."""
     with code.loop(out_channels, step=panel_channels(registers)) as k:
 
-        def keep(row: Value, lane: int, value: Value) -> None:
-            code.store(value, m, code.add(code.mul(row, out_channels), k, lane))
+        def keep(row: Value, values: Sequence[Value]) -> None:
+            code.store_all(values, m, code.add(code.mul(row, out_channels), k))
 
         write_rows(code, registers, v, code.at(weights, code.mul(k, channels)), count, channels, keep)
 
