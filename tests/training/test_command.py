@@ -15,6 +15,7 @@ from training.__main__ import configure, main
 from training.configuration import presets
 from training.data import split
 from training.data.digits import load_digits
+from training.data.textures import PHOTOGRAPHS, load_textures
 from training.errors import ConfigurationError
 from training.loop import Budget, Trainer
 from training.metrics.held_out import HeldOut
@@ -43,6 +44,17 @@ def test_the_command_publishes_on_the_way_and_at_the_end(store: ModelStore) -> N
     assert store.checkpoint("digits").manifest.step == 3
     for version in store.versions("digits"):
         store.verify("digits", version)
+
+
+def test_textures_are_trained_on_by_name(tmp_path: Path) -> None:
+    places = ["--store", str(tmp_path / "store"), "--state", str(tmp_path / "state")]
+    assert main([*places, "--data", "textures", "--size", "16", "--held-out-rows", "8", *QUICK], {}) == 0
+    manifest = ModelStore(tmp_path / "store").checkpoint("textures").manifest
+    assert (manifest.width, manifest.height, manifest.channels) == (16, 16, 3)
+    assert manifest.labels == list(PHOTOGRAPHS)
+    train, held_out = load_textures(16).divided()
+    assert manifest.recipe.data.startswith("textures")
+    assert train.fingerprint() != held_out.fingerprint() != load_textures(32).divided()[1].fingerprint()
 
 
 def test_the_manifest_says_how_good_and_how_made(store: ModelStore) -> None:

@@ -53,7 +53,7 @@ def _header_of(path: Path) -> tuple[dict[str, Any], int, int]:
             )
         try:
             header = json.loads(file.read(header_bytes))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"header is not JSON: {error}") from error
     if not isinstance(header, dict):
         raise ValueError("header is not a JSON object")
@@ -70,7 +70,7 @@ def _tensors(header: dict[str, Any], header_bytes: int, size_bytes: int) -> dict
             info = TensorInfo(dtype=str(entry["dtype"]), shape=tuple(int(extent) for extent in entry["shape"]))
             begin, end = (int(offset) for offset in entry["data_offsets"])
             expected_bytes = math.prod(info.shape) * BITS_PER_ELEMENT[info.dtype] // 8
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"header entry of tensor {name!r} is malformed: {error!r}") from error
         if end - begin != expected_bytes:
             raise ValueError(f"tensor {name!r} of shape {info.shape} needs {expected_bytes} bytes, got {end - begin}")

@@ -25,7 +25,17 @@ from tests.worker.networks.prepared import inputs_of
 from tests.worker.tiny_models import CHAIN_CONFIG, LABELS, NULL_LABEL, TINY, publish_tiny
 from worker.contract import MAX_SEED, SamplerName, SamplingRequest
 from worker.diffusion.pixels import to_pixels
-from worker.engine.messages import Admitted, Canceled, EnginePort, Failed, Progressed, Succeeded
+from worker.engine import engine
+from worker.engine.messages import (
+    Admitted,
+    Canceled,
+    EnginePort,
+    EngineRequest,
+    Failed,
+    Progressed,
+    SavedChain,
+    Succeeded,
+)
 from worker.engine.runner import run_step
 from worker.models.loaded_model import LoadedModel
 from worker.models.pool import ModelPool
@@ -271,6 +281,29 @@ def test_a_request_that_does_not_fit_alone_fails_and_may_be_tried_elsewhere(tiny
     driver.submit("job", ask(batch=3))
     driver.finish()
     assert (driver.failure("job").code, driver.failure("job").retryable) == ("out_of_memory", True)
+
+
+@pytest.mark.parametrize("step", ["admit", "resume"])
+def test_a_defect_in_the_admission_of_a_request_fails_it_alone(
+    tiny_store: ModelStore, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    def defective(*given: object) -> None:
+        raise ArithmeticError("a defect")
+
+    pool, checkpoint = filled_pool(tiny_store), tiny_store.checkpoint(TINY)
+    driver = Driver(pool)
+    chain = SavedChain(TINY, checkpoint.version, checkpoint.manifest.weights_sha256, "float32", ())
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, step, defective)
+        driver.engine.submit(EngineRequest("bad", ask(steps=2), resume=chain if step == "resume" else None))
+        driver.engine.take_messages()
+    driver.submit("good", ask(steps=2))
+    driver.finish()
+    failed = driver.failure("bad")
+    assert (failed.code, failed.retryable) == ("engine_error", True)
+    assert "a defect" in failed.detail
+    assert len(driver.images("good")) == 1
+    assert pool.pinned() == set(), "what failed holds no model"
 
 
 def test_an_exception_in_a_batch_fails_its_culprit_and_spares_the_others(tiny_store: ModelStore) -> None:

@@ -13,7 +13,7 @@ from tests.worker.stable_diffusion import SD, import_sd, sd_pipeline
 from tests.worker.tiny_models import TINY, publish_tiny
 from worker.store import ModelStore
 from worker.store.__main__ import main
-from worker.store.errors import BadLora, StoreError
+from worker.store.errors import BadLora, LoraNotFound, StoreError
 from worker.store.lora_file import LoraTarget, read_pairs, read_target
 from worker.store.lora_import import import_lora
 from worker.store.lora_names import read_name, resolved
@@ -164,6 +164,32 @@ def test_the_command_takes_a_file_and_says_what_it_fits(
     loras.find("style").file.write_bytes(b"damaged")
     assert main(["--store", str(store.root), "verify"], {}) == 1
     assert "LoRA style: lora.safetensors has SHA-256" in capsys.readouterr().err
+
+
+def test_a_damaged_record_is_told_with_the_lora(tmp_path: Path, pairs: Pairs) -> None:
+    store = ModelStore(tmp_path / "store")
+    import_sd(store)
+    taken, _ = import_lora(store, write_kohya(pairs, tmp_path / "a.safetensors"), "style")
+    other, _ = import_lora(store, write_peft(pairs, tmp_path / "b.safetensors"), "other")
+    loras, record = LoraStore(store.root), taken.folder / "manifest.json"
+    for content, reason in (
+        (b"{", "manifest.json is not one"),
+        ((other.folder / "manifest.json").read_bytes(), "manifest.json is about other"),
+        (None, "can't read manifest.json"),
+    ):
+        if content is None:
+            record.unlink()
+        else:
+            record.write_bytes(content)
+        with pytest.raises(BadLora, match=f"LoRA style: {reason}"):
+            loras.find("style")
+    other.file.unlink()
+    with pytest.raises(BadLora, match=r"LoRA other: can't read lora\.safetensors"):
+        loras.verify(other)
+    (taken.folder.parent / "current").unlink()
+    for name in ("style", "absent", "../sd"):
+        with pytest.raises(LoraNotFound):
+            loras.find(name)
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "weights.safetensors"])
