@@ -367,10 +367,18 @@ LINE = (
     LUA_NAMES
     + """
 local owners, has_line, line = redis.call('SMEMBERS', OWNERS_KEY), {}, {}
-local share = math.max(1, math.floor(tonumber(ARGV[1]) / (#owners + 1)))
+
+-- What short lines leave of their shares, longer ones get.
+local by_length, shares, left = {{KEYS[1], redis.call('LLEN', KEYS[1])}}, {}, tonumber(ARGV[1])
+for _, owner in ipairs(owners) do by_length[#by_length + 1] = {line_key(owner), redis.call('LLEN', line_key(owner))} end
+table.sort(by_length, function(one, other) return one[2] < other[2] end)
+for number, list in ipairs(by_length) do
+    shares[list[1]] = math.max(1, math.min(list[2], math.floor(left / (#by_length - number + 1))))
+    left = left - shares[list[1]]
+end
 
 local function add(list, owner)
-    for _, id in ipairs(redis.call('LRANGE', list, 0, share - 1)) do
+    for _, id in ipairs(redis.call('LRANGE', list, 0, shares[list] - 1)) do
         local fields = redis.pcall('HMGET', job_key(id), MODEL_FIELD, WORK_FIELD, QUEUED_AT_FIELD, PUT_BACK_FIELD,
             'status', OWNER_FIELD)
         if owner and fields[5] == 'queued' or not owner and not has_line[fields[6]] then

@@ -22,6 +22,10 @@ EXIT_SETTINGS_WRONG = 2
 EXIT_FORCED = 130
 ONE_PRESS_S = 0.5
 """Stop signals this close together are one: `timeout` and other wrappers forward what the terminal sent to all."""
+READY_TIMEOUT_S = 3600.0
+"""A large model takes a CPU minutes to load and to compare with itself; what fails to start ends by itself."""
+TELL_EVERY_S = 60.0
+"""What is waited for."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -94,7 +98,7 @@ class Supervisor:
         self,
         *,
         what_is_missing: Callable[[], str | None] = lambda: None,
-        ready_timeout_s: float = 180.0,
+        ready_timeout_s: float = READY_TIMEOUT_S,
         on_ready: Callable[[], Service | None] = lambda: None,
     ) -> int:
         """Start everything, wait until `what_is_missing` returns None, call `on_ready` and run what it returns beside
@@ -128,10 +132,14 @@ class Supervisor:
                 raise
 
     def _wait(self, what_is_missing: Callable[[], str | None], timeout_s: float) -> None:
-        deadline = self._clock() + timeout_s
+        began = told = self._clock()
         while (missing := what_is_missing()) is not None:
-            if self._clock() >= deadline:
+            now = self._clock()
+            if now >= began + timeout_s:
                 raise ChildError(f"not ready within {timeout_s:g} s: {missing}")
+            if now >= told + TELL_EVERY_S:
+                self._say(f"not ready after {now - began:.0f} s, waiting: {missing}")
+                told = now
             self._tick(timeout_s=0.1)
 
     def _tick(self, timeout_s: float) -> None:

@@ -22,7 +22,7 @@ from service.launcher.command_errors import PortTakenError, RedisError, StoreErr
 from service.launcher.data_dir import DataDir
 from service.launcher.embedded_valkey import EmbeddedValkey, bundled_binary, find_server_binary
 from service.launcher.first_request import first_request
-from service.launcher.supervisor import Service, Supervisor
+from service.launcher.supervisor import READY_TIMEOUT_S, Service, Supervisor
 from service.launcher.workers import ask_for_devices, usable_cores, worker_environments
 from worker.contract.environment import SettingsError
 from worker.contract.logs import LogSettings, configure_logs
@@ -47,7 +47,7 @@ class UpSettings(LogSettings):
     """0: any free port."""
     workers: str = Field(default="1", pattern=r"^(auto|[1-9]\d{0,2})$")
     """How many; `auto`: one for each GPU."""
-    ready_timeout_s: float = Field(default=180.0, gt=0)
+    ready_timeout_s: float = Field(default=READY_TIMEOUT_S, gt=0)
     grace_s: float = Field(default=25.0, ge=0)
     """How long the worker may finish running jobs after a stop; the rest goes back into the queue."""
     api_keys: SecretStr | None = None

@@ -16,10 +16,10 @@ from tests.faults.clients import Kind, Order
 from tests.faults.processes import Machines, text
 from tests.worker.queue.fake_engine import pixels_sha256
 from worker.contract import QUEUE_NAME
-from worker.contract.keys import TOTALS_KEY
+from worker.contract.keys import NETWORK_CHOICES_KEY, TOTALS_KEY
 
-PERMANENT_KEYS = {"rq:queues", "rq:workers", f"rq:workers:{QUEUE_NAME}", TOTALS_KEY}
-"""What RQ keeps about queues and workers, and the totals; nothing of any job."""
+PERMANENT_KEYS = {"rq:queues", "rq:workers", f"rq:workers:{QUEUE_NAME}", TOTALS_KEY, NETWORK_CHOICES_KEY}
+"""What RQ keeps about queues and workers, the totals, and how networks compute; nothing of any job."""
 TERMINAL = {"succeeded", "failed", "canceled"}
 MAY_END_AS = {
     Kind.PLAIN: {"succeeded"},

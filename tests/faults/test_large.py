@@ -18,7 +18,7 @@ from worker.contract.keys import SUSPENDED_KEY
 pytestmark = pytest.mark.slow
 
 WAITING = 10_000
-MOST_LOOKED_AT = 2_600
+MOST_LOOKED_AT = 1_600
 """Commands within one script, when most of them look at as many jobs as they may: see `MOST_WALKED`, `LOOKED_AT` and
 the sample of a submit. One that walked the whole queue would make at least one for each waiting job."""
 

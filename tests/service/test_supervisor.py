@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.launcher.restart_policy import RestartPolicy
+from service.launcher.supervisor import Supervisor
 from tests.service.stand_ins.journal import Journal, alive
 from tests.waiting import PATIENCE_S, wait_until
 
@@ -184,6 +186,23 @@ def test_a_service_is_not_started_before_the_one_before_it_is_ready(supervised: 
     assert supervised.journal.pids("second") == []
     ready.touch()
     supervised.journal.wait_for_start("second")
+
+
+def test_what_is_waited_for_is_told_every_minute() -> None:
+    """A large model takes minutes to load, and nobody should take it for one that hangs."""
+
+    class Ready(Exception):
+        pass
+
+    def on_ready() -> None:
+        raise Ready
+
+    said: list[str] = []
+    seconds, missing = count(0, 25), iter(["no worker is alive"] * 8)
+    supervisor = Supervisor([], say=said.append, clock=lambda: float(next(seconds)))
+    with pytest.raises(Ready):
+        supervisor.run(what_is_missing=lambda: next(missing, None), on_ready=on_ready)
+    assert said == [f"not ready after {after} s, waiting: no worker is alive" for after in (75, 150)]
 
 
 def test_a_service_that_never_gets_ready_is_an_error_and_nothing_is_left(

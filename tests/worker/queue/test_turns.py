@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 from service.app import connect
 from service.catalogue import Reading
 from service.job_queue import JobQueue
-from service.queue_order import MOST_WALKED, QueueOrder, Turn, turns
+from service.queue_order import FRESH_S, MOST_WALKED, STALE_S, QueueOrder, Turn, turns
 from service.settings import Settings
-from service.waiting_job import Waiting
+from service.waiting_job import Served, Waiting
 from tests.conftest import ValkeyHandle
 from tests.service.fake_worker import CLOUDS, DIGITS
 from tests.worker.queue.conftest import Jobs
@@ -134,6 +135,42 @@ def test_without_a_cost_or_a_worker_there_is_a_position_and_no_wait() -> None:
     assert turns(line(("digits", 10), ("digits", 1)), [], {})["1"] == Turn(1, None)
     found = turns(line(("mine", 10), ("mine", 1)), [worker("a", [DIGITS])], COSTS)
     assert found["0"].wait_s is None, "nobody alive can draw it"
+
+
+class SlowQueue:
+    """A long queue, whose line is read when the test lets it be."""
+
+    def __init__(self) -> None:
+        self.reads, self.may_end = 0, asyncio.Event()
+
+    async def line(self, most: int) -> tuple[int, list[Waiting], Served]:
+        self.reads += 1
+        await self.may_end.wait()
+        return 10_000, line(*[("digits", 10.0)] * (LOOKED_AT + 1)), Served()
+
+
+def test_nobody_waits_for_a_new_look_at_a_long_queue() -> None:
+    """While it is under way, what the last one saw is told; there is one at a time, and one that fails ends nothing."""
+
+    async def ask() -> None:
+        now, queue, reading = 100.0, SlowQueue(), Reading(None, (worker("a", [DIGITS]),), 0.0)
+        order = QueueOrder(cast(JobQueue, queue), clock=lambda: now)
+        queue.may_end.set()
+        assert await order.turn("7", 7, reading) == Turn(7, pytest.approx(0.7))
+        queue.may_end.clear()
+        for _ in range(3):
+            now += FRESH_S
+            assert await order.turn("7", 7, reading) == Turn(7, pytest.approx(0.7))
+            await asyncio.sleep(0.01)
+        assert queue.reads == 2
+        now += STALE_S
+        late = asyncio.create_task(order.turn("7", 7, reading))
+        await asyncio.sleep(0.01)
+        assert not late.done(), "what is older than that is not told"
+        queue.may_end.set()
+        assert (await late).position == 7
+
+    asyncio.run(ask())
 
 
 def test_what_stands_behind_all_that_is_walked_is_told_by_its_place(valkey: ValkeyHandle, jobs: Jobs) -> None:
