@@ -156,11 +156,12 @@ def test_nobody_waits_for_a_new_look_at_a_long_queue() -> None:
         now, queue, reading = 100.0, SlowQueue(), Reading(None, (worker("a", [DIGITS]),), 0.0)
         order = QueueOrder(cast(JobQueue, queue), clock=lambda: now)
         queue.may_end.set()
-        assert await order.turn("7", 7, reading) == Turn(7, pytest.approx(0.7))
+        told = await order.turn("7", 7, reading)
+        assert (told.position, told.wait_s) == (7, pytest.approx(0.7))
         queue.may_end.clear()
         for _ in range(3):
             now += FRESH_S
-            assert await order.turn("7", 7, reading) == Turn(7, pytest.approx(0.7))
+            assert await order.turn("7", 7, reading) is told
             await asyncio.sleep(0.01)
         assert queue.reads == 2
         now += STALE_S

@@ -171,10 +171,10 @@ def test_a_damaged_record_is_told_with_the_lora(tmp_path: Path, pairs: Pairs) ->
     import_sd(store)
     taken, _ = import_lora(store, write_kohya(pairs, tmp_path / "a.safetensors"), "style")
     other, _ = import_lora(store, write_peft(pairs, tmp_path / "b.safetensors"), "other")
-    loras, record = LoraStore(store.root), taken.folder / "manifest.json"
+    loras, record = LoraStore(store.root), taken.path / "manifest.json"
     for content, reason in (
         (b"{", "manifest.json is not one"),
-        ((other.folder / "manifest.json").read_bytes(), "manifest.json is about other"),
+        ((other.path / "manifest.json").read_bytes(), "manifest.json is about other"),
         (None, "can't read manifest.json"),
     ):
         if content is None:
@@ -186,7 +186,7 @@ def test_a_damaged_record_is_told_with_the_lora(tmp_path: Path, pairs: Pairs) ->
     other.file.unlink()
     with pytest.raises(BadLora, match=r"LoRA other: can't read lora\.safetensors"):
         loras.verify(other)
-    (taken.folder.parent / "current").unlink()
+    (taken.path.parent / "current").unlink()
     for name in ("style", "absent", "../sd"):
         with pytest.raises(LoraNotFound):
             loras.find(name)
