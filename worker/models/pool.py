@@ -14,6 +14,7 @@ from worker.models.errors import BrokenModel
 from worker.models.failures import Failure, lacks_memory, reason_of
 from worker.models.load_queue import LoadQueue, LoadRequest
 from worker.models.loaded_model import Execution, LoadedModel, ModelKey
+from worker.models.priority import yield_to_others
 from worker.models.residents import Residents, Spares
 from worker.models.retirement import Key, Retirement
 from worker.store.errors import StoreError
@@ -202,6 +203,7 @@ class ModelPool:
 
     def run(self, stop: threading.Event) -> None:
         """The loading thread's loop, until `stop` is set and `wake` is called."""
+        yield_to_others()
         next_poll = self._clock()
         while not stop.is_set():
             if self._clock() >= next_poll:
