@@ -87,12 +87,10 @@ def test_every_call_on_the_way_gives_the_bits_of_what_it_is_asked() -> None:
 
     attempt, inputs = RecordingAttempt(denoise, LONG_S), SMALL.probe(PARTS + 4)
     with torch.inference_mode():
-        for begin in range(PARTS + 2):
-            rows = inputs[[begin, begin + 2, begin + 1]]
-            expected = denoise(rows)
-            output = attempt(rows)
-            attempt(rows)
-            assert torch.equal(output, expected), "what a call gave is not overwritten by the next one"
+        each = [inputs[[begin, begin + 2, begin + 1]] for begin in range(PARTS + 2)]
+        outputs = [attempt(rows) for rows in each]
+        # Compared at the end: what a call gave is not overwritten by a later one.
+        assert all(torch.equal(output, denoise(rows)) for output, rows in zip(outputs, each, strict=True))
     assert attempt.is_played
 
 
