@@ -14,7 +14,7 @@ from worker.networks.cpu import recorded, recording
 from worker.networks.cpu.foreign_calls import run
 from worker.networks.cpu.forms import prepare_compiled
 from worker.networks.cpu.recorded import CALLS_BEFORE, RecordedDenoiser
-from worker.networks.cpu.recording import RecordingAttempt
+from worker.networks.cpu.recording_attempt import RecordingAttempt
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import InputSpec, NamedInput, NetworkInput
 

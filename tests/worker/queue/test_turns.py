@@ -150,7 +150,7 @@ class SlowQueue:
 
 
 def test_nobody_waits_for_a_new_look_at_a_long_queue() -> None:
-    """While it is under way, what the last one saw is told; there is one at a time, and one that fails ends nothing."""
+    """While it is under way, what the last one saw is told; there is one at a time."""
 
     async def ask() -> None:
         now, queue, reading = 100.0, SlowQueue(), Reading(None, (worker("a", [DIGITS]),), 0.0)

@@ -5,7 +5,7 @@ from collections import OrderedDict
 
 from torch import Tensor
 
-from worker.networks.cpu.recording import RecordingAttempt
+from worker.networks.cpu.recording_attempt import RecordingAttempt
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import NetworkInput
 

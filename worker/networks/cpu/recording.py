@@ -5,9 +5,7 @@ what the network did, so that its bits are the same; before it serves it is comp
 one piece of memory, in which results take the place of those that nothing reads any more.
 """
 
-import logging
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +17,6 @@ from worker.networks.cpu.foreign_calls import Call, watched
 from worker.networks.denoiser import Denoiser
 from worker.networks.network_input import NetworkInput
 
-log = logging.getLogger(__name__)
-
 MOST_BYTES = 2**27
 """Of all results of one evaluation: a larger one spends its time in its operations."""
 ALIGNMENT = 64
@@ -28,7 +24,6 @@ ALIGNMENT = 64
 COMPOSITE = "CompositeImplicitAutograd"
 WITHOUT_VALUES = ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 """Operations whose results have no values yet."""
-DIFFERENT = "played again it gives other bits"
 
 
 class NotRecordable(Exception):
@@ -55,7 +50,7 @@ class _Result:
 
 
 @dataclass(slots=True)
-class _Plan:
+class Plan:
     """The operations of an evaluation by their numbers, and what they make."""
 
     operations: list[Any] = field(default_factory=list)
@@ -84,7 +79,7 @@ class _Planner(_Operations):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.plan = _Plan()
+        self.plan = Plan()
         self._bytes = 0
         self._by_memory: dict[int, _Result] = {}
         self._alive: list[Tensor] = []  # so that no memory is another's before the end
@@ -103,7 +98,7 @@ class _Planner(_Operations):  # type: ignore[no-untyped-call]
             raise NotRecordable(f"{func} gives {type(result).__name__}")
         return result
 
-    def planned(self, output: Tensor) -> _Plan:
+    def planned(self, output: Tensor) -> Plan:
         """What was noted; the output is read after all of it."""
         self._read(_memories(output), len(self.plan.operations))
         return self.plan
@@ -134,7 +129,7 @@ class _Planner(_Operations):  # type: ignore[no-untyped-call]
 class _Placer(_Operations):  # type: ignore[no-untyped-call]
     """Does the same again with each result in its place, and keeps what it does."""
 
-    def __init__(self, plan: _Plan, memory: Tensor) -> None:
+    def __init__(self, plan: Plan, memory: Tensor) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.calls: list[Call] = []
         self._plan, self._memory, self._number = plan, memory, 0
@@ -231,100 +226,23 @@ class Recording:
         return self.output.clone()
 
 
-class RecordingAttempt:
-    """Evaluates, and records that on the way: a part of the work at each call, so that none takes longer than two
-    evaluations, and plays the recording once it is there.
+def noted(denoise: Denoiser, inputs: NetworkInput) -> tuple[Tensor, Plan]:
+    """Evaluate on the calling thread: the output, and what was done. Raises NotRecordable, and torch's errors."""
+    planner = _Planner()
+    with planner, watched(planner.foreign):
+        output = denoise(inputs)
+    return output, planner.planned(output)
 
-    Args:
-        denoise: a function of its inputs alone, on the calling thread.
-        most_s: an evaluation that takes longer is not recorded, and neither is one that can't be played again bit by
-            bit.
-    """
 
-    def __init__(self, denoise: Denoiser, most_s: float) -> None:
-        self._denoise, self._most_s = denoise, most_s
-        self._next: Callable[[NetworkInput], Tensor] = self._time
-        self._plan = _Plan()
-        self._recording: Recording | None = None
-        self._others: tuple[NetworkInput, Tensor] | None = None
-        self.is_refused = False
-
-    def __call__(self, inputs: NetworkInput) -> Tensor:
-        """The network's output; every call with as many rows."""
-        try:
-            return self._next(inputs)
-        except (NotRecordable, RuntimeError, TypeError) as error:  # torch's: of an operation that can't be done so
-            if self.is_refused:
-                raise
-            return self._refuse(str(error))(inputs)
-
-    @property
-    def nbytes(self) -> int:
-        """Of what is kept."""
-        return 0 if self._recording is None else self._recording.nbytes
-
-    @property
-    def is_played(self) -> bool:
-        return self._next == self._recording
-
-    def _refuse(self, why: str) -> Denoiser:
-        log.debug("not recorded: %s", why)
-        self.is_refused, self._recording, self._next = True, None, self._denoise
-        return self._denoise
-
-    def _time(self, inputs: NetworkInput) -> Tensor:
-        began = time.thread_time()
-        output = self._denoise(inputs)
-        self._next = self._note
-        if time.thread_time() - began > self._most_s:
-            self._refuse("it takes too long")
-        return output
-
-    def _note(self, inputs: NetworkInput) -> Tensor:
-        planner = _Planner()
-        with planner, watched(planner.foreign):
-            output = self._denoise(inputs)
-        self._plan, self._next = planner.planned(output), self._lay_out
-        return output
-
-    def _lay_out(self, inputs: NetworkInput) -> Tensor:
-        plan, own = self._plan, _copy_of(inputs)
-        memory = torch.empty(_place(list(plan.results.values())), dtype=torch.uint8)
-        placer = _Placer(plan, memory)
-        with placer, watched(placer.foreign):
-            output = self._denoise(own)
-        self._plan, self._next = _Plan(), self._foresee
-        self._recording = Recording(own, output, placer.calls, len(memory))
-        return output.clone()
-
-    def _foresee(self, inputs: NetworkInput) -> Tensor:
-        """With other numbers than it was recorded with: what did not come from the inputs is seen so."""
-        others = NetworkInput(inputs.x.flip(-1), inputs.t + 1, {name: v.flip(0) for name, v in inputs.named.items()})
-        self._others, self._next = (others, self._denoise(others)), self._compare_others
-        return self._denoise(inputs)
-
-    def _compare_others(self, inputs: NetworkInput) -> Tensor:
-        assert self._recording is not None
-        assert self._others is not None
-        others, expected = self._others
-        self._others, self._next = None, self._compare
-        if not _same_bits(self._recording(others), expected):
-            self._refuse(DIFFERENT)
-        return self._denoise(inputs)
-
-    def _compare(self, inputs: NetworkInput) -> Tensor:
-        assert self._recording is not None
-        expected = self._denoise(inputs)
-        if _same_bits(self._recording(inputs), expected):
-            self._next = self._recording
-        else:
-            self._refuse(DIFFERENT)
-        return expected
+def recorded(denoise: Denoiser, inputs: NetworkInput, plan: Plan) -> Recording:
+    """Evaluate again, in memory of its own: the recording's `output` is that of these inputs. Raises as `noted`."""
+    own = _copy_of(inputs)
+    memory = torch.empty(_place(list(plan.results.values())), dtype=torch.uint8)
+    placer = _Placer(plan, memory)
+    with placer, watched(placer.foreign):
+        output = denoise(own)
+    return Recording(own, output, placer.calls, len(memory))
 
 
 def _copy_of(inputs: NetworkInput) -> NetworkInput:
     return NetworkInput(inputs.x.clone(), inputs.t.clone(), {name: v.clone() for name, v in inputs.named.items()})
-
-
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    return torch.equal(one.view(torch.int32), other.view(torch.int32))

@@ -6,6 +6,7 @@ from functools import reduce
 from llvmlite import ir
 
 from worker.networks.cpu.jit.code import BYTES, F32, I32, Code, Value, new_function
+from worker.networks.cpu.jit.functions import power_of_two
 from worker.networks.cpu.jit.machine_code import Registers
 from worker.networks.cpu.jit.products import PANEL_VECTORS, panel_channels, write_rows
 
@@ -156,10 +157,10 @@ def _write_shares(code: Code, scratch: _Scratch, r: Value, some: Value, wide: Va
     b.store(b.extract_element(largest, ir.Constant(I32, 0)), code.at(scratch.largest, r), align=BYTES)
     with code.summing(some, [code.constant(0.0)] * AT_ONCE, step) as (place, totals, following):
         for more, total in zip(places, totals, strict=True):
-            share = code.power_of_two(b.fsub(code.load(row, code.add(place, more)), largest))
+            share = power_of_two(code, b.fsub(code.load(row, code.add(place, more)), largest))
             code.store(share, row, code.add(place, more))
             following.append(b.fadd(total, share))
-    shrunk = code.power_of_two(b.fsub(before, largest))
+    shrunk = power_of_two(code, b.fsub(before, largest))
     place = code.mul(r, code.lanes)
     code.store(code.fma(code.load(scratch.totals, place), shrunk, reduce(b.fadd, following)), scratch.totals, place)
     sums = code.at(scratch.sums, code.mul(r, wide))

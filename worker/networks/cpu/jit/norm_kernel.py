@@ -3,6 +3,7 @@
 from llvmlite import ir
 
 from worker.networks.cpu.jit.code import F32, I64, Code, Value, new_function
+from worker.networks.cpu.jit.functions import silu as silu_of
 
 SUMS = 4
 """Pixels summed side by side."""
@@ -30,7 +31,7 @@ def norm_kernel(lanes: int, *, silu: bool) -> ir.Function:
 def normed(code: Code, x: Value, scales: Value, offsets: Value, channel: Value, *, silu: bool) -> Value:
     """A vector of one pixel's channels."""
     y = code.fma(x, code.load(scales, channel), code.load(offsets, channel))
-    return code.silu(y) if silu else y
+    return silu_of(code, y) if silu else y
 
 
 def write_coefficients(

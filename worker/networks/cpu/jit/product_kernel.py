@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from llvmlite import ir
 
 from worker.networks.cpu.jit.code import BYTES, F32, Code, Value, new_function
+from worker.networks.cpu.jit.functions import gelu
 from worker.networks.cpu.jit.machine_code import Registers
-from worker.networks.cpu.jit.products import PANEL_VECTORS, panel_channels, write_rows
+from worker.networks.cpu.jit.products import PANEL_VECTORS, Keep, panel_channels, write_rows
 
 POINTERS = 6
 ARGUMENTS = (
@@ -63,31 +64,24 @@ def product_kernel(registers: Registers, *, gated: bool = False) -> ir.Function:
         bias = code.at(a["bias"], code.mul(image, a["bias_step"]))
         with code.loop(end_k, first_k, panel) as k:
             weights = code.at(a["weights"], code.mul(k, a["length"]))
-            panel_of = (code, registers, a, from_, weights, bias, first, count, k)
+
+            def write_panel(keep: Keep, weights: Value = weights) -> None:
+                write_rows(code, registers, from_, weights, count, a["length"], keep)
+
             if gated:
-                _write_gated_panel(*panel_of)
+                write_panel(_keep_gated(code, a, bias, first, k))
             else:
                 with b.if_else(has_added) as (with_more, without):
                     with with_more:
-                        _write_panel(*panel_of, adds=True)
+                        write_panel(_keep_sums(code, a, bias, first, k, adds=True))
                     with without:
-                        _write_panel(*panel_of, adds=False)
+                        write_panel(_keep_sums(code, a, bias, first, k, adds=False))
     return code.end()
 
 
-def _write_panel(
-    code: Code,
-    registers: Registers,
-    a: dict[str, Value],
-    rows: Value,
-    weights: Value,
-    bias: Value,
-    first: Value,
-    count: Value,
-    k: Value,
-    *,
-    adds: bool,
-) -> None:
+def _keep_sums(code: Code, a: dict[str, Value], bias: Value, first: Value, k: Value, *, adds: bool) -> Keep:
+    """With the bias, and what is added if it is."""
+
     def keep(row: Value, values: Sequence[Value]) -> None:
         for number, value in enumerate(values):
             channel = code.add(k, code.lanes * number)
@@ -97,20 +91,11 @@ def _write_panel(
                 total = code.b.fadd(total, code.load(a["added"], place))
             code.store(total, a["y"], place)
 
-    write_rows(code, registers, rows, weights, count, a["length"], keep)
+    return keep
 
 
-def _write_gated_panel(
-    code: Code,
-    registers: Registers,
-    a: dict[str, Value],
-    rows: Value,
-    weights: Value,
-    bias: Value,
-    first: Value,
-    count: Value,
-    k: Value,
-) -> None:
+def _keep_gated(code: Code, a: dict[str, Value], bias: Value, first: Value, k: Value) -> Keep:
+    """One vector, gated by the other."""
     half = code.number(PANEL_VECTORS)
     channel, channels = code.b.sdiv(k, half), code.b.sdiv(a["K"], half)
 
@@ -120,9 +105,9 @@ def _write_gated_panel(
             for number, product in enumerate(values)
         )
         place = code.add(code.mul(code.add(first, row), channels), channel)
-        code.store(code.b.fmul(value, code.gelu(gate)), a["y"], place)
+        code.store(code.b.fmul(value, gelu(code, gate)), a["y"], place)
 
-    write_rows(code, registers, rows, weights, count, a["length"], keep)
+    return keep
 
 
 def _write_patch(code: Code, a: dict[str, Value], to: Value, row: Value, pixels: Value) -> None:
