@@ -135,7 +135,7 @@ def test_the_convolution_is_torchs(
         exact = F.silu(F.group_norm(exact, 8, norm.weight.double(), norm.bias.double(), norm.eps))
     exact = F.conv2d(exact, conv.weight.double(), None if conv.bias is None else conv.bias.double(), padding=1)
     exact = exact + shift[:, :, None, None] + residual if fused else exact
-    assert_same_on_threads_and_in_batches(run, images, exact)
+    assert_same_on_threads_and_in_batches(run, images, exact, most=5e-6)
 
 
 @pytest.mark.parametrize("known", KINDS, ids=str)
@@ -276,10 +276,12 @@ def by_heads(part: Tensor, heads: int) -> Tensor:
     return part.view(*part.shape[:2], heads, -1).transpose(1, 2)
 
 
-def assert_same_on_threads_and_in_batches(run: Callable[[slice], Tensor], rows: int, exact: Tensor) -> None:
+def assert_same_on_threads_and_in_batches(
+    run: Callable[[slice], Tensor], rows: int, exact: Tensor, most: float = 1e-5
+) -> None:
     team = CpuTeam(2)
     narrow = team.narrow([lambda: run(slice(None))])[0]
-    assert error(narrow, exact) < 1e-5
+    assert error(narrow, exact) < most
     assert torch.equal(team.wide(lambda: run(slice(None))), narrow)
     assert torch.equal(torch.cat([run(slice(n, n + 1)) for n in range(rows)]), narrow)
 

@@ -35,7 +35,7 @@ def test_it_is_the_convolution(
     fused: bool,
     seed: int,
 ) -> None:
-    """To 1e-5 of the largest value, sums fused in or not, with images of one block of tiles and of many, and of whole
+    """To 5e-6 of the largest value, sums fused in or not, with images of one block of tiles and of many, and of whole
     tiles or pixels short of that."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -51,7 +51,7 @@ def test_it_is_the_convolution(
     else:
         drawn = ours(x)
     assert drawn.is_contiguous(memory_format=torch.channels_last)
-    assert (drawn - exact).abs().max() <= 3e-5 * exact.abs().max()
+    assert (drawn - exact).abs().max() <= 5e-6 * exact.abs().max()
 
 
 @pytest.mark.parametrize("images", [2, 3, 4, 6, 7, 9, 16, 17])

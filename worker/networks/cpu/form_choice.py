@@ -33,7 +33,7 @@ MEASURING_S = 1.0
 MEASURED_BYTES = 2**31
 """A compiled network of more is taken unmeasured: two of them might not fit into memory."""
 LEAST_ROUNDS = 5
-FORMS_VERSION = 5
+FORMS_VERSION = 6
 """Increase it when a form's numbers or speed change: every choice is then made again."""
 
 

@@ -19,7 +19,8 @@ from worker.networks.cpu.jit.openmp import openmp
 from worker.networks.cpu.jit.product_kernel import ARGUMENTS as PRODUCT_ARGUMENTS
 from worker.networks.cpu.jit.product_kernel import product_kernel
 from worker.networks.cpu.jit.products import panel_channels
-from worker.networks.cpu.jit.winograd_kernel import ARGUMENTS, TILE, scratch_floats, winograd_kernel
+from worker.networks.cpu.jit.winograd_kernel import ARGUMENTS, scratch_floats, winograd_kernel
+from worker.networks.cpu.winograd import TILE
 
 LARGE_WEIGHTS = 128 * 256
 """C times C' from which on a convolution's weights leave the second cache: more tiles are then worth reading them."""

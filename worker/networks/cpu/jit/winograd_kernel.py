@@ -12,11 +12,12 @@ from worker.networks.cpu.jit.code import Code, Value, new_function
 from worker.networks.cpu.jit.machine_code import Registers
 from worker.networks.cpu.jit.norm_kernel import normed, write_coefficients
 from worker.networks.cpu.jit.products import panel_channels, write_rows
+from worker.networks.cpu.winograd import FAR, NEAR, TILE
 
-NUMBERS = 36
+SIDE = TILE + 2
+"""Of a tile of the input."""
+NUMBERS = SIDE**2
 """Of a tile."""
-SIDE = 6
-TILE = 4
 
 ARGUMENTS = (
     "x", "y", "added", "norm", "weights", "bias", "scratch",
@@ -177,17 +178,16 @@ def _write_input_tile(code: Code, padded: Value, v: Value, row: Value, channels:
 
 def _input_side(code: Code, d: Sequence[Value]) -> list[Value]:
     """B^T d."""
-    b = code.b
-    two, four, minus_four, minus_five = map(code.constant, (2.0, 4.0, -4.0, -5.0))
-    even, odd = code.fma(minus_four, d[2], d[4]), code.fma(minus_four, d[1], d[3])
-    far, near = b.fsub(d[4], d[2]), b.fsub(d[3], d[1])
+    aa, bb = NEAR * NEAR, FAR * FAR
+    both, either, minus_aa, minus_bb = map(code.constant, (aa * bb, -(aa + bb), -aa, -bb))
+    sides: list[Value] = []
+    for point, minus_other in ((NEAR, minus_bb), (FAR, minus_aa)):
+        even, odd = code.fma(minus_other, d[2], d[4]), code.fma(minus_other, d[1], d[3])
+        sides += [code.fma(code.constant(each), odd, even) for each in (point, -point)]
     return [
-        code.fma(four, d[0], code.fma(minus_five, d[2], d[4])),
-        b.fadd(even, odd),
-        b.fsub(even, odd),
-        code.fma(two, near, far),
-        code.fma(b.fneg(two), near, far),
-        code.fma(four, d[1], code.fma(minus_five, d[3], d[5])),
+        code.fma(both, d[0], code.fma(either, d[2], d[4])),
+        *sides,
+        code.fma(both, d[1], code.fma(either, d[3], d[5])),
     ]
 
 
@@ -231,10 +231,13 @@ def _output_side(code: Code, m: Sequence[Value]) -> list[Value]:
     """A^T m."""
     b = code.b
     s1, s2, s3, s4 = b.fadd(m[1], m[2]), b.fsub(m[1], m[2]), b.fadd(m[3], m[4]), b.fsub(m[3], m[4])
-    two, four, eight = map(code.constant, (2.0, 4.0, 8.0))
+
+    def power(exponent: int, near: Value, far: Value) -> Value:
+        return code.fma(code.constant(FAR**exponent), far, b.fmul(code.constant(NEAR**exponent), near))
+
     return [
         b.fadd(b.fadd(m[0], s1), s3),
-        code.fma(two, s4, s2),
-        code.fma(four, s3, s1),
-        b.fadd(code.fma(eight, s4, s2), m[5]),
+        power(1, s2, s4),
+        power(2, s1, s3),
+        b.fadd(power(3, s2, s4), m[5]),
     ]
