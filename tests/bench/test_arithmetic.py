@@ -4,6 +4,7 @@ from itertools import pairwise
 
 import pytest
 
+from tests.bench.device_time import covered
 from tests.bench.figures import Bar
 from tests.bench.samples import alternate, percentile, ratios
 from tests.bench.trace import USUAL, poisson_trace, total_work
@@ -58,3 +59,9 @@ def test_a_bar_says_by_how_much_it_is_missed() -> None:
     assert Bar("<=", 0.2).verdict(0.3) == "missed by 50%"
     assert Bar("<=", 0.0).verdict(0.0) == "met"
     assert Bar("<=", 0.0).verdict(2.0) == "missed by 2"
+
+
+def test_time_is_covered_once_however_many_intervals_lie_there() -> None:
+    assert covered([(1, 3), (2, 5), (2, 4), (8, 12), (-3, 0.5)], 0, 10) == 0.5 + 4 + 2
+    assert covered([], 0, 10) == 0
+    assert covered([(11, 12), (-2, -1)], 0, 10) == 0

@@ -229,8 +229,9 @@ def test_two_processes_killed_on_captions_go_on_to_the_same_bits_from_the_state_
 def test_a_launcher_that_ends_all_when_one_is_stopped_lets_the_first_save(tmp_path: Path) -> None:
     """Who gets the signal stops them all; the state is that of the step after which they did."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = arguments_of(tmp_path, "--minutes", "60", "--batch", "8", "--log", str(tmp_path / "log"))
     process = subprocess.Popen(
-        [*launcher, "-m", "training", *arguments_of(tmp_path, "--minutes", "60", "--batch", "8")],
+        [*launcher, "--", "-m", "training", *settings],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
