@@ -35,7 +35,6 @@ from worker.store.super_resolution import (
     SUPER_RESOLUTION_SCHEDULER,
 )
 
-DRAWN_AT_ONCE = 32
 SHEET_TRIPLES = 10
 """Images on a sheet, each small, drawn large, and as it is."""
 
@@ -161,49 +160,24 @@ def write_json(path: Path, value: Mapping[str, object]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def enlarged_images(
-    denoiser: Denoiser, x_0: Tensor, configuration: TrainingConfiguration, spacing: Spacing, seed: int = 0
-) -> Tensor:
-    """[N, H, W, C] uint8: what the second leg makes of these images made small, at the level and in the steps served.
-
-    Args:
-        x_0: [N, C, H, W] large images.
-        seed: of the first image; the others follow.
-    """
-    small = SmallImages.of(configuration)
-    assert small is not None, "a second leg is trained"
-    channels, height, width = x_0.shape[1:]
-    conditions = small.conditions_at(x_0, configuration.noise_level, generator(seed, "small images"))
-    return torch.cat(
-        [
-            draw_images(
-                denoiser,
-                configuration.noise_schedule(),
-                (channels, height, width),
-                (seed + rows).tolist(),
-                conditions[rows],
-                steps=configuration.upscale_steps,
-                spacing=spacing,
-                prediction_type=configuration.prediction,
-            )
-            for rows in torch.split(torch.arange(len(x_0)), DRAWN_AT_ONCE)
-        ]
-    )
-
-
-def spread_images(source: ImageSource, count: int) -> Tensor:
-    """[count, C, H, W]: x_0 of images from all over the source, the same in every call."""
-    rows = torch.arange(count) * max(1, len(source) // count) % len(source)
-    return to_x_0(source.batch(rows, generator(0, "sheet")).levels, source.max_level)
-
-
 def sheet_of_triples(
     denoiser: Denoiser, source: ImageSource, configuration: TrainingConfiguration, spacing: Spacing
 ) -> Tensor:
-    """[N, H, W, C] uint8: small images enlarged without a network, drawn large, and as they were, one after another."""
-    x_0 = spread_images(source, SHEET_TRIPLES)
+    """[N, H, W, C] uint8: small images enlarged without a network, drawn large at the level and in the steps served,
+    and as they were, one after another; from all over the source, the same in every call."""
     small = SmallImages.of(configuration)
     assert small is not None, "a second leg is trained"
-    drawn = enlarged_images(denoiser, x_0, configuration, spacing)
+    rows = torch.arange(SHEET_TRIPLES) * max(1, len(source) // SHEET_TRIPLES) % len(source)
+    x_0 = to_x_0(source.batch(rows, generator(0, "sheet")).levels, source.max_level)
+    drawn = draw_images(
+        denoiser,
+        configuration.noise_schedule(),
+        source.shape,
+        range(SHEET_TRIPLES),
+        small.conditions_at(x_0, configuration.noise_level, generator(0, "small images")),
+        steps=configuration.upscale_steps,
+        spacing=spacing,
+        prediction_type=configuration.prediction,
+    )
     triples = torch.stack([to_pixels(small.enlarged_again(x_0)), drawn, to_pixels(x_0)], dim=1)
     return triples.flatten(0, 1)

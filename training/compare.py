@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from training.command_line import add_version_options, run_on_versions
-from training.drawing import add_drawing_options, drawing_of
+from training.drawing import Artist, add_drawing_options, conditions_of, drawing_of
 from training.errors import ConfigurationError
 from training.opening import OpenedVersion, open_version
 from training.prompt_sheet import Line, prompt_lines, prompt_sheet, read_prompts
-from training.sheets import COLUMNS, grid, sheet_images
-from training.sources import load_sources
+from training.sheets import COLUMNS, SHEET_IMAGES, grid, sheet_captions, sheet_labels
+from training.sources import load_images
 from worker.store import ModelStore
 
 
@@ -28,8 +28,8 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("first", metavar="MODEL[@VERSION]")
     result.add_argument("second", metavar="MODEL[@VERSION]", nargs="?")
     add_version_options(result)
-    result.add_argument("--prompts", type=Path, metavar="FILE", help="one a line; the options below go with it")
-    result.add_argument("--images", type=int, default=6, help="of each prompt and version (default: %(default)s)")
+    result.add_argument("--prompts", type=Path, metavar="FILE", help="one a line")
+    result.add_argument("--images", type=int, default=6, help="of each prompt (default: %(default)s)")
     add_drawing_options(result)
     result.add_argument("--out", type=Path, default=Path("compare.png"), help="picture to write (default: %(default)s)")
     return result
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace, store: ModelStore) -> None:
     versions = [open_version(name, store) for name in (arguments.first, arguments.second) if name is not None]
     if arguments.prompts is None and len(versions) < 2:
         raise ConfigurationError("need two versions, or --prompts")
-    sheet = by_prompts(versions, arguments) if arguments.prompts else in_turn(versions)
+    sheet = by_prompts(versions, arguments) if arguments.prompts else in_turn(versions, arguments)
     try:
         sheet.save(arguments.out)
     except OSError as error:
@@ -65,14 +65,16 @@ def by_prompts(versions: Sequence[OpenedVersion], arguments: argparse.Namespace)
     return prompt_sheet([Line(beside[0].text, torch.cat([line.images for line in beside])) for beside in together])
 
 
-def in_turn(versions: Sequence[OpenedVersion]) -> Image.Image:
-    sources = [load_sources(version.configuration)[0] for version in versions]
+def in_turn(versions: Sequence[OpenedVersion], arguments: argparse.Namespace) -> Image.Image:
+    """For the labels or captions of the data that each was trained on."""
+    sources = [load_images(version.configuration)[0] for version in versions]
     if sources[0].shape != sources[1].shape:
         raise ConfigurationError(f"need images of one size, got {sources[0].shape} and {sources[1].shape}")
-    drawn = [
-        sheet_images(version.denoiser, source, version.tokenizer, version.configuration)
-        for version, source in zip(versions, sources, strict=True)
-    ]
+    drawn = []
+    for version, source in zip(versions, sources, strict=True):
+        labels, captions = sheet_labels(source, SHEET_IMAGES), sheet_captions(source, SHEET_IMAGES)
+        conditions = conditions_of(version, SHEET_IMAGES, labels, captions)
+        drawn.append(Artist(version).draw(range(SHEET_IMAGES), conditions, drawing_of(arguments, version)))
     rows = [part for pair in zip(*(torch.split(images, COLUMNS) for images in drawn), strict=True) for part in pair]
     return Image.fromarray(grid(torch.cat(rows), COLUMNS).squeeze(-1).numpy())
 

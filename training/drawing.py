@@ -7,14 +7,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from training.errors import ConfigurationError
-from training.network import Conditions
+from training.errors import ConfigurationError, TrainingError
 from training.opening import OpenedVersion
-from training.publishing import spacing_of
-from training.sampling import draw_images
-from worker.contract import DEFAULT_STEPS, MAX_STEPS, PROMPT_GUIDANCE, SamplerName
-
-BATCH = 32
+from worker.alone import NotDrawn, draw_alone, own_pool
+from worker.contract import (
+    DEFAULT_STEPS,
+    MAX_PROMPT_CHARACTERS,
+    MAX_STEPS,
+    PROMPT_GUIDANCE,
+    Condition,
+    Guidance,
+    LabelCondition,
+    NoCondition,
+    SamplerName,
+    SamplingRequest,
+    TextCondition,
+)
+from worker.engine.messages import EngineRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,43 +70,59 @@ def drawing_of(arguments: argparse.Namespace, version: OpenedVersion) -> Drawing
     return drawing
 
 
-def draw(
-    version: OpenedVersion,
-    shape: tuple[int, int, int],
-    conditions: Conditions,
-    seeds: Sequence[int],
-    null_label: int | None,
-    drawing: Drawing,
-) -> Tensor:
-    """[N, H, W, C] uint8, an image for each seed and row of conditions.
+class Artist:
+    """Draws a version as a worker does, with its engine: the pixels are those that requests get.
 
     Args:
-        shape: (C, H, W) of its images.
-        null_label: that means "no class"; None without classes.
+        version: loaded when it first draws.
     """
-    config = version.denoiser.network.config
-    without = Conditions(
-        None if null_label is None else torch.tensor([null_label]),
-        None if version.tokenizer is None else version.tokenizer([""]),
-    )
-    is_conditional = conditions.labels is not None or conditions.tokens is not None
-    return torch.cat(
-        [
-            draw_images(
-                version.denoiser,
-                version.configuration.noise_schedule(),
-                shape if version.autoencoder is None else (config.in_channels, *[config.sample_size] * 2),
-                [seeds[row] for row in rows.tolist()],
-                conditions[rows],
-                steps=drawing.steps,
-                sampler=drawing.sampler,
-                eta=drawing.eta,
-                spacing=spacing_of(version.configuration),
-                prediction_type=version.configuration.prediction,
-                guidance_scale=drawing.guidance_scale,
-                without=without if is_conditional else None,
-                autoencoder=version.autoencoder,
-            )
-            for rows in torch.split(torch.arange(len(seeds)), BATCH)
+
+    def __init__(self, version: OpenedVersion) -> None:
+        self._checkpoint = version.checkpoint
+        self._pool = own_pool(version.store)
+
+    def draw(self, seeds: Sequence[int], conditions: Sequence[Condition], drawing: Drawing) -> Tensor:
+        """[N, H, W, C] uint8, an image for each seed and condition.
+
+        Raises:
+            TrainingError: it can't be served, or not so.
+        """
+        requests = [
+            EngineRequest(str(row), self._request(seed, condition, drawing))
+            for row, (seed, condition) in enumerate(zip(seeds, conditions, strict=True))
         ]
-    )
+        try:
+            drawn = draw_alone(self._pool, requests)
+        except NotDrawn as error:
+            name = f"{self._checkpoint.model}@{self._checkpoint.version}"
+            raise TrainingError(f"{name} can't be drawn: {error}") from error
+        return torch.stack([torch.from_numpy(image) for each in drawn for image in each.images])
+
+    def _request(self, seed: int, condition: Condition, drawing: Drawing) -> SamplingRequest:
+        return SamplingRequest(
+            model=self._checkpoint.model,
+            version=self._checkpoint.version,
+            seed=seed,
+            steps=drawing.steps,
+            batch=1,
+            sampler=drawing.sampler,
+            eta=drawing.eta,
+            condition=condition,
+            guidance=Guidance(scale=drawing.guidance_scale),
+        )
+
+
+def conditions_of(
+    version: OpenedVersion, count: int, labels: Tensor | None, captions: Sequence[str] | None
+) -> list[Condition]:
+    """What a version takes of that: prompts, labels or nothing.
+
+    Args:
+        labels: [N] int64.
+        captions: a prompt is cut where requests would be refused, far behind what any model reads.
+    """
+    if version.tokenizer is not None and captions is not None:
+        return [TextCondition(prompt=caption[:MAX_PROMPT_CHARACTERS]) for caption in captions]
+    if version.checkpoint.manifest.labels and labels is not None:
+        return [LabelCondition(label=label) for label in labels.tolist()]
+    return [NoCondition()] * count

@@ -11,14 +11,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from training.cascade import enlarged_images
 from training.command_line import add_version_options, run_on_versions
 from training.contrastive import DualEncoder, train_dual_encoder
 from training.data import ImageSource
 from training.data.emoji import BACKGROUNDS, EmojiData
 from training.data.emoji_captions import behind
-from training.data.examples import null_label, to_x_0
-from training.drawing import Drawing, add_drawing_options, draw, drawing_of
+from training.data.examples import to_x_0
+from training.drawing import Artist, Drawing, add_drawing_options, conditions_of, drawing_of
 from training.errors import ConfigurationError
 from training.metrics.distributions import (
     copy_shares,
@@ -29,9 +28,7 @@ from training.metrics.distributions import (
     two_sample_test,
 )
 from training.metrics.retrieval import background_of, colour_of, retrieval
-from training.network import Conditions
 from training.opening import OpenedVersion, open_version
-from training.publishing import spacing_of
 from training.randomness import generator
 from training.sources import load_images
 from training.text import CaptionTokenizer, build_text_encoder
@@ -56,14 +53,6 @@ class Options(Drawing):
     judge_steps: int = 600
 
 
-def draw_for(version: OpenedVersion, source: ImageSource, conditions: Conditions, options: Options) -> Tensor:
-    """[N, H, W, C] uint8, an image for each row of conditions."""
-    given = conditions.labels if conditions.labels is not None else conditions.tokens
-    count = options.samples if given is None else len(given)
-    seeds = range(options.seed, options.seed + count)
-    return draw(version, source.shape, conditions, seeds, null_label(source), options)
-
-
 def as_x_0(pixels: Tensor) -> Tensor:
     """[N, H, W, C] uint8 → [N, C, H, W] in [-1, 1]."""
     return to_x_0(pixels.permute(0, 3, 1, 2), 255)
@@ -82,13 +71,9 @@ def measure_distribution(
 ) -> dict[str, float]:
     """Drawn images beside held-out ones, each drawn for the label or caption of one of them."""
     real, labels, captions = real_images(held_out, options.samples, options.seed)
-    tokens = None if version.tokenizer is None or captions is None else version.tokenizer(captions)
-    if version.configuration.super_resolution_of is not None:  # the second leg alone, of small images that are real
-        spacing = spacing_of(version.configuration)
-        drawn = as_x_0(enlarged_images(version.denoiser, real, version.configuration, spacing, options.seed))
-    else:
-        used = Options(**asdict(options) | {"samples": len(real)})
-        drawn = as_x_0(draw_for(version, held_out, Conditions(labels, tokens), used))
+    seeds = range(options.seed, options.seed + len(real))
+    conditions = conditions_of(version, len(real), labels, captions)
+    drawn = as_x_0(Artist(version).draw(seeds, conditions, options))
     known, known_labels, _ = real_images(train, 4000, options.seed)
     if known_labels is None or len(train.label_names) < 2:
         # Without classes: features that distinguish a picture from a turned one.
@@ -135,6 +120,7 @@ def measure_prompts(
     seen = train.chosen(row for row, drawing in enumerate(train.drawings) if drawing.colour is not None)
     names = sorted({drawing.caption() for drawing in plain.drawings})
     every = sorted({drawing.caption() for drawing in both.drawings})
+    artist = Artist(version)
     numbers: dict[str, float] = {}
     for kind, source, candidates in (
         ("plain", plain, names),
@@ -144,8 +130,9 @@ def measure_prompts(
         rows = torch.randperm(len(source), generator=generator(options.seed, kind))[: options.samples]
         asked = source.chosen(rows.tolist())
         backgrounds = [names_of_backgrounds()[index % len(BACKGROUNDS)] for index in range(len(asked))]
-        tokens = tokenizer([prompt(asked, index, backgrounds) for index in range(len(asked))])
-        drawn = draw_for(version, asked, Conditions(tokens=tokens), options)
+        prompts = [prompt(asked, index, backgrounds) for index in range(len(asked))]
+        seeds = range(options.seed, options.seed + len(asked))
+        drawn = artist.draw(seeds, conditions_of(version, len(asked), None, prompts), options)
         real = asked.pictures(torch.arange(len(asked)), backgrounds).permute(0, 2, 3, 1)
         for whose, pixels in (("", drawn), ("_real", real)):
             found = judged(judge, tokenizer, asked, pixels, backgrounds, candidates)
@@ -200,8 +187,7 @@ def judged(
 def evaluate(version: OpenedVersion, options: Options) -> dict[str, float]:
     """All measures that the data of a version allows."""
     train, held_out = load_images(version.configuration)
-    is_second_leg = version.configuration.super_resolution_of is not None
-    if not is_second_leg and isinstance(train, EmojiData) and isinstance(held_out, EmojiData):
+    if version.tokenizer is not None and isinstance(train, EmojiData) and isinstance(held_out, EmojiData):
         return measure_prompts(version, train, held_out, options)
     return measure_distribution(version, train, held_out, options)
 

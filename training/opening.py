@@ -1,38 +1,28 @@
-"""A published version as the network that was trained, with the settings it was trained by."""
+"""A published version, with the settings that it was trained by."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from diffusers import DiTTransformer2DModel, UNet2DConditionModel, UNet2DModel
-from safetensors import SafetensorError
-from transformers import CLIPTextModel
-
 from training.configuration import TrainingConfiguration, read_configuration
-from training.data.latents import Autoencoder, open_autoencoder
 from training.errors import ConfigurationError
-from training.network import Backbone, Denoiser
 from training.text import CaptionTokenizer
 from worker.store import Checkpoint, ModelStore
-from worker.store.super_resolution import SUPER_RESOLUTION
 
 
 @dataclass(frozen=True, eq=False)
 class OpenedVersion:
     """Attributes:
+    store: that holds it.
     checkpoint: where it is, with its manifest.
-    configuration: of its training.
-    denoiser: in float32.
-    tokenizer: None without captions.
-    autoencoder: None for a model of pixels.
+    configuration: of its training, of a cascade of that of its second leg.
+    tokenizer: None where it takes no prompts.
     """
 
+    store: ModelStore
     checkpoint: Checkpoint
     configuration: TrainingConfiguration
-    denoiser: Denoiser
     tokenizer: CaptionTokenizer | None
-    autoencoder: Autoencoder | None = None
 
 
 def settings_like(name: str, store: ModelStore) -> Mapping[str, object]:
@@ -55,27 +45,8 @@ def open_version(name: str, store: ModelStore) -> OpenedVersion:
     checkpoint = named_checkpoint(name, store)
     store.verify(checkpoint.model, checkpoint.version)
     configuration = read_configuration(like=settings_like(name, store))
-    folder = checkpoint.path
-    text_encoder, tokenizer = None, None
-    network: Backbone
-    try:
-        if configuration.super_resolution_of is not None:  # the leg that was trained
-            network = UNet2DModel.from_pretrained(folder / SUPER_RESOLUTION, torch_dtype=torch.float32)
-        elif (folder / "text_encoder").is_dir():
-            network = UNet2DConditionModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-            text_encoder = CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32)
-            tokenizer = CaptionTokenizer.open(folder / "tokenizer")
-        elif (folder / "transformer").is_dir():
-            network = DiTTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=torch.float32)
-        else:
-            network = UNet2DModel.from_pretrained(folder / "unet", torch_dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ConfigurationError(f"can't open {name}: {error}") from error
-    autoencoder = None
-    if (folder / "vae").is_dir():
-        configuration = configuration.model_copy(update={"autoencoder": folder / "vae"})
-        autoencoder = open_autoencoder(folder / "vae")
-    return OpenedVersion(checkpoint, configuration, Denoiser(network, text_encoder).eval(), tokenizer, autoencoder)
+    folder = checkpoint.path / "tokenizer"
+    return OpenedVersion(store, checkpoint, configuration, CaptionTokenizer.open(folder) if folder.is_dir() else None)
 
 
 def store_at(path: str | None, environment: str | None) -> ModelStore:

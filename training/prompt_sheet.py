@@ -9,9 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from training.data.emoji import EmojiData
-from training.drawing import Drawing, draw
+from training.drawing import Artist, Drawing, conditions_of
 from training.errors import ConfigurationError
-from training.network import Conditions
 from training.opening import OpenedVersion
 from training.sources import load_images
 
@@ -51,10 +50,11 @@ def prompt_lines(version: OpenedVersion, prompts: Sequence[str], images: int, dr
     """What a version draws for prompts, each from seeds 0 to `images` - 1. Raises ConfigurationError or DataError."""
     if version.tokenizer is None:
         raise ConfigurationError(f"{version.checkpoint.model} takes no prompts")
-    train, held_out = load_images(version.configuration)
-    tokens = version.tokenizer([prompt for prompt in prompts for _ in range(images)])
-    seeds = [*range(images)] * len(prompts)
-    drawn = draw(version, train.shape, Conditions(tokens=tokens), seeds, None, drawing)
+    _, held_out = load_images(version.configuration)
+    asked = [prompt for prompt in prompts for _ in range(images)]
+    drawn = Artist(version).draw(
+        [*range(images)] * len(prompts), conditions_of(version, len(asked), None, asked), drawing
+    )
     never = {each.caption() for each in held_out.drawings} if isinstance(held_out, EmojiData) else set()
     return [
         Line(prompt + " *" * (prompt.partition(" on a ")[0] in never), part)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training.cascade import enlarged_images, sheet_of_triples, spread_images
+from training.cascade import sheet_of_triples
 from training.configuration import TrainingConfiguration
 from training.data import ImageSource
 from training.data.latents import LatentData
@@ -44,11 +44,12 @@ def sheet_images(
     count: int = SHEET_IMAGES,
 ) -> Tensor:
     """[N, H, W, C] uint8: images from seeds 0 to `count` - 1, of labels or captions that go round, by the sampler that
-    requests get; of a second leg enlarged ones."""
-    if configuration.super_resolution_of is not None:
-        x_0 = spread_images(source, count)
-        return enlarged_images(denoiser, x_0, configuration, spacing_of(configuration))
-    conditions, without = sheet_conditions(source, tokenize, count)
+    requests get."""
+    conditions, without = Conditions(labels=sheet_labels(source, count)), None
+    if tokenize is not None:
+        captions = sheet_captions(source, count)
+        assert captions is not None, "a tokenizer comes with captions"
+        conditions, without = Conditions(tokens=tokenize(captions)), Conditions(tokens=tokenize(("",)))
     guidance_scale = configuration.request_guidance_scale
     return draw_images(
         denoiser,
@@ -66,18 +67,15 @@ def sheet_images(
     )
 
 
-def sheet_conditions(
-    source: ImageSource, tokenize: Tokenize | None, count: int = SHEET_IMAGES
-) -> tuple[Conditions, Conditions | None]:
-    """What the images of a sheet are drawn for, and the condition of none."""
-    if tokenize is not None:
-        every = max(1, len(source) // count)
-        captions = source.batch(torch.arange(count) * every % len(source), generator(0, "sheet")).captions
-        assert captions is not None, "a tokenizer comes with captions"
-        return Conditions(tokens=tokenize(captions)), Conditions(tokens=tokenize(("",)))
-    if source.label_names:
-        return Conditions(labels=torch.arange(count) % len(source.label_names)), None
-    return Conditions(), None
+def sheet_captions(source: ImageSource, count: int) -> tuple[str, ...] | None:
+    """Of images from all over the source; None of one without captions."""
+    every = max(1, len(source) // count)
+    return source.batch(torch.arange(count) * every % len(source), generator(0, "sheet")).captions
+
+
+def sheet_labels(source: ImageSource, count: int) -> Tensor | None:
+    """[count] int64, each class in turn; None of a source without classes."""
+    return torch.arange(count) % len(source.label_names) if source.label_names else None
 
 
 def grid(pixels: Tensor | Sequence[Tensor], columns: int) -> Tensor:

@@ -7,7 +7,6 @@ import argparse
 import logging
 import sys
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from worker.models.pool import ModelPool
 
 JOB_ID = "replay"
-MAX_BATCH = 16
 
 
 class ReplayError(Exception):
@@ -74,25 +72,9 @@ def _pool(
         store.checkpoint(request.model, request.version)  # before anything slow, torch is: is it there?
     except StoreError as error:
         raise ReplayError(str(error)) from error
-    from worker.models.loading import load_checkpoint
-    from worker.models.pool import ModelPool
-    from worker.networks.cpu.form_choice import choice_of
-    from worker.networks.cuda.networks import gpu_networks
-    from worker.networks.device import choose_device, choose_dtype
-    from worker.networks.shared_choices import GivenChoice
+    from worker.alone import own_pool
 
-    dtype = dtype or computed.dtype
-    chosen = choose_device(device or computed.device)
-    number_format = choose_dtype(dtype, chosen)
-    on_cpu = chosen.type == "cpu" and number_format is not None
-    drawn_so = GivenChoice(choice_of(dtype, computed.form)) if on_cpu else None
-    networks = None if chosen.type == "cpu" else gpu_networks(chosen, record=False, tf32=dtype == "tf32")
-    load = partial(load_checkpoint, choices=drawn_so, max_batch=MAX_BATCH, networks=networks)
-    return ModelPool(
-        store,
-        lambda checkpoint: load(checkpoint, chosen, number_format),
-        spares=networks,
-    )
+    return own_pool(store, device or computed.device, dtype or computed.dtype, computed.form)
 
 
 def _pictures_of(request: SamplingRequest, folder: Path | None) -> Mapping[str, "NDArray[np.uint8]"]:
@@ -112,21 +94,14 @@ def _pictures_of(request: SamplingRequest, folder: Path | None) -> Mapping[str, 
 
 
 def _draw(pool: "ModelPool", request: SamplingRequest, pictures: Mapping[str, "NDArray[np.uint8]"]) -> "Succeeded":
-    from worker.engine.engine import Engine
-    from worker.engine.messages import EngineRequest, Failed, Succeeded
+    from worker.alone import NotDrawn, draw_alone
+    from worker.engine.messages import EngineRequest
 
-    engine = Engine(pool, MAX_BATCH)
-    engine.submit(EngineRequest(JOB_ID, request, pictures=pictures))
-    while True:
-        engine.take_messages()
-        pool.load_pending()
-        engine.step()
-        while not engine.outbox.empty():
-            event = engine.outbox.get()
-            if isinstance(event, Failed):
-                raise ReplayError(f"{event.code}: {event.detail}")
-            if isinstance(event, Succeeded):
-                return event
+    try:
+        (drawn,) = draw_alone(pool, [EngineRequest(JOB_ID, request, pictures=pictures)])
+    except NotDrawn as error:
+        raise ReplayError(str(error)) from error
+    return drawn
 
 
 def _write(drawn: "Succeeded", image_format: ImageFormat, out: Path | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DiTPipeline, DiTTransformer2DModel
+from diffusers import DiTPipeline
 
 from tests.training.tiny import quick
 from tests.worker.engine.harness import Driver, ask, filled_pool
@@ -46,10 +46,6 @@ def test_diffusers_opens_it_with_its_labels(store: ModelStore) -> None:
     pipeline: Any = DiTPipeline.from_pretrained(folder, vae=None)
     assert pipeline.labels["7"] == 7
     assert pipeline.scheduler.config.variance_type == "learned_range"
-    transformer = DiTTransformer2DModel.from_pretrained(folder / "transformer")
-    opened = open_version("tiny", store).denoiser.network
-    for name, weight in transformer.state_dict().items():
-        assert torch.equal(weight, opened.state_dict()[name]), name
 
 
 def test_the_worker_serves_it(store: ModelStore) -> None:

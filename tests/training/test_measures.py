@@ -1,6 +1,7 @@
 """The measures of what is drawn say what they should of sets whose answer is known."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 from PIL import Image
 
 from tests.training.tiny import captioned_shades, tiny_text_denoiser
+from tests.worker.engine.harness import ask, draw, filled_pool
 from training import compare, evaluate
 from training.__main__ import main
 from training.contrastive import train_dual_encoder
 from training.data.emoji import BACKGROUNDS, load_emoji
+from training.drawing import Artist, Drawing
 from training.metrics.distributions import (
     copy_shares,
     frechet_distance,
@@ -20,6 +23,8 @@ from training.metrics.distributions import (
     two_sample_test,
 )
 from training.metrics.retrieval import background_of, colour_of, retrieval
+from training.opening import open_version
+from worker.contract import LabelCondition
 from worker.store import ModelStore
 
 DRAW = torch.Generator().manual_seed(0)
@@ -116,6 +121,34 @@ def test_a_version_is_measured_by_its_name(store: Path, tmp_path: Path, capsys: 
     assert numbers["frechet_distance"] > 3 * numbers["frechet_distance_of_real_halves"]
     assert numbers["near_copies"] == 0
     assert numbers["samples"] == 64
+
+
+def test_what_is_measured_is_what_requests_get(store: Path) -> None:
+    """To the bit, from the serving engine and of the version that was named."""
+    first, current = ModelStore(store).versions("digits")
+    asked = {3: 5, 8: 9}
+    for name, version in (("digits", current), (f"digits@{first}", first)):
+        artist = Artist(open_version(name, ModelStore(store)))
+        drawn = artist.draw([*asked.values()], [LabelCondition(label=label) for label in asked], Drawing(steps=3))
+        for image, (label, seed) in zip(drawn, asked.items(), strict=True):
+            request = ask(seed=seed, steps=3, class_label=label, model="digits", version=version)
+            (served,) = draw(filled_pool(ModelStore(store)), request)
+            assert torch.equal(image, torch.from_numpy(served))
+
+
+def test_a_version_that_cannot_be_served_is_one_clear_line(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(store, tmp_path / "store")
+    path = ModelStore(tmp_path / "store").checkpoint("digits").path / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["golden"]["seed"] += 1
+    path.write_text(json.dumps(manifest))
+    assert evaluate.main(["digits", "--store", str(tmp_path / "store"), "--samples", "8"], {}) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert lines[-1].startswith("error: digits@")
+    assert "can't be drawn: " in lines[-1]
+    assert "golden output" in lines[-1]
 
 
 def test_two_versions_are_drawn_side_by_side(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,9 +11,10 @@ from diffusers import DDIMPipeline, DDIMScheduler, DDPMScheduler, UNet2DModel
 from PIL import Image
 
 from tests.training.tiny import quick
-from tests.worker.engine.harness import Driver, ask, filled_pool, load_float32
+from tests.worker.engine.harness import Driver, ask, draw, filled_pool, load_float32
 from training.__main__ import main
 from training.data import ImageData
+from training.drawing import Artist, Drawing
 from training.evaluate import Options, evaluate
 from training.loop import Budget, Trainer
 from training.loss import draw_rows
@@ -22,7 +23,7 @@ from training.metrics.held_out import HeldOut
 from training.network import Denoiser, build_unet
 from training.opening import open_version
 from training.super_resolution import SmallImages
-from worker.contract import Upscale
+from worker.contract import NoCondition, Upscale
 from worker.diffusion import NoiseSchedule
 from worker.diffusion.noise import AUGMENTATION_STREAM, standard_normal
 from worker.networks.super_resolution import SMALL_IMAGE
@@ -124,6 +125,14 @@ def test_a_second_leg_can_be_measured_and_its_settings_taken_again(store: ModelS
     assert version.configuration.enlarge == 2
     numbers = evaluate(version, Options(samples=8))
     assert 0 <= numbers["two_sample_accuracy"] <= 1
+
+
+def test_what_is_measured_of_a_cascade_has_gone_through_both_legs(store: ModelStore) -> None:
+    artist = Artist(open_version("small-x2", store))
+    (image,) = artist.draw([6], [NoCondition()], Drawing(steps=2))
+    (served,) = draw(filled_pool(store), ask(seed=6, steps=2, model="small-x2"))
+    assert served.shape == (16, 16, 1)
+    assert torch.equal(image, torch.from_numpy(served))
 
 
 def test_a_run_that_goes_on_has_the_bits_of_one_that_was_not_stopped() -> None:

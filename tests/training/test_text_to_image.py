@@ -14,12 +14,12 @@ from training import compare, evaluate
 from training.__main__ import main
 from training.data.emoji import load_emoji
 from training.drawing import Drawing
-from training.network import Conditions
+from training.network import Conditions, Denoiser
 from training.opening import OpenedVersion, open_version
 from training.prompt_sheet import prompt_lines
 from training.publishing import spacing_of
 from training.sampling import draw_images
-from training.sheets import SHEET_STEPS, sheet_conditions, sheet_images
+from training.sheets import SHEET_STEPS, sheet_captions, sheet_images
 from training.text import CaptionTokenizer
 from worker.contract import SamplerName
 from worker.models.errors import BrokenModel
@@ -100,7 +100,7 @@ def test_other_libraries_open_each_component_and_say_the_same(opened: OpenedVers
     with torch.no_grad():
         states = encoder(tokens).last_hidden_state
         output = unet(x_t, t, encoder_hidden_states=states, return_dict=False)[0]
-        ours = opened.denoiser(x_t, t, Conditions(tokens=tokens))
+        ours = Denoiser(unet, encoder)(x_t, t, Conditions(tokens=tokens))
     torch.testing.assert_close(output, ours, rtol=1e-5, atol=1e-6)
 
 
@@ -156,18 +156,19 @@ def test_a_sheet_while_training_is_drawn_by_the_sampler_and_with_the_guidance_of
     denoiser, tokenizer = tiny_text_denoiser(source)
     plain = quick(data="emoji")
     asked = quick(data="emoji", request_sampler="ddpm", request_guidance_scale=1.5)
-    count, (conditions, without) = 4, sheet_conditions(source, tokenizer, 4)
+    count, captions = 4, sheet_captions(source, 4)
+    assert captions is not None
     by_hand = draw_images(
         denoiser,
         asked.noise_schedule(),
         source.shape,
         range(count),
-        conditions,
+        Conditions(tokens=tokenizer(captions)),
         steps=SHEET_STEPS,
         sampler=SamplerName.DDPM,
         spacing=spacing_of(asked),
         guidance_scale=1.5,
-        without=without,
+        without=Conditions(tokens=tokenizer([""])),
     )
     assert torch.equal(sheet_images(denoiser, source, tokenizer, asked, count), by_hand)
     assert not torch.equal(sheet_images(denoiser, source, tokenizer, plain, count), by_hand)
