@@ -1,6 +1,5 @@
 """A whole run: load the data, build the network or go on from a state, train, log, publish."""
 
-import time
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -24,6 +23,7 @@ from training.memory import lowered_by
 from training.metrics.baselines import baselines
 from training.metrics.held_out import BAND_METRICS, BATCH_SIZE, HIGHER_IS_BETTER, HeldOut, metric_names, on_device
 from training.processes import Processes
+from training.progress import Progress
 from training.publishing import Publication, library_versions
 from training.sheets import SHEET_IMAGES, sample_sheet
 from training.sources import HELD_OUT_SEED, default_model_name, load_sources
@@ -163,23 +163,15 @@ class Run:
         """All steps, or those until somebody says stop; returns whether it was all."""
         configuration, trainer = self.configuration, self.trainer
         budget = budget_of(configuration, len(self.source))
-        bar_format = "{l_bar}{bar}| {elapsed}<{remaining}{postfix}"
-        quiet = None if self.processes.first else True
-        with tqdm(total=100, unit="%", bar_format=bar_format, disable=quiet) as bar:
-            first_step, began = trainer.step, time.monotonic()
-
-            def after_step(report: StepReport) -> None:
-                rate = (report.step - first_step) * configuration.batch / max(1e-9, time.monotonic() - began)
-                before = bar.n
-                bar.n = round(100 * report.progress, 1)
-                bar.set_postfix_str(
-                    f"step {report.step}, loss {report.loss:.3f}, {rate:.0f} images/s{memory(trainer.device)}", False
-                )
-                if int(bar.n) > int(before):
-                    bar.refresh()
-                self._after_step(report, rate)
-
-            return trainer.run(budget, after_step, stopped)
+        progress = Progress(
+            configuration.batch,
+            trainer.device,
+            step=trainer.step,
+            progress=budget.progress(trainer.step, trainer.elapsed_s),
+            shown=self.processes.first,
+        )
+        with progress:
+            return trainer.run(budget, lambda report: self._after_step(report, progress.show(report)), stopped)
 
     def _after_step(self, report: StepReport, images_per_s: float) -> None:
         configuration = self.configuration
@@ -360,13 +352,6 @@ class Run:
             f"{len(self.source)} images to train on, {len(self.held_out_source)} held out ({self.source.name}); "
             f"{parameters:,} parameters{divided}; publishing {self.model} to {self.configuration.store}{going_on}"
         )
-
-
-def memory(device: torch.device) -> str:
-    """Memory that the GPU holds at most, for the progress line; nothing on a CPU."""
-    if device.type != "cuda":
-        return ""
-    return f", {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
 
 
 def settings_lines(values: Mapping[str, Any]) -> str:
