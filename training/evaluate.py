@@ -27,7 +27,7 @@ from training.metrics.distributions import (
     train_classifier,
     two_sample_test,
 )
-from training.metrics.retrieval import background_of, colour_of, retrieval
+from training.metrics.retrieval import background_of, colour_of, retrieval, tint_between_seeds
 from training.opening import OpenedVersion, open_version
 from training.randomness import generator
 from training.sources import load_images
@@ -36,6 +36,7 @@ from worker.store import ModelStore
 
 JUDGE_SEED = 1_000_003
 """Not a seed that anybody trains with: the judge must not be the encoder that the model began with."""
+TINT_PROMPTS, TINT_SEEDS = 12, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +140,16 @@ def measure_prompts(
             numbers |= {f"{kind}_{name}{whose}": value for name, value in found.items()}
         low, high = share_interval(numbers[f"{kind}_r_at_1"], len(asked))
         numbers |= {f"{kind}_r_at_1_low": low, f"{kind}_r_at_1_high": high, f"{kind}_samples": float(len(asked))}
-    return numbers
+    return numbers | {"tint_between_seeds": measured_tint(version, artist, names, options)}
+
+
+def measured_tint(version: OpenedVersion, artist: Artist, names: Sequence[str], options: Options) -> float:
+    """Of some plain names, from a few seeds each."""
+    chosen = names[:: len(names) // TINT_PROMPTS][:TINT_PROMPTS]
+    prompts = [name for name in chosen for _ in range(TINT_SEEDS)]
+    seeds = [*range(options.seed, options.seed + TINT_SEEDS)] * TINT_PROMPTS
+    drawn = artist.draw(seeds, conditions_of(version, len(prompts), None, prompts), options)
+    return tint_between_seeds(drawn.view(TINT_PROMPTS, TINT_SEEDS, *drawn.shape[1:]))
 
 
 def names_of_backgrounds() -> list[str | None]:

@@ -22,7 +22,7 @@ from training.metrics.distributions import (
     share_interval,
     two_sample_test,
 )
-from training.metrics.retrieval import background_of, colour_of, retrieval
+from training.metrics.retrieval import background_of, colour_of, retrieval, tint_between_seeds
 from training.opening import open_version
 from worker.contract import LabelCondition
 from worker.store import ModelStore
@@ -99,6 +99,16 @@ def test_backgrounds_and_colours_are_read_off_the_pixels() -> None:
             total += 1
     assert right_backgrounds / total > 0.97
     assert right_colours / total > 0.85
+
+
+def test_a_tint_is_what_differs_between_the_seeds_of_a_prompt() -> None:
+    """Its own colours differ between prompts, and a pixel's noise leaves the mean as it is."""
+    pictures = torch.randint(60, 180, (3, 1, 8, 8, 3), generator=DRAW).expand(3, 4, 8, 8, 3)
+    assert tint_between_seeds(pictures.to(torch.uint8)) == 0
+    tints = torch.tensor([-30, -10, 10, 30])[None, :, None, None, None]
+    assert tint_between_seeds((pictures + tints).to(torch.uint8)) == pytest.approx((2000 / 3) ** 0.5)
+    red = tints * torch.tensor([1, 0, 0])
+    assert tint_between_seeds((pictures + red).to(torch.uint8)) == pytest.approx((2000 / 9) ** 0.5)
 
 
 @pytest.fixture(scope="module")

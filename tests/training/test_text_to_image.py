@@ -143,6 +143,7 @@ def test_emoji_are_measured_by_what_their_prompts_say(tmp_path: Path) -> None:
         assert numbers[f"{kind}_background_right_real"] == 1
     assert numbers["held_out_pairs_colour_right_real"] >= 0.8
     assert "plain_colour_right" not in numbers
+    assert numbers["tint_between_seeds"] > 0
     examples = list(version.checkpoint.manifest.example_prompts)
     assert examples
     asked = [*examples, "purple heart", "blue apple", "blue apple on a red background", "cat with hat"]

@@ -65,3 +65,18 @@ def colour_of(pixels: Tensor, background: str | None) -> str | None:
     flat = torch.tensor(BACKGROUNDS[background], dtype=torch.float32)
     alpha = ((pixels.float() - flat).norm(dim=-1, keepdim=True) > 48).to(torch.uint8) * 255
     return named_colour(np.asarray(torch.cat([pixels, alpha], -1)))
+
+
+def tint_between_seeds(pixels: Tensor) -> float:
+    """How far the mean colour of a prompt's images lies from that of its other seeds, in levels of 255.
+
+    A model that never saw pure noise reads the mean colour from the noise it begins at: the seed decides a tint.
+
+    Args:
+        pixels: [P, S, H, W, C] uint8, S seeds of each of P prompts.
+
+    Returns:
+        Standard deviation over the seeds, root of its mean square over prompts and channels.
+    """
+    means = pixels.double().mean((2, 3))  # [P, S, C]
+    return float(means.var(dim=1, unbiased=True).mean().sqrt())
