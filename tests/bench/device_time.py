@@ -25,7 +25,9 @@ def share_without_device(work: Callable[[], None], device: torch.device) -> floa
     busy = (
         (event.time_range.start, event.time_range.end)
         for event in events
-        if ("CUDA" in str(event.device_type) if on_gpu else event.name.startswith("aten::"))
+        # A GPU's timeline shows the annotations of its work, too.
+        if ("CUDA" in str(event.device_type) and not event.is_user_annotation)
+        or (not on_gpu and event.name.startswith("aten::"))
     )
     return 1 - covered(busy, whole.start, whole.end) / float(whole.end - whole.start)
 
