@@ -185,18 +185,25 @@ def test_a_model_is_still_there_when_current_is_junk(tmp_path: Path) -> None:
 
 def test_every_bundled_model_is_whole_and_installed_with_all_its_files() -> None:
     store = ModelStore(bundled_store_path())
-    assert set(store.models()) <= {"digits", BUNDLED_DEFAULT_MODEL}
-    assert "digits" in store.models()
+    assert set(store.models()) == {"digits", BUNDLED_DEFAULT_MODEL, "emoji-64"}
     for model in store.models():
         store.verify(model, store.current(model))
         assert store.versions(model) == [store.current(model)]
-        if model == BUNDLED_DEFAULT_MODEL:
-            assert store.checkpoint(model).manifest.example_prompts, "the page opens with one"
+    assert store.checkpoint(BUNDLED_DEFAULT_MODEL).manifest.example_prompts, "the page opens with one"
     packaging = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
     patterns = packaging["tool"]["setuptools"]["package-data"]["worker"]
     room = bundled_store_path().parent
     installed = {path for pattern in patterns for path in room.glob(pattern) if path.is_file()}
     assert {path for path in bundled_store_path().rglob("*") if path.is_file()} <= installed
+
+
+def test_the_bundled_cascade_enlarges_what_the_bundled_default_draws() -> None:
+    store = ModelStore(bundled_store_path())
+    small, large = (store.checkpoint(model).manifest for model in (BUNDLED_DEFAULT_MODEL, "emoji-64"))
+    assert small.components.items() <= large.components.items()
+    assert (large.width, large.height) == (2 * small.width, 2 * small.height)
+    assert large.request_defaults == small.request_defaults
+    assert large.example_prompts == small.example_prompts
 
 
 class StoreHistory(RuleBasedStateMachine):
