@@ -9,7 +9,7 @@ import torch
 
 from training.configuration import TrainingConfiguration, read_configuration, read_environment, read_toml
 from training.errors import TrainingError
-from training.flags import given_settings, parse
+from training.flags import given_settings, parse, said_again
 from training.opening import settings_like, store_at
 from training.processes import choose_device, joined_processes
 from training.run import Run, settings_lines
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None, environment: Mapping[str, str] = os.
     """Returns the exit status: 1 when training or publishing failed, 130 when stopped."""
     given = list(sys.argv[1:] if argv is None else argv)
     try:
-        finished = run(given, shlex.join(["python", "-m", "training", *given]), environment)
+        finished = run(given, shlex.join(["python", "-m", "training", *said_again(given)]), environment)
     except (TrainingError, StoreError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

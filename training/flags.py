@@ -8,6 +8,8 @@ from typing import Any
 
 from training.configuration import TrainingConfiguration, presets
 
+RESUME, FRESH = "--resume", "--fresh"
+
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(
@@ -15,6 +17,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train a diffusion model and publish it, so that a running worker takes it up. "
         "Each option is also a key of --config and a variable REVERIE_TRAIN_….",
         argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
     )
     result.add_argument("--preset", choices=presets(), help="settings to begin with")
     result.add_argument("--config", type=Path, metavar="FILE", help="TOML with settings, above those of the preset")
@@ -22,8 +25,8 @@ def parser() -> argparse.ArgumentParser:
         "--like", metavar="MODEL[@VERSION]", help="take the settings of a published version in the store"
     )
     going_on = result.add_mutually_exclusive_group()
-    going_on.add_argument("--resume", action="store_true", help="go on from --state, and fail if there is none")
-    going_on.add_argument("--fresh", action="store_true", help="begin anew, whatever is in --state")
+    going_on.add_argument(RESUME, action="store_true", help="go on from --state, and fail if there is none")
+    going_on.add_argument(FRESH, action="store_true", help="begin anew, whatever is in --state")
     result.add_argument("--seconds", type=float, help="how long to train")
     for name, field in TrainingConfiguration.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
@@ -49,3 +52,8 @@ def given_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     return parser().parse_args(list(argv))
+
+
+def said_again(argv: Sequence[str]) -> list[str]:
+    """What makes the same run, wherever it stands: begun by it, or gone on with after a stop."""
+    return [argument for argument in argv if argument not in (RESUME, FRESH)]

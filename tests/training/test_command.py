@@ -240,7 +240,9 @@ def test_the_same_command_goes_on_and_a_finished_run_begins_anew(
     longer = [*arguments, "--steps", "5", "--resume"]
     assert main(longer, {}) == 0
     assert "going on at step 3" in capsys.readouterr().out
-    assert ModelStore(tmp_path / "store").checkpoint("digits").manifest.step == 5
+    manifest = ModelStore(tmp_path / "store").checkpoint("digits").manifest
+    assert manifest.step == 5
+    assert manifest.recipe.command.endswith("--steps 5"), "which makes it from nothing, too"
     assert main([*longer, "--seed", "1"], {}) == 1
     assert "with seed 0 and not 1" in capsys.readouterr().err
 

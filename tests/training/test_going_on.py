@@ -71,13 +71,14 @@ def test_a_run_killed_at_any_step_goes_on_to_the_same_bits(tmp_path: Path, capsy
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_saves_its_state_and_says_how_to_go_on(tmp_path: Path, number: signal.Signals) -> None:
-    process = start(tmp_path, "--minutes", "60", "--batch", "4")
+    process = start(tmp_path, "--minutes", "60", "--batch", "4", "--fresh")
     wait_for_state(tmp_path, 1)
     process.send_signal(number)
     output = process.finish()
     assert process.returncode == 130
-    found = re.search(r"stopped at step (\d+); go on with: python -m training --store", output)
+    found = re.search(r"stopped at step (\d+); go on with: (python -m training --store .*)", output)
     assert found is not None, output
+    assert "--fresh" not in found[2], "it would begin anew"
     state = StateFolder(tmp_path / "state").load()
     assert state is not None
     assert (state.step, state.finished) == (int(found[1]), False)
