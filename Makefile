@@ -5,7 +5,8 @@ BIN    := $(VENV)/bin
 SERVES := $(VENV)/.serves
 READY  := $(VENV)/.ready
 TESTS  ?= tests
-JOBS   ?= 2
+# One more than two cores: a third of the suite's time is waiting, for leases, outages and processes that start.
+JOBS   ?= 3
 
 FAST   := tests/diffusion tests/docs tests/worker/conditioning tests/worker/contract tests/worker/outputs tests/worker/store \
           $(addprefix tests/worker/engine/test_, batcher.py engine.py readback.py same_pixels.py step_costs.py) \
